@@ -1,0 +1,1 @@
+"""Checkpoints, merge recipes and GGUFs become quantized GGUF."""

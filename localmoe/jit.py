@@ -1,0 +1,121 @@
+"""The one place that decides how Numba compiles: caching, fast-math flags, target and instruction set.
+
+Numba's own cache does not notice a change in a callee that lives in another file, so compiled code is kept in a
+folder whose name is a hash over all kernel sources, Numba's version, the CPU and the instruction set in use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+import platformdirs
+from numba.core import config as numba_config
+from numba.core import types
+
+from localmoe.errors import UsageError
+
+# never nnan or ninf: a NaN in a model must come out as a NaN, not as anything
+FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
+
+ISAS = ("avx512vnni", "avxvnni", "avx2", "neon", "generic")
+_COMPILED = ("jit.py", "kernels/*.py", "quants/*.py", "model/forward*.py")
+
+
+def _target_features() -> set[str]:
+    """CPU features Numba compiles for: the host's, or those NUMBA_CPU_FEATURES restricts it to."""
+    if numba_config.CPU_FEATURES is not None:
+        return {f[1:] for f in numba_config.CPU_FEATURES.split(",") if f.startswith("+")}
+    return {name for name, on in llvm.get_host_cpu_features().items() if on}
+
+
+def _detect_isa() -> str:
+    features = _target_features()
+    if {"avx512vnni", "avx512bw", "avx512vl"} <= features:
+        return "avx512vnni"
+    if "avx2" in features and "fma" in features:
+        return "avxvnni" if "avxvnni" in features else "avx2"
+    if "dotprod" in features and llvm.get_default_triple().startswith(("aarch64", "arm64")):
+        return "neon"
+    return "generic"
+
+
+@cache
+def isa() -> str:
+    """The instruction set kernels are written for: one of `ISAS`, by detection or from LOCALMOE_ISA."""
+    wanted = os.environ.get("LOCALMOE_ISA")
+    if not wanted:
+        return _detect_isa()
+    if wanted not in ISAS:
+        raise UsageError("unknown instruction set in LOCALMOE_ISA", got=wanted, expected=" or ".join(ISAS))
+    return wanted
+
+
+@cache
+def cache_dir() -> Path:
+    """The folder that holds compiled code for exactly these sources on exactly this CPU."""
+    here = Path(__file__).parent
+    key = hashlib.sha256()
+    for pattern in _COMPILED:
+        for path in sorted(here.glob(pattern)):
+            key.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    cpu = numba_config.CPU_NAME or llvm.get_host_cpu_name()
+    features = numba_config.CPU_FEATURES or llvm.get_host_cpu_features().flatten()
+    key.update("|".join((numba.__version__, cpu, features, isa())).encode())
+    root = Path(os.environ.get("LOCALMOE_CACHE") or platformdirs.user_cache_dir("localmoe"))
+    folder = root / "jit" / key.hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError:  # a read-only home: compile anew for this process
+        folder = Path(tempfile.mkdtemp(prefix="localmoe-jit-"))
+    return folder
+
+
+def _cached(decorate: Callable[[], Any]) -> Any:
+    """Run a Numba decorator with its cache pointed at `cache_dir()`: Numba picks the place while decorating."""
+    before = numba_config.CACHE_DIR
+    numba_config.CACHE_DIR = str(cache_dir())
+    try:
+        return decorate()
+    finally:
+        numba_config.CACHE_DIR = before
+
+
+def njit(function: Any = None, *, fast: bool = False, inline: bool = False) -> Any:
+    """Compile `function` on first call, without the GIL and cached on disk.
+
+    `fast` allows reassociation and contraction (kernels); encoders that must be bit-exact leave it off.
+    `inline` inlines at Numba's level, for functions that take SIMD values.
+    """
+
+    def decorate(f: Any) -> Any:
+        options: dict[str, Any] = {"nogil": True, "fastmath": FASTMATH if fast else False}
+        if inline:
+            return numba.njit(**options, inline="always")(f)
+        return _cached(lambda: numba.njit(**options, cache=True)(f))
+
+    return decorate if function is None else decorate(function)
+
+
+@cache
+def kernel_address(function: Callable[..., None], n_args: int) -> int:
+    """Address of `function(int64 * n_args) -> void` compiled as a C function, from the cache where it is there.
+
+    Calls go through the address, so the caller does not change and need not be compiled again when a type is added.
+    """
+    signature = types.void(*[types.int64] * n_args)
+    compiled = _cached(lambda: numba.cfunc(signature, nopython=True, cache=True, fastmath=FASTMATH)(function))
+    _ALIVE.append(compiled)
+    return int(compiled.address)
+
+
+_ALIVE: list[Any] = []  # a cfunc's code lives as long as its object

@@ -1,0 +1,1 @@
+"""A model: its configuration, weights, KV cache and forward pass."""
