@@ -1,0 +1,227 @@
+"""Running statistics of what the router chose, one layer at a time.
+
+Axes: N tokens, L layers, K experts used by a token, E experts. An expert's index means nothing across layers (expert 3
+of layer 0 and expert 3 of layer 1 share nothing), so every figure belongs to a layer and nothing is summed over them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+PREFILL, DECODE = 0, 1
+_MASK_CELLS = 1 << 22  # tokens are taken in groups whose (N, L, E) mask stays below 4 MiB
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """What the router did in one phase (or in both), a row a layer.
+
+    tokens (L,) routed; routed (L, E) how often each expert was chosen; share (L, E) of the choices, 1/E where load is
+    even; weight_share (L, E) the same with choices counted by their gate weight; probability (L, E) the router's mean
+    probability over the tokens that brought one; entropy (L,) of the share over log E, 1 when even, 0 when one expert
+    does everything; max_over_mean (L,) load of the busiest expert over the mean; dead (L, E) never chosen;
+    importance_cv (L,) standard deviation over mean of the summed gate weights (Shazeer et al. 2017, section 4);
+    reuse (L, E) how often a token's expert was chosen by the next token too, layer_reuse (L,) the same over the layer's
+    choices. Figures without data are NaN.
+    """
+
+    tokens: IntArray
+    routed: IntArray
+    share: FloatArray
+    weight_share: FloatArray
+    probability: FloatArray
+    entropy: FloatArray
+    max_over_mean: FloatArray
+    dead: BoolArray
+    importance_cv: FloatArray
+    reuse: FloatArray
+    layer_reuse: FloatArray
+
+
+@dataclass
+class _Counts:
+    """Everything that is added up in one phase; its size is fixed by L and E."""
+
+    tokens: IntArray
+    routed: IntArray
+    weight: FloatArray
+    probability: FloatArray
+    with_probability: int
+    followed: IntArray
+    again: IntArray
+
+    @classmethod
+    def zeros(cls, n_layer: int, n_expert: int) -> _Counts:
+        def whole() -> IntArray:
+            return np.zeros((n_layer, n_expert), np.int64)
+
+        def real() -> FloatArray:
+            return np.zeros((n_layer, n_expert), np.float64)
+
+        return cls(np.zeros(n_layer, np.int64), whole(), real(), real(), 0, whole(), whole())
+
+    def __add__(self, other: _Counts) -> _Counts:
+        return _Counts(
+            self.tokens + other.tokens,
+            self.routed + other.routed,
+            self.weight + other.weight,
+            self.probability + other.probability,
+            self.with_probability + other.with_probability,
+            self.followed + other.followed,
+            self.again + other.again,
+        )
+
+
+class ExpertStatistics:
+    """Counts the router's choices in O(1) a token and O(L x E) memory.
+
+    `window` is the number of tokens the moving average looks back over: a token's part shrinks by 1/window with every
+    token after it. `n_used` is the usual K; a call may bring any K from 0 to E, since top-k can change by request.
+    Choices outside 0..E-1 are taken as an unused slot.
+    """
+
+    def __init__(self, n_layer: int, n_expert: int, n_used: int, window: int = 64) -> None:
+        assert n_layer >= 0
+        assert n_expert >= 0
+        assert window >= 1
+        self.n_layer, self.n_expert, self.n_used, self.window = n_layer, n_expert, n_used, window
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._phases = {p: _Counts.zeros(self.n_layer, self.n_expert) for p in (PREFILL, DECODE)}
+        self._moving = np.zeros((self.n_layer, self.n_expert), np.float64)
+        self._last_mask: BoolArray | None = None
+        self._last_experts = np.zeros((self.n_layer, 0), np.int32)
+        self._last_weights = np.zeros((self.n_layer, 0), np.float32)
+        self._last_phase = DECODE
+
+    def boundary(self) -> None:
+        """Say that the next token does not follow the last one: it starts another prompt."""
+        self._last_mask = None
+
+    def update(
+        self,
+        experts: NDArray[np.int32],
+        weights: NDArray[np.float32],
+        router: NDArray[np.float32] | None,
+        phase: int | NDArray[np.int_],
+    ) -> None:
+        """Add tokens in order: experts and weights (N, L, K), router (N, L, E) or None, phase 0 or 1, or (N,) of them."""
+        n = experts.shape[0]
+        assert experts.shape == weights.shape
+        assert experts.shape[1] == self.n_layer
+        if n == 0 or experts.shape[2] == 0 or self.n_expert == 0:
+            return
+        phases = np.broadcast_to(np.asarray(phase), (n,))
+        step = max(1, _MASK_CELLS // (self.n_layer * self.n_expert))
+        cuts = {*range(0, n, step), *(np.flatnonzero(np.diff(phases)) + 1).tolist(), n}
+        for start, stop in itertools.pairwise(sorted(cuts)):
+            part = slice(start, stop)
+            self._add(experts[part], weights[part], None if router is None else router[part], int(phases[start]))
+        self._last_experts = np.array(experts[-1])
+        self._last_weights = np.array(weights[-1])
+        self._last_phase = int(phases[-1])
+
+    def _add(
+        self,
+        experts: NDArray[np.int32],
+        weights: NDArray[np.float32],
+        router: NDArray[np.float32] | None,
+        phase: int,
+    ) -> None:
+        counts = self._phases[phase]
+        n, cells = experts.shape[0], self.n_layer * self.n_expert
+        shape = (self.n_layer, self.n_expert)
+        used = (experts >= 0) & (experts < self.n_expert)
+        cell = (experts + np.arange(self.n_layer)[None, :, None] * self.n_expert)[used]
+        counts.tokens += n
+        counts.routed += np.bincount(cell, minlength=cells).reshape(shape)
+        counts.weight += np.bincount(cell, weights[used], minlength=cells).reshape(shape)
+        if router is not None:
+            counts.probability += router.sum(axis=0, dtype=np.float64)
+            counts.with_probability += n
+        keep = 1.0 - 1.0 / self.window
+        fade = np.broadcast_to((keep ** np.arange(n - 1, -1, -1))[:, None, None], experts.shape)[used]
+        self._moving *= keep**n
+        self._moving += np.bincount(cell, fade, minlength=cells).reshape(shape)
+        mask = np.zeros((n, cells), np.bool_)
+        mask[np.broadcast_to(np.arange(n)[:, None, None], experts.shape)[used], cell] = True
+        self._follow(mask.reshape(n, *shape), counts)
+
+    def _follow(self, mask: BoolArray, counts: _Counts) -> None:
+        """Count, under the later token's phase, which choices the next token repeated; mask (N, L, E)."""
+        if self._last_mask is not None:
+            counts.followed += self._last_mask
+            counts.again += self._last_mask & mask[0]
+        counts.followed += mask[:-1].sum(axis=0)
+        counts.again += (mask[:-1] & mask[1:]).sum(axis=0)
+        self._last_mask = mask[-1].copy()
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens counted so far, both phases."""
+        return int(sum(c.tokens[0] for c in self._phases.values())) if self.n_layer else 0
+
+    def moving_share(self) -> FloatArray:
+        """Each expert's share (L, E) of the choices of the last tokens, either phase, later ones counting more."""
+        return _rows(self._moving)
+
+    def last_token(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The newest token's experts and weights, (L, K) each; K is 0 before the first."""
+        return self._last_experts, self._last_weights
+
+    def last_share(self) -> FloatArray:
+        """The newest token's gate weights spread over (L, E), each row summing to 1; NaN before the first."""
+        spread = np.zeros((self.n_layer, self.n_expert), np.float64)
+        if self._last_experts.shape[1]:
+            used = (self._last_experts >= 0) & (self._last_experts < self.n_expert)
+            layer = np.broadcast_to(np.arange(self.n_layer)[:, None], used.shape)
+            np.add.at(spread, (layer[used], self._last_experts[used]), self._last_weights[used])
+        return _rows(spread)
+
+    def layers(self, phase: int | None = None) -> LayerStatistics:
+        """Everything known about each layer in one phase, or in both for None."""
+        c = self._phases[phase] if phase is not None else self._phases[PREFILL] + self._phases[DECODE]
+        share, weight_share = _rows(c.routed), _rows(c.weight)
+        seen = c.with_probability
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mean = c.weight.mean(axis=1) if self.n_expert else np.zeros(self.n_layer)
+            return LayerStatistics(
+                tokens=c.tokens.copy(),
+                routed=c.routed.copy(),
+                share=share,
+                weight_share=weight_share,
+                probability=c.probability / seen if seen else np.full_like(c.probability, np.nan),
+                entropy=normalised_entropy(share),
+                max_over_mean=share.max(axis=1, initial=0.0) * self.n_expert,
+                dead=(c.routed == 0) & (c.tokens > 0)[:, None],
+                importance_cv=c.weight.std(axis=1) / mean if self.n_expert else mean * np.nan,
+                reuse=c.again / c.followed,
+                layer_reuse=c.again.sum(axis=1) / c.followed.sum(axis=1),
+            )
+
+
+def normalised_entropy(share: FloatArray) -> FloatArray:
+    """Entropy of each row of `share` (L, E) over log E: 1 even, 0 all on one; NaN rows stay NaN, one expert is 1."""
+    n_expert = share.shape[1]
+    empty = np.isnan(share).any(axis=1) if n_expert else np.ones(share.shape[0], np.bool_)
+    if n_expert <= 1:
+        return np.where(empty, np.nan, 1.0)
+    p = np.where(share > 0, share, 1.0)
+    return np.where(empty, np.nan, np.abs((p * np.log(p)).sum(axis=1)) / np.log(n_expert))
+
+
+def _rows(amount: FloatArray | IntArray) -> FloatArray:
+    """Each row over its sum; NaN where a row has nothing."""
+    total = amount.sum(axis=1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(total > 0, amount / total, np.nan)

@@ -1,0 +1,185 @@
+"""The router's statistics, against values worked out by hand and a naive recomputation."""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from localmoe.experts.labels import expert_labels
+from localmoe.experts.statistics import DECODE, PREFILL, ExpertStatistics, normalised_entropy
+
+
+def tokens(*chosen: list[list[int]], weights: list[list[list[float]]] | None = None):
+    """Experts (N, L, K) and weights of the same shape, even unless given."""
+    experts = np.array(chosen, np.int32)
+    if weights is None:
+        return experts, np.full(experts.shape, 1.0 / experts.shape[2], np.float32)
+    return experts, np.array(weights, np.float32)
+
+
+def test_counts_and_shares_by_hand():
+    """Three tokens, one layer, four experts, two used: 0 is chosen 3 times, 1 twice, 2 once, 3 never."""
+    stats = ExpertStatistics(1, 4, 2)
+    experts, weights = tokens([[0, 1]], [[0, 1]], [[0, 2]], weights=[[[0.75, 0.25]], [[0.75, 0.25]], [[0.5, 0.5]]])
+    stats.update(experts, weights, None, DECODE)
+    layer = stats.layers(DECODE)
+    assert layer.tokens.tolist() == [3]
+    assert layer.routed.tolist() == [[3, 2, 1, 0]]
+    np.testing.assert_allclose(layer.share, [[3 / 6, 2 / 6, 1 / 6, 0]])
+    np.testing.assert_allclose(layer.weight_share, [[2.0 / 3, 0.5 / 3, 0.5 / 3, 0]])
+    np.testing.assert_allclose(layer.max_over_mean, [2.0])
+    assert layer.dead.tolist() == [[False, False, False, True]]
+    # importance 2, .5, .5, 0: mean .75, variance (1.5625 + .0625 + .0625 + .5625) / 4 = .5625
+    np.testing.assert_allclose(layer.importance_cv, [0.75 / 0.75])
+    entropy = -(0.5 * math.log(1 / 2) + 1 / 3 * math.log(1 / 3) + 1 / 6 * math.log(1 / 6)) / math.log(4)
+    np.testing.assert_allclose(layer.entropy, [entropy])
+
+
+def test_entropy_ends():
+    """Even load is 1, a single busy expert is 0, no data is NaN, a lone expert is 1."""
+    share = np.array([[0.25] * 4, [1.0, 0, 0, 0], [math.nan] * 4])
+    np.testing.assert_allclose(normalised_entropy(share), [1, 0, math.nan], atol=1e-12)
+    np.testing.assert_allclose(normalised_entropy(np.array([[1.0]])), [1.0])
+
+
+def test_reuse_by_the_next_token():
+    """Choices {0,1} then {0,2} then {3,2}: 0 is repeated 1 of 2 times, 1 never, 2 once of once."""
+    stats = ExpertStatistics(1, 4, 2)
+    stats.update(*tokens([[0, 1]], [[0, 2]], [[3, 2]]), None, DECODE)
+    layer = stats.layers(DECODE)
+    np.testing.assert_allclose(layer.reuse, [[0.5, 0.0, 1.0, math.nan]])
+    np.testing.assert_allclose(layer.layer_reuse, [2 / 4])
+
+
+def test_reuse_crosses_calls_and_phases_but_not_a_boundary():
+    """The first decoded token follows the prompt's last; after boundary() nothing precedes."""
+    stats = ExpertStatistics(1, 4, 1)
+    stats.update(*tokens([[2]]), None, PREFILL)
+    stats.update(*tokens([[2]]), None, DECODE)
+    assert stats.layers(DECODE).reuse[0, 2] == 1.0
+    assert math.isnan(stats.layers(PREFILL).reuse[0, 2])
+    stats.boundary()
+    stats.update(*tokens([[2]]), None, PREFILL)
+    assert math.isnan(stats.layers(PREFILL).reuse[0, 2])
+
+
+def test_phases_are_apart_and_add_up():
+    """A mixed batch is split by phase; None gives both together."""
+    stats = ExpertStatistics(1, 2, 1)
+    stats.update(*tokens([[0]], [[0]], [[1]]), None, np.array([0, 0, 1]))
+    assert stats.layers(PREFILL).routed.tolist() == [[2, 0]]
+    assert stats.layers(DECODE).routed.tolist() == [[0, 1]]
+    assert stats.layers().routed.tolist() == [[2, 1]]
+    assert stats.n_tokens == 3
+
+
+def test_layers_stay_apart():
+    """Expert 0 in one layer says nothing about expert 0 in another."""
+    stats = ExpertStatistics(2, 2, 1)
+    stats.update(*tokens([[0], [1]], [[0], [1]]), None, DECODE)
+    assert stats.layers().routed.tolist() == [[2, 0], [0, 2]]
+    np.testing.assert_allclose(stats.layers().entropy, [0, 0], atol=1e-12)
+
+
+def test_moving_average_by_hand():
+    """With window 2 a choice fades by half a token: 0 then 1 leaves 1/2 and 1, so shares 1/3 and 2/3."""
+    stats = ExpertStatistics(1, 2, 1, window=2)
+    stats.update(*tokens([[0]], [[1]]), None, DECODE)
+    np.testing.assert_allclose(stats.moving_share(), [[1 / 3, 2 / 3]])
+
+
+def test_last_token_spread():
+    """The newest token's weights stand at its experts, each row summing to 1."""
+    stats = ExpertStatistics(1, 4, 2)
+    assert np.isnan(stats.last_share()).all()
+    stats.update(*tokens([[0, 1]], [[3, 1]], weights=[[[0.5, 0.5]], [[0.6, 0.2]]]), None, DECODE)
+    np.testing.assert_allclose(stats.last_share(), [[0, 0.25, 0, 0.75]], rtol=1e-6)
+    assert stats.last_token()[0].tolist() == [[3, 1]]
+
+
+def test_router_probability_is_averaged_over_tokens_that_bring_one():
+    """Tokens without a router row do not pull the mean down."""
+    stats = ExpertStatistics(1, 2, 1)
+    experts, weights = tokens([[0]], [[1]])
+    stats.update(experts, weights, np.array([[[0.75, 0.25]], [[0.25, 0.75]]], np.float32), DECODE)
+    stats.update(experts, weights, None, DECODE)
+    np.testing.assert_allclose(stats.layers(DECODE).probability, [[0.5, 0.5]])
+
+
+def test_top_k_may_change_and_unused_slots_are_left_out():
+    """A slot of -1 is no choice, and K may differ between calls."""
+    stats = ExpertStatistics(1, 3, 2)
+    stats.update(*tokens([[0, -1]]), None, DECODE)
+    stats.update(*tokens([[0, 1, 2]]), None, DECODE)
+    assert stats.layers().routed.tolist() == [[2, 1, 1]]
+
+
+def test_empty_and_dense():
+    """No tokens: NaN figures and nobody dead. A dense model (K = 0) counts nothing."""
+    empty = ExpertStatistics(2, 4, 2).layers()
+    assert np.isnan(empty.share).all()
+    assert np.isnan(empty.entropy).all()
+    assert not empty.dead.any()
+    dense = ExpertStatistics(2, 0, 0)
+    dense.update(np.zeros((3, 2, 0), np.int32), np.zeros((3, 2, 0), np.float32), None, DECODE)
+    assert dense.n_tokens == 0
+    assert dense.layers().share.shape == (2, 0)
+
+
+@pytest.mark.parametrize(("n_layer", "n_expert", "n_used"), [(3, 8, 2), (2, 5, 3), (2, 64, 8)])
+def test_agrees_with_a_naive_recomputation(n_layer, n_expert, n_used):
+    """Fed in uneven pieces, everything equals loops over the whole history."""
+    rng = np.random.default_rng(n_expert)
+    n = 70
+    scores = rng.normal(size=(n, n_layer, n_expert))
+    experts = np.argsort(-scores, axis=2)[:, :, :n_used].astype(np.int32)
+    weights = rng.dirichlet(np.ones(n_used), size=(n, n_layer)).astype(np.float32)
+    stats = ExpertStatistics(n_layer, n_expert, n_used, window=16)
+    for start, stop in [(0, 1), (1, 40), (40, 41), (41, 70)]:
+        stats.update(experts[start:stop], weights[start:stop], None, DECODE)
+    got = stats.layers(DECODE)
+    for layer in range(n_layer):
+        routed, weight, moving = np.zeros(n_expert), np.zeros(n_expert), np.zeros(n_expert)
+        again = followed = 0
+        for t in range(n):
+            moving *= 1 - 1 / 16
+            for k in range(n_used):
+                routed[experts[t, layer, k]] += 1
+                weight[experts[t, layer, k]] += weights[t, layer, k]
+                moving[experts[t, layer, k]] += 1
+                if t + 1 < n:
+                    followed += 1
+                    again += experts[t, layer, k] in experts[t + 1, layer]
+        np.testing.assert_array_equal(got.routed[layer], routed)
+        np.testing.assert_allclose(got.weight_share[layer], weight / weight.sum(), rtol=1e-6)
+        np.testing.assert_allclose(got.importance_cv[layer], weight.std() / weight.mean(), rtol=1e-6)
+        np.testing.assert_allclose(stats.moving_share()[layer], moving / moving.sum(), rtol=1e-9)
+        np.testing.assert_allclose(got.layer_reuse[layer], again / followed)
+
+
+def test_memory_does_not_grow_with_tokens():
+    """The same memory after 2,000 tokens as after 200, a long prompt included."""
+    stats = ExpertStatistics(4, 32, 4)
+    rng = np.random.default_rng(0)
+    batch = rng.integers(0, 32, size=(200, 4, 4)).astype(np.int32)
+    weights = np.full(batch.shape, 0.25, np.float32)
+    stats.update(batch, weights, None, PREFILL)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for _ in range(9):
+        stats.update(batch, weights, None, PREFILL)
+    after = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert after - before < 20_000
+
+
+def test_labels_are_taken_only_where_they_fit():
+    """An array of strings, one an expert; anything else is no labels."""
+    key = "localmoe.expert.labels"
+    assert expert_labels({key: ["a story", "some code"]}, 2) == ("a story", "some code")
+    for bad in (["one"], "ab", [1, 2], ["", ""], None):
+        assert expert_labels({key: bad}, 2) == ()
+    assert expert_labels({}, 2) == ()
