@@ -227,12 +227,18 @@ def test_top_k_of_a_large_vocabulary_equals_a_full_sort() -> None:
         np.testing.assert_array_equal(steps.largest(values, k), np.argsort(-values, kind="stable")[:k])
 
 
+def test_top_k_of_equal_values_takes_the_first() -> None:
+    values = np.full(5000, -np.inf, np.float32)
+    values[[3000, 20, 4000]] = [1.0, 1.0, 2.0]
+    assert steps.largest(values, 5).tolist() == [4000, 20, 3000, 0, 1]
+
+
 def test_top_p_finds_its_end_beyond_the_first_prefix() -> None:
     values = np.random.default_rng(0).normal(size=5_000).astype(np.float32)
     got = steps.top_p(steps.from_vocabulary(values, 0), 0.9)
     expected = naive.top_p(list(enumerate(values.astype(float).tolist())), 0.9, 0)
     assert got.ids.tolist() == [token for token, _ in expected]
-    assert len(expected) > steps.FIRST_PREFIX
+    assert len(expected) > steps.PREFIXES[0]
 
 
 def test_greedy_takes_the_first_of_equal_logits() -> None:
