@@ -1,0 +1,229 @@
+"""The tensors a model needs, each found, measured and typed before anything computes with it.
+
+Shapes are the GGUF ones in NumPy's order: a matrix is (rows, columns) and multiplies a vector of `cols`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from localmoe.errors import BadInputError
+from localmoe.gguf_file import GGUFFile, TensorInfo, visible
+from localmoe.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
+
+_LEGACY_EXPERT = re.compile(r"^blk\.(\d+)\.ffn_(gate|up|down)\.(\d+)\.weight$")
+_LAYER = re.compile(r"^blk\.(\d+)\.")
+_FLOATS = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A matrix, or a stack of `n_expert` of them, in its file's own bytes.
+
+    `data` is a read-only view of the map, uint8 (n_expert * rows, row_bytes): expert e's rows start at e * rows.
+    """
+
+    name: str
+    type: GGMLQuantizationType
+    rows: int
+    cols: int
+    n_expert: int
+    row_bytes: int
+    data: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One block: norms as float32 (n_embd,), matrices as Weight.
+
+    Dense: `ffn_gate_inp` is None. MoE: `ffn_gate`, `ffn_up` and `ffn_down` are the stacks `ffn_*_exps`.
+    """
+
+    attn_norm: npt.NDArray[np.float32]
+    attn_q: Weight
+    attn_k: Weight
+    attn_v: Weight
+    attn_output: Weight
+    ffn_norm: npt.NDArray[np.float32]
+    ffn_gate_inp: Weight | None
+    ffn_gate: Weight
+    ffn_up: Weight
+    ffn_down: Weight
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """All weights of a model; a tied one has `output` is `token_embd`. `rope_freqs` is float32 (rope_dim // 2,)."""
+
+    token_embd: Weight
+    output_norm: npt.NDArray[np.float32]
+    output: Weight
+    rope_freqs: npt.NDArray[np.float32] | None
+    layers: tuple[LayerWeights, ...]
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor the model must have, by name, with its shape in NumPy's order."""
+    d = config.n_embd
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (config.n_vocab, d), "output_norm.weight": (d,)}
+    if not config.tied:
+        shapes["output.weight"] = (config.n_vocab, d)
+    for layer in range(config.n_layer):
+        shapes |= {f"blk.{layer}.{name}.weight": shape for name, shape in _layer_shapes(config).items()}
+    return shapes
+
+
+def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    d = config.n_embd
+    shapes: dict[str, tuple[int, ...]] = {
+        "attn_norm": (d,),
+        "attn_q": (config.n_head * config.n_embd_head_k, d),
+        "attn_k": (config.n_head_kv * config.n_embd_head_k, d),
+        "attn_v": (config.n_head_kv * config.n_embd_head_v, d),
+        "attn_output": (d, config.n_head * config.n_embd_head_v),
+        "ffn_norm": (d,),
+    }
+    if not config.n_expert:
+        return shapes | {"ffn_gate": (config.n_ff, d), "ffn_up": (config.n_ff, d), "ffn_down": (d, config.n_ff)}
+    e, f = config.n_expert, config.n_ff_exp
+    return shapes | {
+        "ffn_gate_inp": (e, d),
+        "ffn_gate_exps": (e, f, d),
+        "ffn_up_exps": (e, f, d),
+        "ffn_down_exps": (e, d, f),
+    }
+
+
+def tensor_problems(
+    gguf: GGUFFile, config: ModelConfig, supported: Collection[GGMLQuantizationType]
+) -> Iterator[BadInputError]:
+    """Everything that keeps the file's tensors from running as `config`, worst first, as errors not yet raised."""
+    expected = expected_shapes(config)
+    expected_extra = {"rope_freqs.weight": (config.rope_dim // 2,)}
+    file = visible(str(gguf.path))
+    legacy = next((name for name in gguf.tensors if _LEGACY_EXPERT.match(name)), None)
+    if legacy is not None:
+        reason = "one tensor an expert is the layout of December 2023, which is not supported: convert the model again"
+        yield BadInputError(reason, file=file, item=legacy)
+        return
+    missing = [name for name in expected if name not in gguf.tensors]
+    if missing:
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        yield BadInputError(f"the tensor is missing{_in_layer(missing[0])}{more}", file=file, item=missing[0])
+    for name, tensor in gguf.tensors.items():
+        problem = _tensor_problem(tensor, expected.get(name, expected_extra.get(name)), supported)
+        if problem is not None:
+            reason, got, wanted = problem
+            yield BadInputError(reason + _in_layer(name), file=file, item=visible(name), got=got, expected=wanted)
+
+
+def _tensor_problem(
+    tensor: TensorInfo, shape: tuple[int, ...] | None, supported: Collection[GGMLQuantizationType]
+) -> tuple[str, object, object] | None:
+    """Reason, got and expected for one tensor; `shape` None says that the model has no use for it."""
+    if shape is None:
+        reason = "biases are not supported" if tensor.name.endswith(".bias") else "unknown tensor"
+        return f"{reason}: ignoring it could change the result", None, None
+    if tensor.shape != shape:
+        return "the tensor has the wrong shape", _dims(tensor.shape), _dims(shape)
+    if len(shape) == 1:
+        if tensor.type.name not in _FLOATS:
+            return "type not supported for this tensor", tensor.type.name, f"one of: {', '.join(_FLOATS)}"
+    elif tensor.type not in supported:
+        return "type not supported", tensor.type.name, f"one of: {', '.join(t.name for t in sorted(supported))}"
+    return None
+
+
+def _in_layer(name: str) -> str:
+    match = _LAYER.match(name)
+    return f" in layer {match[1]}" if match else ""
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    """A shape as GGUF tools print it, fastest axis first."""
+    return "[" + ", ".join(str(n) for n in reversed(shape)) + "]"
+
+
+def supported_types() -> frozenset[GGMLQuantizationType]:
+    """The types whose blocks localmoe can decode."""
+    from localmoe.quants.formats import FORMATS
+
+    return frozenset(kind for kind, format in FORMATS.items() if format.decodes)
+
+
+def load_weights(
+    gguf: GGUFFile, config: ModelConfig, supported: Collection[GGMLQuantizationType] | None = None
+) -> Weights:
+    """Check every tensor of an open file and give views of them; nothing but the norms is copied.
+
+    `supported` are the types of matrices that can run, by default all that can be decoded. Raises BadInputError naming
+    the tensor that is missing, misshapen, of an unsupported type or unknown.
+    """
+    for problem in tensor_problems(gguf, config, supported_types() if supported is None else supported):
+        raise problem
+    token_embd = _weight(gguf, "token_embd.weight")
+    return Weights(
+        token_embd=token_embd,
+        output_norm=_vector(gguf, "output_norm.weight"),
+        output=token_embd if config.tied else _weight(gguf, "output.weight"),
+        rope_freqs=_rope_factors(gguf),
+        layers=tuple(_layer(gguf, config, layer) for layer in range(config.n_layer)),
+    )
+
+
+def _layer(gguf: GGUFFile, config: ModelConfig, layer: int) -> LayerWeights:
+    def weight(name: str) -> Weight:
+        return _weight(gguf, f"blk.{layer}.{name}.weight")
+
+    stack = "_exps" if config.n_expert else ""
+    return LayerWeights(
+        attn_norm=_vector(gguf, f"blk.{layer}.attn_norm.weight"),
+        attn_q=weight("attn_q"),
+        attn_k=weight("attn_k"),
+        attn_v=weight("attn_v"),
+        attn_output=weight("attn_output"),
+        ffn_norm=_vector(gguf, f"blk.{layer}.ffn_norm.weight"),
+        ffn_gate_inp=weight("ffn_gate_inp") if config.n_expert else None,
+        ffn_gate=weight("ffn_gate" + stack),
+        ffn_up=weight("ffn_up" + stack),
+        ffn_down=weight("ffn_down" + stack),
+    )
+
+
+def _weight(gguf: GGUFFile, name: str) -> Weight:
+    tensor = gguf.tensors[name]
+    rows, cols = tensor.shape[-2:]
+    n_expert = tensor.shape[0] if len(tensor.shape) == 3 else 1
+    data = gguf.raw(name).reshape(n_expert * rows, -1)
+    return Weight(name, tensor.type, rows, cols, n_expert, data.shape[1], data)
+
+
+def _vector(gguf: GGUFFile, name: str) -> npt.NDArray[np.float32]:
+    """A 1-D float tensor as a float32 array of its own."""
+    raw, kind = gguf.raw(name), gguf.tensors[name].type.name
+    if kind == "BF16":
+        return (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return raw.view("<f4" if kind == "F32" else "<f2").astype(np.float32)
+
+
+def _rope_factors(gguf: GGUFFile) -> npt.NDArray[np.float32] | None:
+    name = "rope_freqs.weight"
+    if name not in gguf.tensors:
+        return None
+    factors = _vector(gguf, name)
+    bad = np.flatnonzero(~(np.isfinite(factors) & (factors > 0)))
+    if bad.size:
+        got = f"{factors[bad[0]]} at index {bad[0]}"
+        raise BadInputError(
+            "impossible value", file=visible(str(gguf.path)), item=name, got=got, expected="numbers > 0"
+        )
+    return factors
