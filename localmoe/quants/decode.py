@@ -1,0 +1,43 @@
+"""Bytes of any supported type to float32, with ggml's bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+
+from . import floats, kquants, legacy
+from .formats import format_of
+
+_PLAIN: Mapping[Type, Callable[[np.ndarray], np.ndarray]] = {
+    Type.F32: floats.decode_f32,
+    Type.F16: floats.decode_f16,
+    Type.BF16: floats.decode_bf16,
+}
+
+_BLOCKS: Mapping[Type, Callable[[np.ndarray], np.ndarray]] = {
+    Type.Q8_0: legacy.decode_q8_0,
+    Type.Q4_0: legacy.decode_q4_0,
+    Type.Q4_1: legacy.decode_q4_1,
+    Type.Q5_0: legacy.decode_q5_0,
+    Type.Q5_1: legacy.decode_q5_1,
+    Type.Q2_K: kquants.decode_q2_k,
+    Type.Q3_K: kquants.decode_q3_k,
+    Type.Q4_K: kquants.decode_q4_k,
+    Type.Q5_K: kquants.decode_q5_k,
+    Type.Q6_K: kquants.decode_q6_k,
+}
+
+
+def decode(type_: Type, raw: np.ndarray) -> np.ndarray:
+    """float32 (..., columns) from uint8 (..., row bytes); rows must be whole blocks. BadInputError: type not supported."""
+    form = format_of(type_)
+    raw = np.ascontiguousarray(raw)
+    assert raw.dtype == np.uint8 and raw.shape[-1] % form.block_bytes == 0
+    if type_ in _PLAIN:
+        return _PLAIN[type_](raw)
+    blocks = raw.reshape(*raw.shape[:-1], raw.shape[-1] // form.block_bytes, form.block_bytes)
+    with np.errstate(invalid="ignore", over="ignore"):  # a file may hold an infinite scale: 0 * inf is then NaN
+        values = _BLOCKS[type_](blocks)
+    return values.reshape(*raw.shape[:-1], -1)

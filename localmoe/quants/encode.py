@@ -1,0 +1,68 @@
+"""float32 to the bytes of any type that can be written: those of ggml's reference encoders, without compiler or FMA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+
+from localmoe.errors import UsageError
+
+from . import floats, kencode, legacy
+from .formats import FORMATS, Format
+
+# (address of n blocks of float32, address of the result, n, address of scratch)
+_BLOCKS: Mapping[Type, Callable[[int, int, int, int], Any]] = {
+    Type.F16: floats.encode_f16,
+    Type.Q8_0: legacy.encode_q8_0,
+    Type.Q4_0: legacy.encode_q4_0,
+    Type.Q4_1: legacy.encode_q4_1,
+    Type.Q5_0: legacy.encode_q5_0,
+    Type.Q5_1: legacy.encode_q5_1,
+    Type.Q4_K: kencode.encode_q4_k,
+    Type.Q5_K: kencode.encode_q5_k,
+    Type.Q6_K: kencode.encode_q6_k,
+}
+_SCRATCH = max(legacy.SCRATCH, kencode.SCRATCH)
+
+
+def encoder_of(type_: Type) -> Format:
+    """The format of a type that can be written; UsageError for any other."""
+    form = FORMATS.get(type_)
+    if form is None or not form.encodes:
+        expected = ", ".join(f.name for f in FORMATS.values() if f.encodes)
+        raise UsageError("cannot write this type", got=type_.name, expected=f"one of {expected}")
+    return form
+
+
+def encode(type_: Type, x: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
+    """uint8 (rows, row bytes) from float32 (rows, columns); columns must divide into blocks.
+
+    `importance` (columns,) weighs the columns; no encoder here takes one yet. UsageError: a type or an importance that
+    is not implemented. Releases the GIL.
+    """
+    form = encoder_of(type_)
+    if importance is not None:
+        raise UsageError("an importance matrix is not supported for this type", got=form.name)
+    rows, columns = x.shape
+    out = np.empty((rows, form.row_bytes(columns)), np.uint8)
+    encode_into(type_, np.ascontiguousarray(x, np.float32).reshape(-1), out.reshape(-1))
+    return out
+
+
+def encode_into(type_: Type, x: np.ndarray, out: np.ndarray) -> None:
+    """Encode contiguous float32 (n,), whole blocks, into uint8 `out` of exactly its encoded size."""
+    form = FORMATS[type_]
+    n = x.size // form.block_size
+    assert x.dtype == np.float32 and x.flags.c_contiguous and out.flags.c_contiguous
+    assert n * form.block_size == x.size and out.size == n * form.block_bytes
+    if type_ == Type.F32:
+        out[:] = x.view(np.uint8)
+    elif type_ == Type.BF16:
+        floats.encode_bf16(x.view(np.uint32), out.view(np.uint16))
+    else:
+        scratch = np.empty(_SCRATCH + 64, np.uint8)
+        aligned = -(-scratch.ctypes.data // 64) * 64
+        _BLOCKS[type_](x.ctypes.data, out.ctypes.data, n, aligned)
