@@ -72,7 +72,7 @@ def check_memory(
     available: int | None = None,
     file: str | os.PathLike[str] | None = None,
 ) -> str | None:
-    """Raise MemoryLimitError if the cache cannot fit; else a warning where the weights will not stay in memory, or None.
+    """Raise MemoryLimitError if the cache cannot fit; else say where the weights will not stay in memory, or None.
 
     `available` is in bytes, by default this machine's now; where it is unknown nothing is refused.
     """
