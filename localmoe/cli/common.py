@@ -1,0 +1,188 @@
+"""What commands share: model and sampling options, loading, and how experts and text are shown."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from localmoe.engine.sampling import INTEGERS, SamplingParams
+from localmoe.errors import BadInputError, UsageError
+
+ModelPath = Annotated[Path, typer.Option("-m", "--model", help="The model: a GGUF file.", show_default=False)]
+OptionalModelPath = Annotated[Path | None, typer.Option("-m", "--model", help="A GGUF file. [default: the demo model]")]
+Threads = Annotated[int | None, typer.Option("-t", "--threads", min=1, help="Threads. [default: physical cores]")]
+Context = Annotated[int, typer.Option("-c", "--ctx-size", min=0, help="Context in tokens; 0: the model's.")]
+ExpertsUsed = Annotated[int | None, typer.Option(help="Experts used per token. [default: the model's]")]
+CacheTypeK = Annotated[str, typer.Option("--cache-type-k", "-ctk", help="Type of the keys in the KV cache.")]
+CacheTypeV = Annotated[str, typer.Option("--cache-type-v", "-ctv", help="Type of the values in the KV cache.")]
+
+# SamplingParams' fields -> llama.cpp's flags and a line of help.
+SAMPLING_FLAGS: dict[str, tuple[tuple[str, ...], str]] = {
+    "temperature": (("--temp", "--temperature"), "Temperature; 0 takes the likeliest token."),
+    "seed": (("--seed", "-s"), "Seed; -1 draws one. [default: drawn]"),
+    "top_k": (("--top-k",), "Keep the k likeliest tokens; 0: all."),
+    "top_p": (("--top-p",), "Keep the likeliest up to this sum of probabilities; 1: all."),
+    "min_p": (("--min-p",), "Drop tokens below this part of the likeliest one's probability."),
+    "typical_p": (("--typical", "--typical-p"), "Locally typical sampling; 1: off."),
+    "top_n_sigma": (("--top-nsigma", "--top-n-sigma"), "Keep logits within n standard deviations of the top; -1: off."),
+    "xtc_probability": (("--xtc-probability",), "Chance to exclude the top choices; 0: off."),
+    "xtc_threshold": (("--xtc-threshold",), "Probability that makes a top choice for XTC."),
+    "dynatemp_range": (("--dynatemp-range",), "Temperature varies by this much with the entropy; 0: off."),
+    "dynatemp_exponent": (("--dynatemp-exp",), "Exponent of the dynamic temperature."),
+    "repeat_penalty": (("--repeat-penalty",), "Penalty for repeated tokens; 1: off."),
+    "repeat_last_n": (("--repeat-last-n",), "Tokens the penalties look back on; 0: off."),
+    "frequency_penalty": (("--frequency-penalty",), "Penalty for each time a token occurred; 0: off."),
+    "presence_penalty": (("--presence-penalty",), "Penalty for a token that occurred; 0: off."),
+    "dry_multiplier": (("--dry-multiplier",), "Penalty for prolonging a repetition (DRY); 0: off."),
+    "dry_base": (("--dry-base",), "Base of DRY's penalty."),
+    "dry_allowed_length": (("--dry-allowed-length",), "Repetitions up to this length are free in DRY."),
+    "dry_penalty_last_n": (("--dry-penalty-last-n",), "Tokens DRY looks back on; 0: off."),
+    "dry_sequence_breakers": (("--dry-sequence-breaker",), "Text that ends a repetition; 'none': nothing does."),
+    "mirostat": (("--mirostat",), "Mirostat 1 or 2; 0: off."),
+    "mirostat_tau": (("--mirostat-ent",), "Mirostat's target surprise in bits."),
+    "mirostat_eta": (("--mirostat-lr",), "Mirostat's learning rate."),
+    "logit_bias": (("--logit-bias", "-l"), "TOKEN+BIAS or TOKEN-BIAS, added to a token's logit."),
+    "min_keep": (("--min-keep",), "Tokens every step must leave."),
+}
+
+
+def _sampling_parameters() -> list[inspect.Parameter]:
+    """The options of SAMPLING_FLAGS as a function's keyword parameters."""
+    texts = ("dry_sequence_breakers", "logit_bias")
+    parameters = []
+    known = {item.name: item for item in fields(SamplingParams)}
+    for name, (flags, text) in SAMPLING_FLAGS.items():
+        item = known[name]
+        kind: Any = int if name in INTEGERS else float
+        default = item.default
+        if name in texts or name == "seed":
+            kind, default = (list[str] if name in texts else int) | None, None
+        option = typer.Option(*flags, help=text, show_default=default is not None)
+        parameters.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+        )
+    return parameters
+
+
+def with_sampling(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the sampling flags; it takes them as one `sampling: SamplingParams`."""
+    own = inspect.signature(command, eval_str=True)
+    options = _sampling_parameters()
+    names = [option.name for option in options]
+
+    @functools.wraps(command)
+    def wrapper(**arguments: Any) -> None:
+        chosen = {name: arguments.pop(name) for name in names}
+        command(**arguments, sampling=sampling_from_flags(chosen))
+
+    kept = [parameter for parameter in own.parameters.values() if parameter.name != "sampling"]
+    wrapper.__signature__ = own.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
+    return wrapper
+
+
+def sampling_from_flags(values: dict[str, Any]) -> SamplingParams:
+    """SamplingParams of parsed flags; UsageError names the field that is wrong."""
+    values = {name: value for name, value in values.items() if value is not None}
+    if "logit_bias" in values:
+        values["logit_bias"] = dict(map(parse_bias, values["logit_bias"]))
+    if "dry_sequence_breakers" in values:
+        values["dry_sequence_breakers"] = tuple(
+            text.replace("\\n", "\n") for text in values["dry_sequence_breakers"] if text != "none"
+        )
+    return SamplingParams(**values)
+
+
+def parse_bias(text: str) -> tuple[int, float]:
+    """(token, bias) of `15043+1` or `15043-inf`."""
+    found = re.fullmatch(r"(\d+)([+-])(inf|\d*\.?\d+(?:e-?\d+)?)", text.strip())
+    if not found:
+        raise UsageError("not a bias", item="logit_bias", got=repr(text), expected="TOKEN+BIAS or TOKEN-BIAS")
+    return int(found[1]), float(found[2] + found[3])
+
+
+def sampling_arguments(sampling: SamplingParams) -> dict[str, Any]:
+    """The keyword arguments of `Model.generate` and `Model.chat`."""
+    return asdict(sampling)
+
+
+def load_arguments(
+    context: int, threads: int | None, experts_used: int | None, cache_type_k: str, cache_type_v: str
+) -> dict[str, Any]:
+    """Keyword arguments of `localmoe.load` for a command's options."""
+    return {
+        "n_ctx": context or None,
+        "n_threads": threads,
+        "n_expert_used": experts_used,
+        "cache_type_k": cache_type_k,
+        "cache_type_v": cache_type_v,
+    }
+
+
+def read_text(path: str) -> str:
+    """A UTF-8 file, or standard input for `-`, without its last newline (as llama.cpp reads prompts)."""
+    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    try:
+        return data.decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        name = "standard input" if path == "-" else path
+        raise BadInputError("not UTF-8", file=name, item=f"byte {error.start}") from error
+
+
+def show_text(text: str) -> None:
+    """Write generated text to stdout now; a terminal gets no control characters of a model's making."""
+    from localmoe.text.visible import visible
+
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def say(text: str) -> None:
+    """A line to stderr."""
+    print(text, file=sys.stderr)
+
+
+def count_experts(chosen: Iterable[NDArray[np.int32]], n_layer: int, n_expert: int) -> NDArray[np.int64]:
+    """How often each expert was used: (L, E) from the (L, K) choices of tokens."""
+    counts = np.zeros((n_layer, n_expert), np.int64)
+    for experts in chosen:
+        np.add.at(counts, (np.arange(experts.shape[0])[:, None], experts), 1)
+    return counts
+
+
+def experts_table(counts: NDArray[np.int64]) -> list[str]:
+    """Lines that say, layer by layer, which share of the choices fell on each expert, greatest first (8 at most)."""
+    lines = []
+    for layer, row in enumerate(counts):
+        total = int(row.sum())
+        if total:
+            order = np.argsort(-row, kind="stable")[:8]
+            shares = "  ".join(f"{expert:3d} {100 * row[expert] / total:3.0f}%" for expert in order if row[expert])
+            lines.append(f"layer {layer:3d}: {shares}")
+    return lines
+
+
+def given_or_demo_model(path: Path | None) -> Path:
+    """The model given, or the demo model, which is offered to be built where it is missing and someone can answer."""
+    if path is not None:
+        return path
+    from localmoe.cli.demo import build_demo, demo_model_path
+
+    demo = demo_model_path()
+    if demo.exists():
+        return demo
+    if not sys.stdin.isatty():
+        raise UsageError("no model given", expected="-m MODEL (`localmoe demo` builds the demo model)")
+    if not typer.confirm(f"No model given. Build the demo model ({demo})?", default=True, err=True):
+        raise UsageError("no model given", expected="-m MODEL")
+    build_demo()
+    return demo

@@ -1,0 +1,171 @@
+"""`localmoe run`: complete a prompt; the text goes to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from secrets import randbits
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import localmoe
+from localmoe.cli.common import (
+    CacheTypeK,
+    CacheTypeV,
+    Context,
+    ExpertsUsed,
+    ModelPath,
+    Threads,
+    count_experts,
+    experts_table,
+    load_arguments,
+    read_text,
+    sampling_arguments,
+    say,
+    show_text,
+    with_sampling,
+)
+from localmoe.engine.sampling import SamplingParams
+from localmoe.errors import UsageError
+
+if TYPE_CHECKING:
+    from localmoe.engine.api import Model, Step, Timings
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `run` was asked for, beside the model."""
+
+    prompt: str
+    ids: list[int]
+    max_tokens: int
+    sampling: SamplingParams
+    stop: tuple[str, ...]
+
+
+@with_sampling
+def run(
+    model: ModelPath,
+    dash: Annotated[str | None, typer.Argument(metavar="[-]", help="- reads the prompt from standard input.")] = None,
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="The prompt.")] = None,
+    file: Annotated[
+        str | None, typer.Option("-f", "--file", help="A file with the prompt; - is standard input.")
+    ] = None,
+    n_predict: Annotated[
+        int, typer.Option("-n", "--predict", "--n-predict", min=-1, help="Tokens to generate; -1: until it ends.")
+    ] = -1,
+    threads: Threads = None,
+    ctx_size: Context = 0,
+    experts_used: ExpertsUsed = None,
+    cache_type_k: CacheTypeK = "f16",
+    cache_type_v: CacheTypeV = "f16",
+    stop: Annotated[list[str] | None, typer.Option("-r", "--reverse-prompt", help="Stop at this text.")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Never choose an end-of-text token.")] = False,
+    no_bos: Annotated[bool, typer.Option("--no-bos", help="Put no begin-of-text token before the prompt.")] = False,
+    parse_special: Annotated[
+        bool, typer.Option("--parse-special", help="Let the prompt spell special tokens; else it stays text.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
+    expert_summary: Annotated[
+        bool, typer.Option("--expert-summary", help="Say which experts the generated tokens used.")
+    ] = False,
+    *,
+    sampling: SamplingParams,
+) -> None:
+    """Complete a prompt: the text goes to stdout, timings to stderr."""
+    text = _prompt_text(prompt, file, dash)
+    options = load_arguments(ctx_size, threads, experts_used, cache_type_k, cache_type_v)
+    with closing(localmoe.load(str(model), **options)) as opened:
+        if ignore_eos:
+            banned = dict.fromkeys(opened.tokenizer.eog_ids, float("-inf"))
+            sampling = replace(sampling, logit_bias={**sampling.logit_bias, **banned})
+        if sampling.seed is None or sampling.seed < 0:
+            sampling = replace(sampling, seed=randbits(32))
+        ids = opened.tokenize(text, add_bos=not no_bos, parse_special=parse_special)
+        request = Request(text, ids, n_predict, sampling, tuple(stop or ()))
+        check_context(opened.n_ctx, len(ids), n_predict)
+        steps = _generate(opened, request, quiet=as_json)
+        summary = _experts(opened, steps)
+        if as_json:
+            print(json.dumps(_report(request, steps, opened.timings, summary), ensure_ascii=False))
+        say(timings_line(opened.timings, steps[-1].stop_reason if steps else None))
+        if expert_summary:
+            for line in experts_table(summary):
+                say(line)
+
+
+def _prompt_text(prompt: str | None, file: str | None, dash: str | None) -> str:
+    """The prompt from the one place it was given in."""
+    if dash not in (None, "-"):
+        raise UsageError("unexpected argument", got=repr(dash), expected="-p TEXT, -f FILE or - for standard input")
+    given = [name for name, value in (("-p", prompt), ("-f", file), ("-", dash)) if value is not None]
+    if len(given) != 1:
+        raise UsageError("one prompt is needed", got=" and ".join(given) or "none", expected="-p TEXT, -f FILE or -")
+    return prompt if prompt is not None else read_text(file or "-")
+
+
+def check_context(n_ctx: int, n_prompt: int, n_predict: int) -> None:
+    """UsageError where the prompt leaves no room in the context; a note where it will end generation early."""
+    if n_prompt == 0:
+        raise UsageError("the prompt is empty")
+    if n_prompt >= n_ctx:
+        raise UsageError(
+            "the prompt does not fit the context", got=f"{n_prompt} tokens", expected=f"below {n_ctx} (-c)"
+        )
+    if n_prompt + n_predict > n_ctx:
+        room = n_ctx - n_prompt
+        say(
+            f"note: prompt {n_prompt} + {n_predict} tokens exceed the context of {n_ctx}: it ends after {room} (see -c)"
+        )
+
+
+def _generate(model: Model, request: Request, *, quiet: bool) -> list[Step]:
+    """All steps of a generation; the text goes to stdout as it appears unless `quiet`."""
+    steps = []
+    try:
+        for step in model.generate(
+            request.ids, max_tokens=request.max_tokens, stop=request.stop, **sampling_arguments(request.sampling)
+        ):
+            steps.append(step)
+            if not quiet:
+                show_text(step.text)
+    finally:
+        if not quiet:
+            show_text("\n")
+    return steps
+
+
+def _experts(model: Model, steps: list[Step]) -> Any:
+    """Uses of each expert by the generated tokens, (L, E); (L, 0) for a dense model."""
+    return count_experts((step.experts for step in steps), model.config.n_layer, model.config.n_expert)
+
+
+def _report(request: Request, steps: list[Step], timings: Timings, experts: Any) -> dict[str, Any]:
+    return {
+        "prompt": request.prompt,
+        "prompt_tokens": request.ids,
+        "text": "".join(step.text for step in steps),
+        "tokens": [int(step.token) for step in steps],
+        "stop_reason": steps[-1].stop_reason if steps else None,
+        "seed": request.sampling.seed,
+        "timings": {**asdict(timings), "prompt_ts": rate(timings.n_prompt, timings.prompt_s)}
+        | {"gen_ts": rate(timings.n_gen, timings.gen_s)},
+        "experts": [{"layer": layer, "counts": row.tolist()} for layer, row in enumerate(experts) if row.size],
+    }
+
+
+def rate(count: int, seconds: float) -> float:
+    """Tokens per second; 0 where no time passed."""
+    return round(count / seconds, 2) if seconds > 0 else 0.0
+
+
+def timings_line(timings: Timings, stop_reason: str | None) -> str:
+    """One line about speed and why it ended."""
+    cached = f" ({timings.n_cached} more from the cache)" if timings.n_cached else ""
+    return (
+        f"prompt: {timings.n_prompt} tokens, {rate(timings.n_prompt, timings.prompt_s):.1f} tokens/s{cached}; "
+        f"generated: {timings.n_gen} tokens, {rate(timings.n_gen, timings.gen_s):.1f} tokens/s; "
+        f"ended: {stop_reason or 'at once'}"
+    )

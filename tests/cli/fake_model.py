@@ -1,0 +1,103 @@
+"""A model of the Python API's shape that says a fixed text: the commands are tested on it, not on real weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+LAYERS, EXPERTS, USED = 2, 4, 2
+
+
+@dataclass(frozen=True)
+class Timings:
+    n_prompt: int
+    prompt_s: float
+    n_gen: int
+    gen_s: float
+    n_cached: int
+
+
+@dataclass(frozen=True)
+class Step:
+    text: str
+    token: int
+    experts: np.ndarray
+    weights: np.ndarray
+    index: int
+    n_past: int
+    stop_reason: str | None
+
+
+@dataclass
+class FakeSession:
+    n_past: int = 0
+    calls: list[tuple[str, int]] = field(default_factory=list)
+
+    def prefill(self, ids: list[int]) -> None:
+        self.calls.append(("prefill", len(ids)))
+        self.n_past += len(ids)
+
+    def decode(self, token: int) -> None:
+        self.calls.append(("decode", token))
+        self.n_past += 1
+
+    def reset(self) -> None:
+        self.calls.append(("reset", 0))
+        self.n_past = 0
+
+
+class FakeModel:
+    """Tokens are UTF-8 code points; every answer is `reply`, then an end-of-text token (id 0) that is not shown."""
+
+    def __init__(self, reply: str = "Hello there", n_ctx: int = 64) -> None:
+        self.reply, self.n_ctx = reply, n_ctx
+        self.asked: list[tuple[Any, dict[str, Any]]] = []
+        self.timings = Timings(0, 0.0, 0, 0.0, 0)
+        self.tokenizer = SimpleNamespace(eog_ids=(0, 3))
+        self.config = SimpleNamespace(n_layer=LAYERS, n_expert=EXPERTS, n_expert_used=USED, n_vocab=128, name="fake")
+        self.gguf = SimpleNamespace(
+            n_bytes=3 * 2**20, tensors={"a": SimpleNamespace(n_elements=2_000_000)}, metadata={}
+        )
+        self.sessions: list[FakeSession] = []
+        self.closed = False
+        self.on_step: Any = None
+
+    def close(self) -> None:
+        self.closed = True
+
+    def tokenize(self, text: str, add_bos: bool = True, parse_special: bool = False) -> list[int]:
+        return [1] * add_bos + ([2] if parse_special else []) + [ord(letter) for letter in text]
+
+    def session(self) -> FakeSession:
+        self.sessions.append(FakeSession())
+        return self.sessions[-1]
+
+    def generate(self, prompt: list[int], *, max_tokens: int = -1, **options: Any) -> Iterator[Step]:
+        self.asked.append((prompt, {"max_tokens": max_tokens, **options}))
+        return self._steps(len(prompt), max_tokens, options)
+
+    def chat(self, messages: list[dict[str, str]], *, max_tokens: int = -1, **options: Any) -> Iterator[Step]:
+        self.asked.append(([dict(message) for message in messages], {"max_tokens": max_tokens, **options}))
+        return self._steps(sum(len(message["content"]) for message in messages), max_tokens, options)
+
+    def _steps(self, n_prompt: int, max_tokens: int, options: dict[str, Any]) -> Iterator[Step]:
+        letters = [*self.reply, ""]
+        n = len(letters) if max_tokens < 0 else min(max_tokens, len(letters))
+        cancel = options.get("cancel")
+        for i, letter in enumerate(letters[:n]):
+            reason = "eos" if not letter else "length" if i == n - 1 else None
+            if cancel is not None and cancel.is_set():
+                reason = "cancelled"
+            experts = np.array([[i % EXPERTS, 3], [0, 1]], np.int32)
+            weights = np.full((LAYERS, USED), 0.5, np.float32)
+            token = ord(letter) if letter else 0
+            self.timings = Timings(n_prompt, 0.5, i + 1, 0.25, 0)
+            yield Step(letter, token, experts, weights, i, n_prompt + i, reason)
+            if reason == "cancelled":
+                return
+            if self.on_step:
+                self.on_step(i)
