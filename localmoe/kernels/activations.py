@@ -1,0 +1,157 @@
+"""Activation rows as the matrix kernels read them: float32, or int8 quantized the way ggml does it.
+
+    f32    n float32
+    q8_0   [n int8 qs][n/32 float32 d][n/32 int32 sums of a block's qs]; d rounded through float16, as ggml stores it
+    q8_k   [n int8 qs][n/256 float32 d][n/16 int16 sums of 16 qs]; d = max / -127 of the largest magnitude, signed
+
+A value is q * d and q is in [-127, 127]. Source: ggml's quantize_row_q8_0 and quantize_row_q8_K. A block that holds a
+NaN or an infinity gets d = NaN and zeros, so that whatever it is multiplied with is not finite either.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from localmoe.jit import njit
+from localmoe.kernels.simd import (
+    Vec,
+    add,
+    as_i32,
+    bit_and,
+    bits_f32,
+    dot4,
+    hmax,
+    hmax_i32,
+    hmin,
+    hsum_i32,
+    ld_f32,
+    make_constant,
+    make_load,
+    make_shuffle2,
+    make_splat,
+    maximum,
+    minimum,
+    mul,
+    round_f16,
+    st_f32,
+    st_i32,
+    store,
+    store_i8_from_i32,
+    store_i16_from_i32,
+    to_i32,
+)
+
+ALIGN = 64
+_INFINITY = 0x7F800000  # bits of float32 infinity: every NaN's are greater
+_TINY = 0x0DA24260  # bits of 1e-30: below it 1 / d may overflow, and no model means it
+
+_F32 = Vec("f32", 16)
+_I32 = Vec("i32", 16)
+_I8 = Vec("i8", 64)
+_load = make_load(_F32)
+_load_i8 = make_load(_I8)
+_zero = make_constant(_I32, 0)
+_ones = make_constant(_I8, 1)
+_magnitude = make_constant(_I32, 0x7FFFFFFF)
+_splat = make_splat(_F32)
+_even = make_shuffle2(range(0, 32, 2))
+_odd = make_shuffle2(range(1, 32, 2))
+
+
+def act_bytes(fmt: str, n: int) -> int:
+    """Bytes from one activation row of `n` values to the next, a multiple of 64."""
+    size = {"f32": 4 * n, "q8_0": n + 8 * (n // 32), "q8_k": n + 4 * (n // 256) + 2 * (n // 16)}[fmt]
+    return -(-size // ALIGN) * ALIGN
+
+
+@njit(fast=True, inline=True)
+def _abs_bits(x):  # type: ignore[no-untyped-def]
+    return bit_and(as_i32(x), _magnitude())
+
+
+@njit(fast=True)
+def copy_f32(x: int, act: int, n: int) -> None:
+    """Write `n` float32 at `x` as an "f32" row at `act`."""
+    i = 0
+    while i + 16 <= n:
+        store(act + 4 * i, _load(x + 4 * i))
+        i += 16
+    while i < n:
+        st_f32(act + 4 * i, ld_f32(x + 4 * i))
+        i += 1
+
+
+@njit(fast=True)
+def quantize_q8_0(x: int, act: int, n: int) -> None:
+    """Quantize `n` float32 at `x`, a multiple of 32, to a "q8_0" row at `act`."""
+    ds = act + n
+    sums = ds + n // 8
+    for b in range(n // 32):
+        x0 = _load(x + 128 * b)
+        x1 = _load(x + 128 * b + 64)
+        bits = hmax_i32(maximum(_abs_bits(x0), _abs_bits(x1)))
+        q0 = _zero()
+        q1 = _zero()
+        d = bits_f32(bits)
+        if bits >= _INFINITY:
+            d = np.float32(np.nan)
+        elif bits >= _TINY:
+            d = d / np.float32(127.0)
+            inverse = _splat(np.float32(1.0) / d)
+            q0 = to_i32(mul(x0, inverse))
+            q1 = to_i32(mul(x1, inverse))
+        store_i8_from_i32(act + 32 * b, q0)
+        store_i8_from_i32(act + 32 * b + 16, q1)
+        st_f32(ds + 4 * b, round_f16(d))
+        st_i32(sums + 4 * b, hsum_i32(add(q0, q1)))
+
+
+@njit(fast=True, inline=True)
+def _quad_sums(a, b, c, d):  # type: ignore[no-untyped-def]
+    """Sums of each four neighbouring lanes of four vectors, in order."""
+    ab = add(_even(a, b), _odd(a, b))
+    cd = add(_even(c, d), _odd(c, d))
+    return add(_even(ab, cd), _odd(ab, cd))
+
+
+@njit(fast=True, inline=True)
+def _sums_of_4(q):  # type: ignore[no-untyped-def]
+    return dot4(_zero(), _ones(), _load_i8(q))
+
+
+@njit(fast=True)
+def quantize_q8_k(x: int, act: int, n: int) -> None:
+    """Quantize `n` float32 at `x`, a multiple of 256, to a "q8_k" row at `act`."""
+    ds = act + n
+    sums = ds + n // 64
+    for b in range(n // 256):
+        q = act + 256 * b
+        high = _load(x + 1024 * b)
+        low = high
+        bits = _abs_bits(high)
+        for i in range(1, 16):
+            v = _load(x + 1024 * b + 64 * i)
+            high = maximum(high, v)
+            low = minimum(low, v)
+            bits = maximum(bits, _abs_bits(v))
+        largest = hmax_i32(bits)
+        d = np.float32(0.0)
+        scale = np.float32(0.0)
+        if largest >= _INFINITY:
+            d = np.float32(np.nan)
+        elif largest >= _TINY:
+            top = hmax(high)
+            bottom = hmin(low)
+            extreme = top if top >= -bottom else bottom
+            scale = np.float32(-127.0) / extreme
+            d = np.float32(1.0) / scale
+        if scale == np.float32(0.0):
+            for i in range(16):
+                store_i8_from_i32(q + 16 * i, _zero())
+        else:
+            by = _splat(scale)
+            for i in range(16):
+                store_i8_from_i32(q + 16 * i, to_i32(mul(_load(x + 1024 * b + 64 * i), by)))
+        st_f32(ds + 4 * b, d)
+        quads = _quad_sums(_sums_of_4(q), _sums_of_4(q + 64), _sums_of_4(q + 128), _sums_of_4(q + 192))
+        store_i16_from_i32(sums + 32 * b, quads)

@@ -1,0 +1,180 @@
+"""The SIMD vocabulary across lanes: shuffles, reductions, integer dot products, and calls by address."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+
+from localmoe.kernels.simd_emit import (
+    F32T,
+    I64T,
+    VNNI,
+    Vec,
+    call,
+    const,
+    emit_dot2,
+    emit_dot4,
+    emit_dot4_scaled,
+    emit_dot4s,
+    intrinsic,
+    lanes,
+    llvm_type,
+    suffix,
+)
+
+
+def make_shuffle(mask: Sequence[int]) -> Any:
+    """An intrinsic that gives lanes `mask` of a vector of any type."""
+
+    @intrinsic
+    def op(typingctx: Any, x: Any) -> Any:
+        to = Vec(x.lane, len(mask))
+        return to(x), lambda ctx, b, sig, args: lanes(b, args[0], args[0], mask)
+
+    return op
+
+
+def make_shuffle2(mask: Sequence[int]) -> Any:
+    """An intrinsic that gives lanes `mask` of two vectors of one type, the second's numbered on from the first's."""
+
+    @intrinsic
+    def op(typingctx: Any, x: Any, y: Any) -> Any:
+        to = Vec(x.lane, len(mask))
+        return to(x, x), lambda ctx, b, sig, args: lanes(b, args[0], args[1], mask)
+
+    return op
+
+
+@intrinsic
+def concat(typingctx: Any, x: Any, y: Any) -> Any:
+    """The lanes of x, then those of y."""
+    to = Vec(x.lane, 2 * x.n)
+    return to(x, x), lambda ctx, b, sig, args: lanes(b, args[0], args[1], range(2 * x.n))
+
+
+@intrinsic
+def zero_extend(typingctx: Any, x: Any) -> Any:
+    """The lanes of x, then as many zeros."""
+    to = Vec(x.lane, 2 * x.n)
+    return to(x), lambda ctx, b, sig, args: lanes(b, args[0], const(x, 0), range(2 * x.n))
+
+
+@intrinsic
+def fold(typingctx: Any, x: Any) -> Any:
+    """The lower half of the lanes plus the upper half."""
+    n = x.n // 2
+
+    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        low, high = (lanes(b, args[0], args[0], range(k, k + n)) for k in (0, n))
+        return (b.fadd if x.lane == "f32" else b.add)(low, high)
+
+    return Vec(x.lane, n)(x), codegen
+
+
+def _reduce_f32(name: str) -> Any:
+    @intrinsic
+    def op(typingctx: Any, x: Any) -> Any:
+        def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+            start = [ir.Constant(F32T, 0.0)] if name == "fadd" else []
+            signature = ir.FunctionType(F32T, [a.type for a in start] + [llvm_type(x)])
+            fn = cgutils.get_or_insert_function(b.module, signature, f"llvm.vector.reduce.{name}.{suffix(x)}")
+            return b.call(fn, [*start, args[0]], fastmath=("reassoc",) if name == "fadd" else ())
+
+        return types.float32(x), codegen
+
+    return op
+
+
+def _reduce_i32(name: str) -> Any:
+    @intrinsic
+    def op(typingctx: Any, x: Any) -> Any:
+        def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+            return call(b, f"llvm.vector.reduce.{name}.{suffix(x)}", ir.IntType(32), [args[0]])
+
+        return types.int32(x), codegen
+
+    return op
+
+
+hsum = _reduce_f32("fadd")
+hmax = _reduce_f32("fmax")
+hmin = _reduce_f32("fmin")
+hsum_i32 = _reduce_i32("add")
+hmax_i32 = _reduce_i32("smax")
+
+
+@intrinsic
+def bits_f32(typingctx: Any, x: Any) -> Any:
+    """The float32 whose bits an int32 holds."""
+    return types.float32(types.int32), lambda ctx, b, sig, args: b.bitcast(args[0], F32T)
+
+
+# --- integer dot products -----------------------------------------------------------------------------------
+
+
+@intrinsic
+def dot4(typingctx: Any, acc: Any, unsigned: Any, signed: Any) -> Any:
+    """acc[i] + sum over j < 4 of unsigned[4i+j] * signed[4i+j]; unsigned lanes at most 127."""
+    return acc(acc, unsigned, signed), lambda ctx, b, sig, args: emit_dot4(b, *args)
+
+
+@intrinsic
+def dot4s(typingctx: Any, acc: Any, x: Any, y: Any) -> Any:
+    """acc[i] + sum over j < 4 of x[4i+j] * y[4i+j], both signed, y never -128."""
+    return acc(acc, x, y), lambda ctx, b, sig, args: emit_dot4s(b, *args)
+
+
+DOT4_BIAS = 128 if VNNI else 0
+"""What `dot4_biased` adds to each x: where the hardware multiplies unsigned by signed, a sign is a bit flipped."""
+
+
+@intrinsic
+def dot4_biased(typingctx: Any, acc: Any, x: Any, y: Any) -> Any:
+    """acc[i] + sum over j < 4 of (x[4i+j] + DOT4_BIAS) * y[4i+j], both signed, y never -128.
+
+    The caller takes DOT4_BIAS times the sum of y away, most cheaply in what it gives as `acc`.
+    """
+
+    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        if not VNNI:
+            return emit_dot4s(b, *args)
+        return emit_dot4(b, args[0], b.xor(args[1], const(x, -128)), args[2])
+
+    return acc(acc, x, y), codegen
+
+
+@intrinsic
+def dot4_scaled(typingctx: Any, acc: Any, unsigned: Any, signed: Any, scale: Any) -> Any:
+    """acc[i] + scale[2i] * (sum over j < 4 of unsigned[4i+j] * signed[4i+j]); unsigned at most 127.
+
+    `scale` has int16 lanes, 2i and 2i+1 equal.
+    """
+    return acc(acc, unsigned, signed, scale), lambda ctx, b, sig, args: emit_dot4_scaled(b, *args)
+
+
+@intrinsic
+def dot2(typingctx: Any, acc: Any, x: Any, y: Any) -> Any:
+    """acc[i] + x[2i] * y[2i] + x[2i+1] * y[2i+1] in int16 -> int32; x and y may be given as bytes."""
+
+    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        i16 = llvm_type(Vec("i16", 2 * acc.n))
+        return emit_dot2(b, args[0], b.bitcast(args[1], i16), b.bitcast(args[2], i16))
+
+    return acc(acc, x, y), codegen
+
+
+@intrinsic
+def call_address(typingctx: Any, address: Any, args: Any) -> Any:
+    """Call the C function at `address` with a tuple of int64 arguments."""
+    n = args.count
+
+    def codegen(ctx: Any, b: Any, sig: Any, values: Any) -> Any:
+        signature = ir.FunctionType(ir.VoidType(), [I64T] * n)
+        pointer = b.inttoptr(values[0], signature.as_pointer())
+        b.call(pointer, cgutils.unpack_tuple(b, values[1], n))
+        return ctx.get_dummy_value()
+
+    return types.void(types.int64, args), codegen

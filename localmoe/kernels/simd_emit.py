@@ -1,0 +1,213 @@
+"""LLVM for the SIMD vocabulary: vector types, small builders, and what differs between instruction sets.
+
+Only the integer dot products are written per instruction set. Vectors wider than the hardware are cut into pieces here
+where an operation is a machine instruction; LLVM cuts everything else by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, extending, types
+from numba.core.datamodel import models
+
+from localmoe.jit import isa
+
+ISA = isa()
+LANES = {"avx512vnni": 16, "avxvnni": 8, "avx2": 8}.get(ISA, 4)
+X86 = ISA in ("avx512vnni", "avxvnni", "avx2")
+VNNI = ISA in ("avx512vnni", "avxvnni")
+
+I8T, I16T, I32T, I64T = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+F16T, F32T = ir.HalfType(), ir.FloatType()
+LLVM = {"i8": I8T, "i16": I16T, "i32": I32T, "f32": F32T, "f16": F16T}
+
+
+# Numba's own annotation describes the Python function given; calls look different
+intrinsic: Any = extending.intrinsic
+
+
+class Vec(types.Type):
+    """A vector of `n` lanes of type `lane` ("i8", "i16", "i32", "f16", "f32")."""
+
+    def __init__(self, lane: str, n: int) -> None:
+        self.lane = lane
+        self.n = n
+        super().__init__(name=f"Vec({lane}x{n})")
+
+
+@extending.register_model(Vec)
+class VecModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Vec) -> None:
+        super().__init__(dmm, fe_type, llvm_type(fe_type))
+
+
+def llvm_type(vec: Vec) -> ir.VectorType:
+    return ir.VectorType(LLVM[vec.lane], vec.n)
+
+
+def const(vec: Vec, value: float) -> ir.Constant:
+    """The constant vector whose lanes are all `value`."""
+    return ir.Constant(llvm_type(vec), [value] * vec.n)
+
+
+def suffix(vec: Vec) -> str:
+    return f"v{vec.n}{vec.lane}"
+
+
+def call(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
+    """Call the LLVM intrinsic `name`."""
+    signature = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), args)
+
+
+def lanes(builder: Any, x: Any, y: Any, mask: Any) -> Any:
+    """Lanes `mask` of x, then y."""
+    return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32T, len(mask)), list(mask)))
+
+
+def splat(builder: Any, scalar: Any, n: int) -> Any:
+    """`n` lanes of one LLVM scalar."""
+    one = ir.Constant(ir.VectorType(scalar.type, n), ir.Undefined)
+    one = builder.insert_element(one, scalar, ir.Constant(I32T, 0))
+    return lanes(builder, one, one, [0] * n)
+
+
+def load_at(builder: Any, address: Any, kind: Any) -> Any:
+    """Load `kind` from an int64 address, unaligned."""
+    value = builder.load(builder.inttoptr(address, kind.as_pointer()))
+    value.align = 1
+    return value
+
+
+def store_at(builder: Any, address: Any, value: Any) -> None:
+    """Store `value` at an int64 address, unaligned."""
+    done = builder.store(value, builder.inttoptr(address, value.type.as_pointer()))
+    done.align = 1
+
+
+def in_pieces(b: Any, emit: Callable[..., Any], *args: Any) -> Any:
+    """`emit(b, *args)` on pieces whose first argument has at most the hardware's LANES; the pieces joined."""
+    n = args[0].type.count
+    if n <= LANES:
+        return emit(b, *args)
+    parts = []
+    for half in range(2):
+        cut = [lanes(b, a, a, range(half * (k := a.type.count // 2), (half + 1) * k)) for a in args]
+        parts.append(in_pieces(b, emit, *cut))
+    return lanes(b, parts[0], parts[1], range(n))
+
+
+def plain_dot(b: Any, acc: Any, widen: Any, x: Any, y: Any) -> Any:
+    """acc[i] plus the dot product of group i of x (widened by `widen`) and y (signed), in plain LLVM vectors."""
+    n, m = acc.type.count, x.type.count
+    wide = ir.VectorType(I32T, m)
+    products = b.mul(widen(x, wide), b.sext(y, wide))
+    for j in range(m // n):
+        acc = b.add(acc, lanes(b, products, products, range(j, m, m // n)))
+    return acc
+
+
+def _dot4(b: Any, acc: Any, unsigned: Any, signed: Any) -> Any:
+    n = acc.type.count
+    if (ISA == "avx512vnni" and n in (4, 8, 16)) or (ISA == "avxvnni" and n in (4, 8)):
+        return call(b, f"llvm.x86.avx512.vpdpbusd.{32 * n}", acc.type, [acc, unsigned, signed])
+    if ISA == "avx2" and n == 8:
+        return _dot2(b, acc, _pair_sums(b, unsigned, signed), ir.Constant(ir.VectorType(I16T, 16), [1] * 16))
+    if ISA == "neon" and n == 4:  # bytes up to 127 are the same signed
+        return call(b, "llvm.aarch64.neon.sdot.v4i32.v16i8", acc.type, [acc, unsigned, signed])
+    return plain_dot(b, acc, b.zext, unsigned, signed)
+
+
+def _dot4s(b: Any, acc: Any, x: Any, y: Any) -> Any:
+    n = x.type.count
+    if ISA == "neon" and n == 16:
+        return call(b, "llvm.aarch64.neon.sdot.v4i32.v16i8", acc.type, [acc, x, y])
+    if ISA in ("generic", "neon"):
+        return plain_dot(b, acc, b.sext, x, y)
+    if ISA == "avx2" and n == 32:
+        signed = call(b, "llvm.x86.avx2.psign.b", x.type, [y, x])
+    else:
+        zero = ir.Constant(x.type, [0] * n)
+        signed = b.select(b.icmp_signed("<", x, zero), b.sub(zero, y), y)
+    magnitude = call(b, f"llvm.abs.v{n}i8", x.type, [x, ir.Constant(ir.IntType(1), 0)])
+    return _dot4(b, acc, magnitude, signed)
+
+
+def _dot2(b: Any, acc: Any, x: Any, y: Any) -> Any:
+    n = acc.type.count
+    if (ISA == "avx512vnni" and n in (4, 8, 16)) or (ISA == "avxvnni" and n in (4, 8)):
+        return call(b, f"llvm.x86.avx512.vpdpwssd.{32 * n}", acc.type, [acc, x, y])
+    if ISA == "avx2" and n == 8:
+        return b.add(acc, call(b, "llvm.x86.avx2.pmadd.wd", acc.type, [x, y]))
+    return plain_dot(b, acc, b.sext, x, y)
+
+
+def _pair_sums(b: Any, unsigned: Any, signed: Any) -> Any:
+    """int16 sums of pairs of products of 32 or 64 bytes, on x86."""
+    name = {32: "llvm.x86.avx2.pmadd.ub.sw", 64: "llvm.x86.avx512.pmaddubs.w.512"}[unsigned.type.count]
+    return call(b, name, ir.VectorType(I16T, unsigned.type.count // 2), [unsigned, signed])
+
+
+def _dot4_scaled(b: Any, acc: Any, unsigned: Any, signed: Any, scale: Any) -> Any:
+    n = acc.type.count
+    if X86 and n in (8, 16):
+        return _dot2(b, acc, _pair_sums(b, unsigned, signed), scale)
+    by = b.sext(lanes(b, scale, scale, range(0, 2 * n, 2)), acc.type)
+    return b.add(acc, b.mul(by, _dot4(b, ir.Constant(acc.type, [0] * n), unsigned, signed)))
+
+
+def emit_dot4(b: Any, acc: Any, unsigned: Any, signed: Any) -> Any:
+    """LLVM for acc[i] += sum over j < 4 of unsigned[4i+j] * signed[4i+j]; unsigned lanes must be <= 127.
+
+    The bound keeps AVX2's 16-bit pair sums from saturating (2 * 127 * 127 < 2**15) and NEON's bytes positive.
+    """
+    return in_pieces(b, _dot4, acc, unsigned, signed)
+
+
+def emit_dot4s(b: Any, acc: Any, x: Any, y: Any) -> Any:
+    """LLVM for acc[i] += sum over j < 4 of x[4i+j] * y[4i+j], both signed, y never -128."""
+    return in_pieces(b, _dot4s, acc, x, y)
+
+
+def emit_dot2(b: Any, acc: Any, x: Any, y: Any) -> Any:
+    """LLVM for acc[i] += x[2i] * y[2i] + x[2i+1] * y[2i+1] in int16 -> int32."""
+    return in_pieces(b, _dot2, acc, x, y)
+
+
+def emit_dot4_scaled(b: Any, acc: Any, unsigned: Any, signed: Any, scale: Any) -> Any:
+    """LLVM for acc[i] += scale[2i] * sum over j < 4 of unsigned[4i+j] * signed[4i+j].
+
+    unsigned lanes must be <= 127 and int16 lanes 2i and 2i+1 of `scale` equal: x86 multiplies sums of pairs.
+    """
+    return in_pieces(b, _dot4_scaled, acc, unsigned, signed, scale)
+
+
+def emit_exp(b: Any, x: Any) -> Any:
+    """LLVM for e**x on float32 lanes, relative error below 2e-7, 0 below -87.3 and finite up to 88.3.
+
+    Cody-Waite reduction to |r| <= ln(2)/2, a degree-6 polynomial (Cephes expf), then 2**n through the exponent bits.
+    """
+    n = x.type.count
+    f32, i32 = ir.VectorType(F32T, n), ir.VectorType(I32T, n)
+
+    def c(value: float) -> ir.Constant:
+        return ir.Constant(f32, [value] * n)
+
+    def madd(p: Any, q: Any, r: Any) -> Any:
+        return call(b, f"llvm.fma.v{n}f32", f32, [p, q, r])
+
+    low = b.fcmp_ordered("<", x, c(-87.33654))
+    y = b.select(b.fcmp_ordered(">", x, c(88.37626)), c(88.37626), b.select(low, c(-87.33654), x))
+    k = call(b, f"llvm.nearbyint.v{n}f32", f32, [b.fmul(y, c(1.44269504088896341))])
+    r = madd(k, c(-0.693359375), y)
+    r = madd(k, c(2.12194440e-4), r)
+    p = c(1.9875691500e-4)
+    for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = madd(p, r, c(coefficient))
+    p = b.fadd(madd(p, b.fmul(r, r), r), c(1.0))
+    power = b.bitcast(b.shl(b.add(b.fptosi(k, i32), ir.Constant(i32, [127] * n)), ir.Constant(i32, [23] * n)), f32)
+    value = b.select(low, c(0.0), b.fmul(p, power))
+    return b.select(b.fcmp_unordered("uno", x, x), x, value)

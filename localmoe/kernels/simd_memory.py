@@ -1,0 +1,248 @@
+"""The SIMD vocabulary's access to memory: loads, stores and conversions on the way, by plain int64 addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+
+from localmoe.kernels.simd_emit import (
+    F16T,
+    F32T,
+    I8T,
+    I16T,
+    I32T,
+    I64T,
+    ISA,
+    LANES,
+    Vec,
+    const,
+    intrinsic,
+    lanes,
+    llvm_type,
+    load_at,
+    splat,
+    store_at,
+)
+
+F32 = Vec("f32", LANES)
+I32 = Vec("i32", LANES)
+I16 = Vec("i16", 2 * LANES)
+I8 = Vec("i8", 4 * LANES)
+
+
+def make_load(vec: Vec) -> Any:
+    """An intrinsic that loads `vec` from an address."""
+
+    @intrinsic
+    def load(typingctx: Any, address: Any) -> Any:
+        return vec(types.int64), lambda ctx, b, sig, args: load_at(b, args[0], llvm_type(vec))
+
+    return load
+
+
+def make_load_twice(vec: Vec) -> Any:
+    """An intrinsic that loads half a `vec` from an address into both of its halves."""
+
+    @intrinsic
+    def load(typingctx: Any, address: Any) -> Any:
+        def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+            half = load_at(b, args[0], llvm_type(Vec(vec.lane, vec.n // 2)))
+            return lanes(b, half, half, range(vec.n))
+
+        return vec(types.int64), codegen
+
+    return load
+
+
+def make_load_f16(n: int) -> Any:
+    """An intrinsic that loads `n` float16 from an address, widened to float32."""
+
+    @intrinsic
+    def load(typingctx: Any, address: Any) -> Any:
+        def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+            half = load_at(b, args[0], ir.VectorType(F16T, n))
+            return b.fpext(half, ir.VectorType(F32T, n))
+
+        return Vec("f32", n)(types.int64), codegen
+
+    return load
+
+
+def make_load_bf16(n: int) -> Any:
+    """An intrinsic that loads `n` bfloat16 from an address, widened to float32."""
+    i32 = Vec("i32", n)
+
+    @intrinsic
+    def load(typingctx: Any, address: Any) -> Any:
+        def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+            half = load_at(b, args[0], ir.VectorType(I16T, n))
+            wide = b.shl(b.zext(half, llvm_type(i32)), const(i32, 16))
+            return b.bitcast(wide, ir.VectorType(F32T, n))
+
+        return Vec("f32", n)(types.int64), codegen
+
+    return load
+
+
+def load_halves_apart(n: int) -> Any:
+    """An intrinsic that loads `n` float16 (1 or 2) from each of two addresses, widened to float32: 2 * n lanes."""
+
+    @intrinsic
+    def load(typingctx: Any, first: Any, second: Any) -> Any:
+        def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+            x, y = (load_at(b, a, ir.VectorType(F16T, n)) for a in args)
+            return b.fpext(lanes(b, x, y, range(2 * n)), ir.VectorType(F32T, 2 * n))
+
+        return Vec("f32", 2 * n)(types.int64, types.int64), codegen
+
+    return load
+
+
+def _pick(b: Any, bits: Any, value: int) -> Any:
+    """`value` in the byte lanes whose bit is set, else 0."""
+    n = bits.type.width
+    i8 = Vec("i8", n)
+    return b.select(b.bitcast(bits, ir.VectorType(ir.IntType(1), n)), const(i8, value), const(i8, 0))
+
+
+def load_bits(value: int) -> Any:
+    """An intrinsic that loads 32 bits and gives `value` in each of 32 bytes whose bit is set, else 0."""
+
+    @intrinsic
+    def load(typingctx: Any, address: Any) -> Any:
+        return Vec("i8", 32)(types.int64), lambda ctx, b, sig, args: _pick(b, load_at(b, args[0], I32T), value)
+
+    return load
+
+
+def load_bits_pair(value: int) -> Any:
+    """`load_bits` from two addresses, 64 bytes. Only AVX-512 has masks of 64 bits."""
+
+    @intrinsic
+    def load(typingctx: Any, first: Any, second: Any) -> Any:
+        def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+            x, y = (load_at(b, a, I32T) for a in args)
+            if ISA == "avx512vnni":
+                return _pick(b, b.or_(b.zext(x, I64T), b.shl(b.zext(y, I64T), I64T(32))), value)
+            return lanes(b, _pick(b, x, value), _pick(b, y, value), range(64))
+
+        return Vec("i8", 64)(types.int64, types.int64), codegen
+
+    return load
+
+
+load_f32 = make_load(F32)
+load_i32 = make_load(I32)
+load_i16 = make_load(I16)
+load_i8 = make_load(I8)
+load_f16 = make_load_f16(LANES)
+load_bf16 = make_load_bf16(LANES)
+
+
+@intrinsic
+def store(typingctx: Any, address: Any, value: Any) -> Any:
+    """Store a vector of any type at an address."""
+
+    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        store_at(b, args[0], args[1])
+        return ctx.get_dummy_value()
+
+    return types.void(types.int64, value), codegen
+
+
+@intrinsic
+def store_f16(typingctx: Any, address: Any, value: Any) -> Any:
+    """Round float32 lanes to float16 (to nearest even) and store them."""
+
+    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        store_at(b, args[0], b.fptrunc(args[1], ir.VectorType(F16T, value.n)))
+        return ctx.get_dummy_value()
+
+    return types.void(types.int64, value), codegen
+
+
+def _store_low(kind: Any) -> Any:
+    @intrinsic
+    def put(typingctx: Any, address: Any, value: Any) -> Any:
+        def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+            store_at(b, args[0], b.trunc(args[1], ir.VectorType(kind, value.n)))
+            return ctx.get_dummy_value()
+
+        return types.void(types.int64, value), codegen
+
+    return put
+
+
+store_i8_from_i32 = _store_low(I8T)
+"""Store the low byte of each int32 lane."""
+store_i16_from_i32 = _store_low(I16T)
+"""Store the low half of each int32 lane."""
+
+
+@intrinsic
+def broadcast4(typingctx: Any, address: Any) -> Any:
+    """The four bytes at an address in every 32-bit lane."""
+
+    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        return b.bitcast(splat(b, load_at(b, args[0], I32T), LANES), llvm_type(I8))
+
+    return I8(types.int64), codegen
+
+
+@intrinsic
+def prefetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the cache line at an address, for reading."""
+
+    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        pointer = b.inttoptr(args[0], I8T.as_pointer())
+        signature = ir.FunctionType(ir.VoidType(), [pointer.type, I32T, I32T, I32T])
+        fn = cgutils.get_or_insert_function(b.module, signature, "llvm.prefetch.p0")
+        b.call(fn, [pointer, I32T(0), I32T(3), I32T(1)])
+        return ctx.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+def _scalar_load(kind: Any, result: Any, widen: Callable[[Any, Any], Any] | None = None) -> Any:
+    @intrinsic
+    def load(typingctx: Any, address: Any) -> Any:
+        def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+            value = load_at(b, args[0], kind)
+            return value if widen is None else widen(b, value)
+
+        return result(types.int64), codegen
+
+    return load
+
+
+def _scalar_store(kind: Any, operand: Any, narrow: Callable[[Any, Any], Any] | None = None) -> Any:
+    @intrinsic
+    def put(typingctx: Any, address: Any, value: Any) -> Any:
+        def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+            store_at(b, args[0], args[1] if narrow is None else narrow(b, args[1]))
+            return ctx.get_dummy_value()
+
+        return types.void(types.int64, operand), codegen
+
+    return put
+
+
+ld_f32 = _scalar_load(F32T, types.float32)
+ld_f16 = _scalar_load(F16T, types.float32, lambda b, v: b.fpext(v, F32T))
+ld_bf16 = _scalar_load(I16T, types.float32, lambda b, v: b.bitcast(b.shl(b.zext(v, I32T), I32T(16)), F32T))
+ld_i8 = _scalar_load(I8T, types.int32, lambda b, v: b.sext(v, I32T))
+ld_u8 = _scalar_load(I8T, types.int32, lambda b, v: b.zext(v, I32T))
+ld_i16 = _scalar_load(I16T, types.int32, lambda b, v: b.sext(v, I32T))
+ld_u16 = _scalar_load(I16T, types.int32, lambda b, v: b.zext(v, I32T))
+ld_i32 = _scalar_load(I32T, types.int32)
+ld_u32 = _scalar_load(I32T, types.uint32)
+ld_i64 = _scalar_load(I64T, types.int64)
+st_f32 = _scalar_store(F32T, types.float32)
+st_f16 = _scalar_store(F16T, types.float32, lambda b, v: b.fptrunc(v, F16T))
+st_i8 = _scalar_store(I8T, types.int32, lambda b, v: b.trunc(v, I8T))
+st_i16 = _scalar_store(I16T, types.int32, lambda b, v: b.trunc(v, I16T))
+st_i32 = _scalar_store(I32T, types.int32)
+st_i64 = _scalar_store(I64T, types.int64)

@@ -1,0 +1,80 @@
+"""Slow, obvious NumPy references for the kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+
+
+def quantize_q8_0(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """ggml's quantize_row_q8_0: (qs int8 (n,), d float32 (n/32,) rounded through float16, sums int32 (n/32,))."""
+    blocks = np.asarray(x, np.float32).reshape(-1, 32)
+    d = np.abs(blocks).max(axis=1) / np.float32(127)
+    inverse = np.divide(np.float32(1), d, out=np.zeros_like(d), where=d > 0)
+    qs = np.rint(blocks * inverse[:, None]).astype(np.int8)
+    return qs.reshape(-1), d.astype(np.float16).astype(np.float32), qs.sum(axis=1, dtype=np.int32)
+
+
+def quantize_q8_k(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """ggml's quantize_row_q8_K: (qs int8 (n,), d float32 (n/256,), sums of 16 int16 (n/16,))."""
+    blocks = np.asarray(x, np.float32).reshape(-1, 256)
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1)[:, None], axis=1)
+    scale = np.divide(np.float32(-127), largest, out=np.zeros_like(largest), where=largest != 0)
+    qs = np.minimum(np.rint(blocks * scale), 127).astype(np.int8)
+    d = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
+    return qs.reshape(-1), d[:, 0], qs.reshape(-1, 16).sum(axis=1, dtype=np.int16)
+
+
+def activation_row(fmt: str, x: np.ndarray) -> np.ndarray:
+    """The bytes of one activation row in the kernels' format `fmt` ("f32", "q8_0", "q8_k"), without padding."""
+    if fmt == "f32":
+        return np.asarray(x, np.float32).view(np.uint8)
+    parts = {"q8_0": quantize_q8_0, "q8_k": quantize_q8_k}[fmt](x)
+    return np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in parts])
+
+
+def activation_values(fmt: str, x: np.ndarray) -> np.ndarray:
+    """What a row quantized to `fmt` stands for, float64 (n,)."""
+    if fmt == "f32":
+        return np.asarray(x, np.float64)
+    qs, d, _ = {"q8_0": quantize_q8_0, "q8_k": quantize_q8_k}[fmt](x)
+    return qs * np.repeat(d.astype(np.float64), qs.size // d.size)
+
+
+_SCALES = {  # byte offsets of a block's float16 scales
+    "Q8_0": (0,), "Q4_0": (0,), "Q5_0": (0,), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,),
+    "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+}  # fmt: skip
+
+
+def random_weights(kind: GGMLQuantizationType, rows: int, cols: int, rng: np.random.Generator) -> np.ndarray:
+    """Random bytes of a (rows, cols) matrix of `kind`, uint8 (rows, row bytes), every bit pattern but wild scales."""
+    if kind.name in ("F32", "F16", "BF16"):
+        x = rng.normal(size=(rows, cols)).astype(np.float32)
+        if kind.name == "BF16":
+            return (x.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8).reshape(rows, -1)
+        return x.astype({"F32": np.float32, "F16": np.float16}[kind.name]).view(np.uint8).reshape(rows, -1)
+    block, size = GGML_QUANT_SIZES[kind]
+    raw = rng.integers(0, 256, (rows, cols // block, size), dtype=np.uint8)
+    for at in _SCALES[kind.name]:
+        scales = (rng.normal(size=raw.shape[:2]) * 0.02).astype(np.float16)
+        raw[:, :, at : at + 2] = scales[:, :, None].view(np.uint8)
+    return raw.reshape(rows, -1)
+
+
+def weight_values(kind: GGMLQuantizationType, raw: np.ndarray) -> np.ndarray:
+    """The numbers that rows of bytes stand for, float64 (rows, cols), by gguf-py."""
+    if kind.name == "F32":
+        return raw.view(np.float32).astype(np.float64)
+    if kind.name == "F16":
+        return raw.view(np.float16).astype(np.float64)
+    return np.asarray(dequantize(raw, kind), np.float64)
+
+
+def nmse(got: np.ndarray, expected: np.ndarray) -> float:
+    """Squared error over squared expectation."""
+    difference: Any = np.asarray(got, np.float64) - expected
+    return float((difference**2).sum() / (np.asarray(expected, np.float64) ** 2).sum())
