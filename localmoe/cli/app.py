@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 import typer.core
@@ -37,7 +37,7 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 # Click's own errors (unknown options, missing values): typer vendors click and exports this one subclass alone.
-CommandLineError = typer.BadParameter.__mro__[2]
+CommandLineError = cast(type[Exception], typer.BadParameter.__mro__[2])
 
 
 class CommandGroup(typer.core.TyperGroup):
@@ -128,7 +128,7 @@ def _run(arguments: list[str]) -> int:
     except typer.Abort as aborted:
         raise KeyboardInterrupt from aborted
     except CommandLineError as error:
-        message: str = error.format_message()  # type: ignore[attr-defined]
+        message: str = cast(Any, error).format_message()
         raise UsageError(" ".join(message.split()).rstrip(".")) from error
     return 0
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -92,8 +93,8 @@ def chat(
             if not line.startswith("/"):
                 state.messages.append({"role": "user", "content": line})
                 _answer(state)
-            elif not _command(state, line):
-                break
+            else:
+                _command(state, line)
 
 
 def _lines() -> Iterator[str]:
@@ -189,13 +190,20 @@ def _save(state: Chat, argument: str) -> None:
         return
     partial = f"{argument}.{os.getpid()}.part"
     try:
-        with open(partial, "x", encoding="utf-8") as out:
-            json.dump(state.messages, out, ensure_ascii=False, indent=1)
-        os.replace(partial, argument)
+        try:
+            with open(partial, "x", encoding="utf-8") as out:
+                json.dump(state.messages, out, ensure_ascii=False, indent=1)
+            os.replace(partial, argument)
+        finally:
+            Path(partial).unlink(missing_ok=True)
     except OSError as error:
         say(f"error: {argument}: {error.strerror}")
         return
     say(f"{len(state.messages)} messages are in {argument}")
+
+
+def _quit(state: Chat, argument: str) -> None:  # noqa: ARG001
+    raise typer.Exit
 
 
 COMMANDS: dict[str, tuple[Callable[[Chat, str], None], str]] = {
@@ -204,17 +212,14 @@ COMMANDS: dict[str, tuple[Callable[[Chat, str], None], str]] = {
     "/regen": (_regenerate, "Answer the last message again."),
     "/stats": (_stats, "Which experts the answers used, layer by layer."),
     "/save": (_save, "Save the conversation: /save FILE.json"),
-    "/quit": (_help, "Leave (Ctrl-D does too)."),
+    "/quit": (_quit, "Leave (Ctrl-D does too)."),
 }
 
 
-def _command(state: Chat, line: str) -> bool:
-    """Obey a line that starts with a slash; False when it says to leave."""
+def _command(state: Chat, line: str) -> None:
+    """Obey a line that starts with a slash."""
     name, _, argument = line.strip().partition(" ")
-    if name == "/quit":
-        return False
     if name in COMMANDS:
         COMMANDS[name][0](state, argument.strip())
     else:
         say(f"no such command: {name} (/help tells them)")
-    return True

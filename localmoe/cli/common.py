@@ -140,9 +140,11 @@ def read_text(path: str) -> str:
 
 def show_text(text: str) -> None:
     """Write generated text to stdout now; a terminal gets no control characters of a model's making."""
-    from localmoe.text.visible import visible
+    if sys.stdout.isatty():
+        from localmoe.text.visible import visible
 
-    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+        text = visible(text)
+    sys.stdout.write(text)
     sys.stdout.flush()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -20,7 +19,6 @@ from localmoe.cli.common import (
     with_sampling,
 )
 from localmoe.engine.sampling import SamplingParams
-from localmoe.errors import UsageError
 
 
 @with_sampling
@@ -36,11 +34,10 @@ def tui(
     sampling: SamplingParams,
 ) -> None:
     """Chat in the terminal app, with the experts' activity beside it."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise UsageError("the terminal app needs a terminal", expected="`localmoe chat` or `localmoe run` without one")
     path = given_or_demo_model(model)
     from localmoe.tui.app import run_app
     from localmoe.tui.options import AppOptions
 
     load = load_arguments(ctx_size, threads, experts_used, cache_type_k, cache_type_v)
-    run_app(path, AppOptions(load=load, sampling=sampling_arguments(sampling), system=system))
+    code = run_app(path, AppOptions(load=load, sampling=sampling_arguments(sampling), system=system))
+    raise typer.Exit(code)
