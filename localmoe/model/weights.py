@@ -207,12 +207,23 @@ def _weight(gguf: GGUFFile, name: str) -> Weight:
     return Weight(name, tensor.type, rows, cols, n_expert, data.shape[1], data)
 
 
+def read_floats(gguf: GGUFFile, name: str) -> npt.NDArray[np.float32] | None:
+    """A tensor as a float32 array of its own in its shape; None if its type is none of the plain floats."""
+    tensor, raw = gguf.tensors[name], gguf.raw(name)
+    if tensor.type.name not in _FLOATS:
+        return None
+    if tensor.type.name == "BF16":
+        values = (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+    else:
+        values = raw.view("<f4" if tensor.type.name == "F32" else "<f2").astype(np.float32)
+    return values.reshape(tensor.shape)
+
+
 def _vector(gguf: GGUFFile, name: str) -> npt.NDArray[np.float32]:
-    """A 1-D float tensor as a float32 array of its own."""
-    raw, kind = gguf.raw(name), gguf.tensors[name].type.name
-    if kind == "BF16":
-        return (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return raw.view("<f4" if kind == "F32" else "<f2").astype(np.float32)
+    """A 1-D float tensor, whose type was checked."""
+    values = read_floats(gguf, name)
+    assert values is not None
+    return values
 
 
 def _rope_factors(gguf: GGUFFile) -> npt.NDArray[np.float32] | None:
