@@ -115,7 +115,7 @@ class ExpertStatistics:
         router: NDArray[np.float32] | None,
         phase: int | NDArray[np.int_],
     ) -> None:
-        """Add tokens in order: experts and weights (N, L, K), router (N, L, E) or None, phase 0 or 1, or (N,) of them."""
+        """Add tokens in order: experts and weights (N, L, K), router (N, L, E) or None, phase 0, 1 or (N,) of them."""
         n = experts.shape[0]
         assert experts.shape == weights.shape
         assert experts.shape[1] == self.n_layer

@@ -1,0 +1,42 @@
+"""The command palette's entries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from textual.command import DiscoveryHit, Hit, Hits, Provider
+
+from .screens.chat import ChatScreen
+from .widgets.expert_pane import MODES
+
+_ACTIONS = (
+    ("New chat", "new_chat", "Forget the conversation"),
+    ("Make the last reply again", "regenerate", "With another seed"),
+    ("Stop the reply", "stop", "What was said stays"),
+    ("Show or hide the experts", "toggle_experts", "The pane on the right"),
+    ("More experts a token", "used(1)", "Top-k up by one"),
+    ("Fewer experts a token", "used(-1)", "Top-k down by one"),
+)
+
+
+class ChatCommands(Provider):
+    """Everything the chat screen can do, by name."""
+
+    def _commands(self) -> Iterator[tuple[str, str, str]]:
+        if not isinstance(self.screen, ChatScreen):
+            return
+        yield from _ACTIONS
+        if self.screen.model.config.n_expert:
+            for mode, name in MODES.items():
+                yield f"Heatmap: {name}", f"mode('{mode}')", "What the heatmap shows"
+
+    async def discover(self) -> Hits:
+        for name, action, hint in self._commands():
+            yield DiscoveryHit(name, partial(self.screen.run_action, action), help=hint)
+
+    async def search(self, query: str) -> Hits:
+        matcher = self.matcher(query)
+        for name, action, hint in self._commands():
+            if (score := matcher.match(name)) > 0:
+                yield Hit(score, matcher.highlight(name), partial(self.screen.run_action, action), help=hint)

@@ -1,0 +1,190 @@
+"""The one thread that touches the model: it loads, generates and closes, and never waits for the screen.
+
+The screen polls `drain()` at its own pace, so a fast model cannot flood it with messages. Only rare events are posted.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from textual.message import Message
+
+from localmoe.errors import LocalMoeError
+
+from .messages import EngineDied, LoadFailed, LoadProgress, ModelReady, ReplyDone, ReplyFailed
+
+if TYPE_CHECKING:
+    from localmoe.engine.api import Model, Step
+
+Progress = Callable[..., None]
+
+
+class Loader(Protocol):
+    """Opens a model; `progress` is called with a text, amounts done and total, or any of these."""
+
+    def __call__(self, progress: Progress) -> Model: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """One reply to make: chat messages, the number of experts a token uses (None: the model's), sampling keywords."""
+
+    messages: Sequence[Mapping[str, str]]
+    n_expert_used: int | None
+    sampling: Mapping[str, Any]
+
+
+@dataclass
+class Progressed:
+    """What happened since the last look: new text, and where things stand."""
+
+    text: str = ""
+    prompt_done: int = 0
+    prompt_total: int = 0
+    n_gen: int = 0
+    n_past: int = 0
+    prompt_s: float = 0.0
+    gen_s: float = 0.0
+    step: Step | None = None
+
+
+class EngineWorker:
+    """Owns the engine's thread; every method may be called from the screen's thread and returns at once.
+
+    `post` takes its news; who listens may change while the thread is idle.
+    """
+
+    def __init__(self, loader: Loader, post: Callable[[Message], object]) -> None:
+        self._loader, self.post = loader, post
+        self._jobs: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._cancel = threading.Event()
+        self._state = Progressed()
+        self._text: list[str] = []
+        self._model: Model | None = None
+        self._thread = threading.Thread(target=self._main, name="localmoe-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def generate(self, request: Request) -> None:
+        """Queue a reply; the one before it must have ended."""
+        self._cancel.clear()
+        with self._lock:
+            self._state, self._text = Progressed(), []
+        self._jobs.put(request)
+
+    def stop(self) -> None:
+        """End the reply after the token that is being computed."""
+        self._cancel.set()
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Stop, close the model and wait a little; a thread that does not answer ends with the process."""
+        self._cancel.set()
+        self._jobs.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def drain(self) -> Progressed:
+        """The text since the last call and the newest figures."""
+        with self._lock:
+            text, self._text = "".join(self._text), []
+            state = Progressed(**{**vars(self._state), "text": text})
+        return state
+
+    def _main(self) -> None:
+        finished = False
+        try:
+            self._serve()
+            finished = True
+        finally:
+            error = sys.exc_info()[1]
+            if not finished and error is not None:  # a bug: the screen's thread raises it, the terminal is restored
+                self.post(EngineDied(error))
+
+    def _serve(self) -> None:
+        try:
+            self._model = self._loader(self._on_progress)
+        except LocalMoeError as error:
+            self.post(LoadFailed(str(error), error.exit_code))
+            return
+        except (OSError, MemoryError) as error:
+            self.post(LoadFailed(str(error) or "out of memory", 5 if isinstance(error, MemoryError) else 4))
+            return
+        self.post(ModelReady(self._model))
+        try:
+            while (request := self._jobs.get()) is not None:
+                self._reply(self._model, request)
+        finally:
+            self._model.close()
+
+    def _on_progress(self, *said: Any) -> None:
+        words = [str(item) for item in said if isinstance(item, str)]
+        amounts = [float(item) for item in said if isinstance(item, (int, float))]
+        part = None
+        if len(amounts) >= 2 and amounts[1] > 0:
+            part = min(1.0, amounts[0] / amounts[1])
+        elif len(amounts) == 1 and 0 <= amounts[0] <= 1:
+            part = amounts[0]
+        self.post(LoadProgress(" ".join(words), part))
+
+    def _reply(self, model: Model, request: Request) -> None:
+        started = time.perf_counter()
+
+        def on_prompt(done: int, total: int) -> None:
+            with self._lock:
+                self._state.prompt_done, self._state.prompt_total = done, total
+                self._state.prompt_s = time.perf_counter() - started
+
+        reason = "cancelled"
+        try:
+            steps = self._steps(model, request, on_prompt)
+            began = 0.0
+            for step in steps:
+                now = time.perf_counter()
+                began = began or now
+                self._record(step, started, began, now)
+                reason = step.stop_reason or "eos"
+                if self._cancel.is_set():
+                    reason = step.stop_reason or "cancelled"
+                    break
+            else:
+                self._measured(model)
+        except LocalMoeError as error:
+            self.post(ReplyFailed(str(error)))
+        except MemoryError:
+            self.post(ReplyFailed("out of memory"))
+        else:
+            self.post(ReplyDone(reason))
+
+    def _steps(self, model: Model, request: Request, on_prompt: Callable[[int, int], None]) -> Iterator[Step]:
+        """A reply to the chat, or, for a model without a chat template, the text's continuation."""
+        keywords = dict(request.sampling)
+        keywords.update(n_expert_used=request.n_expert_used, cancel=self._cancel, on_prompt=on_prompt)
+        if model.chat_template is not None:
+            return model.chat([dict(m) for m in request.messages], **keywords)
+        return model.generate("".join(m["content"] for m in request.messages), **keywords)
+
+    def _measured(self, model: Model) -> None:
+        """Take the engine's own figures for a whole reply in place of those seen from outside."""
+        timings = model.timings
+        with self._lock:
+            self._state.prompt_total = self._state.prompt_done = timings.n_prompt
+            self._state.prompt_s, self._state.gen_s = timings.prompt_s, timings.gen_s
+            self._state.n_gen = timings.n_gen
+
+    def _record(self, step: Step, started: float, began: float, now: float) -> None:
+        with self._lock:
+            if step.text:
+                self._text.append(step.text)
+            state = self._state
+            state.step, state.n_past = step, step.n_past
+            state.n_gen += 1
+            state.prompt_s = began - started
+            state.gen_s = now - began

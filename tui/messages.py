@@ -1,0 +1,62 @@
+"""What the engine's thread and the widgets tell the app."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from textual.message import Message
+
+if TYPE_CHECKING:
+    from localmoe.engine.api import Model
+
+
+@dataclass
+class LoadProgress(Message):
+    """Loading says what it is doing; `part` is 0..1 or None where unknown."""
+
+    text: str
+    part: float | None
+
+
+@dataclass
+class ModelReady(Message):
+    """The model is open."""
+
+    model: Model
+
+
+@dataclass
+class LoadFailed(Message):
+    """The model could not be opened: one line, and the process's exit code."""
+
+    reason: str
+    exit_code: int
+
+
+@dataclass
+class ReplyDone(Message):
+    """A reply ended: "eos", "length", "stop", "cancelled" or "context"."""
+
+    stop_reason: str
+
+
+@dataclass
+class ReplyFailed(Message):
+    """The engine refused or lost a request; what was said until then is kept."""
+
+    reason: str
+
+
+@dataclass
+class EngineDied(Message):
+    """A bug ended the engine's thread."""
+
+    error: BaseException
+
+
+@dataclass
+class Submitted(Message):
+    """The user sent a text."""
+
+    text: str

@@ -1,0 +1,16 @@
+"""What the app is started with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class AppOptions:
+    """`load` goes to `localmoe.load` and `sampling` to every `model.chat` as keywords; `system` is the system prompt."""
+
+    load: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    system: str = ""

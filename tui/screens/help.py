@@ -1,0 +1,59 @@
+"""The keys, and the words that the expert view uses."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Static
+
+KEYS = {
+    "Enter": "send",
+    "Ctrl+J": "new line (Shift+Enter too, where the terminal tells it apart)",
+    "Up, Down": "what you sent before",
+    "Esc": "stop the reply; what was said stays",
+    "Ctrl+R": "make the last reply again",
+    "Ctrl+N": "new chat",
+    "F2": "what the heatmap shows",
+    "F3": "show or hide the experts",
+    "F4, F5": "fewer, more experts a token; [ and ] outside the input",
+    "Tab": "between the input and the transcript",
+    "Ctrl+P": "all commands",
+    "Ctrl+Q, Ctrl+C": "quit (Ctrl+C copies where text is selected)",
+}
+WORDS = {
+    "expert": "one of several feed-forward networks in a layer; a token uses only a few of them",
+    "router": "the small matrix in each layer that picks a token's experts and weighs their answers",
+    "top-k": "how many experts a token uses in each layer",
+    "share": "the part of a layer's choices that went to one expert; even means 1 / number of experts",
+    "entropy": "how evenly a layer's experts are used: 1 is all alike, 0 is always the same one",
+    "busiest": "the load of a layer's busiest expert over the mean load",
+    "dead expert": "an expert that no token has chosen so far",
+    "reuse": "how often a token's expert is chosen by the next token too",
+    "gate weight": "how much an expert's answer counts for a token",
+    "path": "the experts that one token went to, layer by layer",
+}
+NOTE = (
+    "An expert's number means nothing across layers: expert 3 of layer 0 and expert 3 of layer 1 share nothing. "
+    "A prompt beside a number made that router row; it does not say what the expert is good at."
+)
+
+
+class HelpScreen(ModalScreen[None]):
+    """Keys and words, one line each."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f1,q,enter", "app.pop_screen", "Close", id="help.close")]
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="help-panel") as panel:
+            panel.border_title = "Help"
+            panel.border_subtitle = "Esc closes"
+            for title, table in (("Keys", KEYS), ("Words", WORDS)):
+                yield Static(title, classes="help-title", markup=False)
+                for name, meaning in table.items():
+                    yield Static(Content.assemble((f"{name:<16}", "bold $text-accent"), meaning), classes="help-line")
+            yield Static(NOTE, classes="help-note", markup=False)

@@ -1,0 +1,72 @@
+"""How large a heatmap's cells can be in the room there is: layers go down, experts go right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_CELL = 6
+"""Columns a cell takes at most: wider ones tear the picture apart."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A layout: cells of `width` columns and `height` lines, or two layers a line where `half`.
+
+    `per_row` layers and `per_column` experts are pooled into a cell (1: none are); `rows` and `columns` count cells,
+    `gutter` is the width of the layer numbers on the left, `lines` what the picture takes.
+    """
+
+    width: int
+    height: int
+    half: bool
+    per_row: int
+    per_column: int
+    rows: int
+    columns: int
+    gutter: int
+
+    @property
+    def lines(self) -> int:
+        return -(-self.rows // 2) if self.half else self.rows * self.height
+
+    @property
+    def pooled(self) -> bool:
+        return self.per_row > 1 or self.per_column > 1
+
+    def row_at(self, line: int) -> int | None:
+        """The cell row on a line of the picture (its upper one where half), None past the end."""
+        row = line * 2 if self.half else line // self.height
+        return row if 0 <= row < self.rows else None
+
+
+def fit(n_layer: int, n_expert: int, width: int, height: int, *, shaded: bool) -> Cells:
+    """The largest cells that show n_layer x n_expert in width x height; shaded cells cannot share a line.
+
+    Two-line cells, then full cells, then two layers a line, then layers pooled; likewise from six columns down to one,
+    then experts pooled.
+    """
+    gutter = len(str(max(n_layer - 1, 0))) + 1
+    room, height = max(1, width - gutter), max(1, height)
+    per_column = -(-n_expert // room) or 1
+    columns = -(-n_expert // per_column)
+    cell = max(1, min(MAX_CELL, room // max(1, columns)))
+    if n_layer <= height:
+        tall = 2 if cell >= 4 and n_layer * 2 <= height else 1
+        return Cells(cell, tall, False, 1, per_column, n_layer, columns, gutter)
+    half = not shaded
+    per_row = -(-n_layer // (height * (2 if half else 1)))
+    return Cells(cell, 1, half, per_row, per_column, -(-n_layer // per_row), columns, gutter)
+
+
+def pool(values: NDArray[np.float64], cells: Cells) -> NDArray[np.float64]:
+    """The busiest of the layers and experts behind each cell, (rows, columns); never a sum over layers. NaN is absence."""
+    if not cells.pooled:
+        return values
+    layers, experts = cells.rows * cells.per_row, cells.columns * cells.per_column
+    padded = np.full((layers, experts), -1.0)
+    padded[: values.shape[0], : values.shape[1]] = np.nan_to_num(values, nan=-1.0)
+    most: NDArray[np.float64] = padded.reshape(cells.rows, cells.per_row, cells.columns, cells.per_column).max((1, 3))
+    return np.where(most < 0, np.nan, most)

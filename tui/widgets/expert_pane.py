@@ -1,0 +1,227 @@
+"""Everything about the experts, beside the chat and knowing nothing of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.text import Text
+from textual import events, on
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.content import Content
+from textual.widgets import Static
+
+from localmoe.experts.statistics import DECODE, PREFILL, ExpertStatistics
+
+from .heatmap import Heatmap
+from .palette import scale_span
+from .path import TokenPath, path_rows
+from .turns import shown, shown_line
+
+MODES = {
+    "moving": "last tokens, moving average",
+    "start": "since the start",
+    "last": "last token, by gate weight",
+    "prefill": "prompts",
+    "decode": "replies",
+}
+"""What the heatmap can show; the order of the key that goes through them."""
+
+TALL = 26
+"""From this height on there is room for the legend, the figures and titles."""
+
+DENSE = (
+    "This model is dense: it has no experts.\n\n"
+    "Every token runs through all of its weights, so there is nothing to choose and nothing to show here."
+)
+
+
+@dataclass(frozen=True)
+class ExpertFacts:
+    """What the pane must know of a model; labels are () or one a expert."""
+
+    n_layer: int
+    n_expert: int
+    n_used: int
+    labels: tuple[str, ...] = ()
+
+
+def share_lines(facts: ExpertFacts, width: int, free: int, around: int) -> tuple[int, int]:
+    """Lines for the heatmap (`around` of them for its header and legend) and for the path, out of `free`."""
+    numbers, bars = path_rows(facts.n_layer, facts.n_used, facts.n_expert, width)
+    for heat, path in (
+        (2 * facts.n_layer, numbers),
+        (facts.n_layer, numbers),
+        (facts.n_layer, bars),
+        (-(-facts.n_layer // 2), 2),
+    ):
+        if heat + around + path <= free:
+            return heat + around, min(numbers, free - heat - around)
+    heat = max(3, free - 2)
+    return heat, max(1, free - heat)
+
+
+class ExpertPane(Vertical):
+    """The heatmap, a line of figures, the newest token's path and the experts' labels, as many as there is room for."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.facts = ExpertFacts(0, 0, 0)
+        self.mode = "moving"
+        self.stats = ExpertStatistics(0, 0, 0)
+        self._cell: tuple[int, int] | None = None
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="experts-title", classes="pane-title")
+        yield Heatmap(id="heatmap")
+        yield Static(id="experts-figures", classes="figures")
+        yield Static(id="path-title", classes="pane-title")
+        yield TokenPath(id="path")
+        yield Static(id="labels-title", classes="pane-title")
+        yield Static(id="labels", classes="labels")
+        yield Static(DENSE, id="dense", markup=False)
+
+    def open(self, facts: ExpertFacts) -> None:
+        """Start afresh with a model."""
+        self.facts = facts
+        self.stats = ExpertStatistics(facts.n_layer, facts.n_expert, facts.n_used)
+        self._cell = None
+        dense = facts.n_expert == 0
+        self.set_class(dense, "-dense")
+        self._title()
+        self._give_room()
+        if not dense:
+            self.refresh_figures()
+
+    def set_used(self, n_used: int) -> None:
+        """A token goes through n_used experts from now on."""
+        self.facts = ExpertFacts(self.facts.n_layer, self.facts.n_expert, n_used, self.facts.labels)
+        self._give_room()
+        self.refresh_figures()
+
+    def next_mode(self) -> None:
+        """Go on to the next thing that the heatmap can show."""
+        self.set_mode(list(MODES)[(list(MODES).index(self.mode) + 1) % len(MODES)])
+
+    def set_mode(self, mode: str) -> None:
+        self.mode = mode
+        self._title()
+        if self.facts.n_expert:
+            self.refresh_figures()
+
+    def show_path(self, text: str, experts: NDArray[np.int32], weights: NDArray[np.float32]) -> None:
+        """Show which experts (L, K) one token went to."""
+        if not self.facts.n_expert or not experts.shape[1]:
+            return
+        word = shown(text).replace("\n", "⏎")[:24]
+        self.query_one("#path-title", Static).update(
+            Content.assemble("PATH ", ("of token ", "$text-muted"), f"“{word}”") if text else "PATH"
+        )
+        self.query_one(TokenPath).show(experts, weights, self.facts.n_expert)
+
+    def refresh_figures(self) -> None:
+        """Draw what the statistics say now."""
+        facts = self.facts
+        if not facts.n_expert:
+            return
+        self.query_one(Heatmap).show(
+            self._share() * facts.n_expert, self._chosen(), scale_span(facts.n_expert, facts.n_used)
+        )
+        self._figures()
+
+    def _share(self) -> NDArray[np.float64]:
+        stats = self.stats
+        table = {
+            "moving": stats.moving_share,
+            "start": lambda: stats.layers().share,
+            "last": stats.last_share,
+            "prefill": lambda: stats.layers(PREFILL).share,
+            "decode": lambda: stats.layers(DECODE).share,
+        }
+        return table[self.mode]()
+
+    def _chosen(self) -> NDArray[np.bool_] | None:
+        experts, _ = self.stats.last_token()
+        if not experts.shape[1]:
+            return None
+        chosen = np.zeros((self.facts.n_layer, self.facts.n_expert + 1), np.bool_)
+        np.put_along_axis(chosen, np.clip(experts, -1, self.facts.n_expert), True, axis=1)
+        return chosen[:, :-1]
+
+    def _title(self) -> None:
+        compact = self.content_size.height < TALL
+        name = MODES[self.mode].split(",")[0] if self.content_size.width < 40 else MODES[self.mode]
+        parts: list[str | Content | tuple[str, str]] = ["EXPERTS ", (name, "$text-muted")]
+        if compact:
+            scale = Text.assemble(*((part.text, part.style or "") for part in self.query_one(Heatmap).scale(8)))
+            parts += [("  –", "$text-muted"), Content.from_rich_text(scale), ("+", "$text-muted")]
+        self.query_one("#experts-title", Static).update(Content.assemble(*parts))
+
+    def _figures(self) -> None:
+        """The span over layers of three figures; each layer has its own."""
+        layers = self.stats.layers()
+        if self._cell is not None:
+            text = self._cell_figures(*self._cell)
+        elif not layers.tokens.any():
+            text = Content.styled("no token yet", "$text-muted")
+        else:
+            dead = int(layers.dead.sum())
+            low, high = float(layers.entropy.min()), float(layers.entropy.max())
+            parts: list[str | tuple[str, str]] = [("entropy ", "$text-muted"), f"{low:.2f}–{high:.2f}"]
+            if self.size.width >= 40:
+                parts += [("  busiest ", "$text-muted"), f"{layers.max_over_mean.max():.1f}×"]
+            parts += [("  dead ", "$text-muted"), f"{dead}"]
+            if self.size.width >= 56:
+                parts += [(f"/{layers.dead.size}  reuse ", "$text-muted"), f"{np.nanmean(layers.layer_reuse):.0%}"]
+            text = Content.assemble(*parts)
+        self.query_one("#experts-figures", Static).update(text)
+
+    def on_resize(self, _: events.Resize) -> None:
+        self._title()
+        self._give_room()
+        if self.facts.n_expert:
+            self.refresh_figures()
+
+    def _give_room(self) -> None:
+        """Share the lines out: every layer of the heatmap first, then the path, then the labels."""
+        facts, size = self.facts, self.content_size
+        if not facts.n_expert or not size.height:
+            return
+        compact = size.height < TALL
+        self.set_class(compact, "-compact")
+        heatmap = self.query_one(Heatmap)
+        heatmap.legend = not compact
+        labels = len(facts.labels[:8]) if facts.labels and size.height >= TALL + 6 else 0
+        free = size.height - (1 if compact else 5) - (labels + 2 if labels else 0)
+        heat, path = share_lines(facts, size.width, free, Heatmap.ABOVE + heatmap.legend)
+        heatmap.styles.height, self.query_one(TokenPath).styles.height = heat, path
+        self.set_class(labels > 0, "-labelled")
+        if labels:
+            self._labels(size.width, labels)
+
+    def _labels(self, width: int, lines: int) -> None:
+        self.query_one("#labels-title", Static).update(
+            Content.assemble("ROUTER ROWS ", ("were made from these prompts", "$text-muted"))
+        )
+        rows = []
+        for expert, label in enumerate(self.facts.labels[:lines]):
+            text = shown_line(label)
+            room = width - 5
+            text = text if len(text) <= room else text[: room - 1] + "…"
+            rows.append(Content.assemble((f"{expert:>2}  ", "$text-muted"), text))
+        self.query_one("#labels", Static).update(Content("\n").join(rows))
+
+    @on(Heatmap.Pointed)
+    def _pointed(self, event: Heatmap.Pointed) -> None:
+        event.stop()
+        self._cell = None if event.layer is None or event.expert is None else (event.layer, event.expert)
+        self._figures()
+
+    def _cell_figures(self, layer: int, expert: int) -> Content:
+        """What is known of the cell under the mouse."""
+        share = self._share()[layer, expert]
+        load = "no data" if np.isnan(share) else f"{share:.1%}  {share * self.facts.n_expert:.2g}× even"
+        dim = "$text-muted"
+        return Content.assemble(("layer ", dim), str(layer), (" expert ", dim), str(expert), f"  {load}")

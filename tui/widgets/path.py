@@ -1,0 +1,131 @@
+"""The newest token's path: which experts each layer sent it to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.strip import Strip
+from textual.widget import Widget
+
+_BARS = "▁▂▃▄▅▆▇█"
+GAP, GROUP = 2, 5
+
+
+@dataclass(frozen=True)
+class PathLayout:
+    """How a path is written: `form` is "weights", "bars" or "first"; `shown` experts a layer, `columns` of entries."""
+
+    form: str
+    shown: int
+    entry: int
+    columns: int
+
+    def rows(self, n_layer: int) -> int:
+        return -(-n_layer // max(1, self.columns))
+
+
+def _forms(n_layer: int, n_used: int, n_expert: int) -> list[tuple[str, int, int]]:
+    """Form, experts shown and columns of an entry, the fullest first."""
+    layer, expert = len(str(max(n_layer - 1, 0))), len(str(max(n_expert - 1, 0)))
+    forms = [("weights", n_used, layer + n_used * (expert + 5))]
+    return forms + [("bars", shown, layer + shown * (expert + 2)) for shown in range(n_used, 0, -1)]
+
+
+def path_rows(n_layer: int, n_used: int, n_expert: int, width: int) -> tuple[int, int]:
+    """The lines that a path takes with weights as numbers, and with all its experts' weights as bars."""
+    rows = []
+    for _, _, entry in _forms(n_layer, n_used, n_expert)[:2]:
+        columns = (width + GAP) // (entry + GAP)
+        rows.append(-(-n_layer // columns) if columns else n_layer + 1)
+    return rows[0], rows[-1]
+
+
+def path_layout(n_layer: int, n_used: int, n_expert: int, width: int, height: int) -> PathLayout:
+    """The fullest form that fits: weights as numbers, weights as bars, fewer experts, or each layer's first alone."""
+    for form, shown, entry in _forms(n_layer, n_used, n_expert):
+        columns = (width + GAP) // (entry + GAP)
+        if columns and -(-n_layer // columns) <= height:
+            return PathLayout(form, shown, entry, -(-n_layer // max(1, min(height, n_layer))))
+    expert = len(str(max(n_expert - 1, 0)))
+    if expert > 1:
+        return PathLayout("first", 1, expert + 1, max(1, width // (expert + 1)))
+    groups = (width + 1) // (GROUP + 1)
+    return PathLayout("first", 1, 1, max(1, groups * GROUP))
+
+
+class TokenPath(Widget):
+    """The experts that one token went through, column by column of layers, the heavier ones brighter."""
+
+    DEFAULT_CSS = "TokenPath { height: 1fr; width: 1fr; }"
+    ALLOW_SELECT = False
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._experts: NDArray[np.int32] = np.zeros((0, 0), np.int32)
+        self._weights: NDArray[np.float32] = np.zeros((0, 0), np.float32)
+        self._n_expert = 0
+
+    def show(self, experts: NDArray[np.int32], weights: NDArray[np.float32], n_expert: int) -> None:
+        """Show one token's choices: experts and weights (L, K), any order of weight."""
+        order = np.argsort(-weights, axis=1, kind="stable")
+        self._experts = np.take_along_axis(experts, order, 1)
+        self._weights = np.take_along_axis(weights, order, 1)
+        self._n_expert = n_expert
+        self.refresh()
+
+    def on_resize(self, _: events.Resize) -> None:
+        self.refresh()
+
+    @property
+    def layout_now(self) -> PathLayout:
+        n_layer, n_used = self._experts.shape
+        return path_layout(n_layer, n_used, self._n_expert, self.size.width, self.size.height)
+
+    def render_line(self, y: int) -> Strip:
+        width = self.size.width
+        n_layer, n_used = self._experts.shape
+        if not n_layer or not n_used:
+            return Strip.blank(width, self.rich_style)
+        layout = self.layout_now
+        segments = self._firsts(layout, y) if layout.form == "first" else self._entries(layout, y)
+        return Strip(segments).adjust_cell_length(width, self.rich_style)
+
+    def _firsts(self, layout: PathLayout, y: int) -> list[Segment]:
+        """Each layer's first expert; single digits in groups of five layers."""
+        start = y * layout.columns
+        firsts = [str(e) for e in self._experts[start : start + layout.columns, 0].tolist()]
+        if layout.entry == 1:
+            text = " ".join("".join(firsts[at : at + GROUP]) for at in range(0, len(firsts), GROUP))
+        else:
+            text = "".join(e.rjust(layout.entry - 1) + " " for e in firsts)
+        if y == self.size.height - 1 and start + layout.columns < self._experts.shape[0]:
+            text = text.ljust(self.size.width)[: self.size.width - 1] + "…"
+        return [Segment(text, self.rich_style)]
+
+    def _entries(self, layout: PathLayout, y: int) -> list[Segment]:
+        n_layer, n_used = self._experts.shape
+        rows, digits = layout.rows(n_layer), len(str(n_layer - 1))
+        wide = len(str(max(self._n_expert - 1, 0)))
+        plain, dim = self.rich_style, self.rich_style + Style(dim=True)
+        out: list[Segment] = []
+        for layer in range(y, n_layer, rows) if y < rows else ():
+            out.append(Segment(str(layer).rjust(digits), dim))
+            for expert, weight in zip(
+                self._experts[layer, : layout.shown].tolist(), self._weights[layer].tolist(), strict=False
+            ):
+                out.append(Segment(" " + str(expert).rjust(wide), plain + Style(bold=weight * n_used >= 1)))
+                out.append(Segment(_weight(weight, layout.form), dim))
+            out.append(Segment(" " * GAP, plain))
+        return out
+
+
+def _weight(weight: float, form: str) -> str:
+    """A gate weight as .62, or as a bar of one character."""
+    if form == "bars":
+        return _BARS[min(7, max(0, int(weight * 8)))]
+    return " " + (f"{weight:.2f}"[1:] if weight < 0.995 else "1.0")

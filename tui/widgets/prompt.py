@@ -1,0 +1,62 @@
+"""The input: Enter sends, Ctrl+J or Shift+Enter makes a new line, up and down walk through what was sent."""
+
+from __future__ import annotations
+
+from textual import events
+from textual.widgets import TextArea
+
+from ..messages import Submitted
+
+
+HINT = "Message the model"
+NEW_LINE = ("ctrl+j", "shift+enter", "alt+enter")
+
+
+class Prompt(TextArea):
+    """A text of one or more lines that grows with what is typed, with a history."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id, soft_wrap=True, tab_behavior="focus", show_line_numbers=False, compact=True, placeholder=HINT)
+        self.highlight_cursor_line = False
+        self.sent: list[str] = []
+        self._at = 0
+        self._draft = ""
+
+    async def _on_key(self, event: events.Key) -> None:
+        # Not priority bindings: those run before the letters typed just before them have arrived here.
+        if event.key not in ("enter", *NEW_LINE):
+            await super()._on_key(event)
+            return
+        event.stop()
+        event.prevent_default()
+        if event.key in NEW_LINE:
+            self.insert("\n")
+        elif text := self.text.strip():
+            self.post_message(Submitted(text))
+
+    def remember(self, text: str) -> None:
+        """Put a text that was sent into the history and empty the input."""
+        if not self.sent or self.sent[-1] != text:
+            self.sent.append(text)
+        self._at, self._draft = len(self.sent), ""
+        self.clear()
+
+    def action_cursor_up(self, select: bool = False) -> None:
+        if not select and self.cursor_location[0] == 0 and self._at > 0:
+            self._recall(self._at - 1)
+        else:
+            super().action_cursor_up(select)
+
+    def action_cursor_down(self, select: bool = False) -> None:
+        last = self.cursor_location[0] == self.document.line_count - 1
+        if not select and last and self._at < len(self.sent):
+            self._recall(self._at + 1)
+        else:
+            super().action_cursor_down(select)
+
+    def _recall(self, place: int) -> None:
+        if self._at == len(self.sent):
+            self._draft = self.text
+        self._at = place
+        self.text = self.sent[place] if place < len(self.sent) else self._draft
+        self.move_cursor(self.document.end)

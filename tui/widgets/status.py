@@ -1,0 +1,75 @@
+"""The lines that say what is loaded and what is going on."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+from textual.content import Content
+from textual.reactive import reactive
+from textual.widgets import Static
+
+FULL, EMPTY = "━", "─"
+
+
+def meter(part: float, width: int) -> tuple[str, str]:
+    """A bar's done and left part; `part` 0..1."""
+    done = min(width, max(0, round(part * width)))
+    return FULL * done, EMPTY * (width - done)
+
+
+def rate(n: int, seconds: float) -> str:
+    """Tokens a second in at most five characters, or a dash without data."""
+    if n <= 0 or seconds <= 0:
+        return "–"
+    value = n / seconds
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+class TitleBar(Horizontal):
+    """What is loaded, and how many experts a token goes through."""
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="title-name")
+        yield Static(id="title-detail", markup=False)
+
+    def show(self, name: str, detail: str) -> None:
+        """Both must be harmless already."""
+        self.query_one("#title-name", Static).update(Content.assemble((" localmoe  ", "bold $accent"), (name, "bold")))
+        self.query_one("#title-detail", Static).update(detail)
+
+
+class StatusLine(Static):
+    """State, speeds and the context meter; while a prompt is read, its progress."""
+
+    state = reactive("loading")
+    prompt_rate = reactive("–")
+    reply_rate = reactive("–")
+    prompt_part = reactive(-1.0)
+    prompt_total = reactive(0)
+    used = reactive(0)
+    size_of_context = reactive(0)
+
+    def render(self) -> Content:
+        narrow = self.size.width < 100
+        bar = 8 if narrow else 16
+        parts: list[Content | str | tuple[str, str]] = [" ", self._state()]
+        if self.state == "reading":
+            done, left = meter(self.prompt_part, bar + 4)
+            count = f"{round(self.prompt_part * self.prompt_total)}/{self.prompt_total}"
+            parts += [" ", (done, "$accent"), (left, "$text-disabled"), f" {count} tokens"]
+        else:
+            parts += [("  prompt ", "$text-muted"), self.prompt_rate, ("  reply ", "$text-muted"), self.reply_rate]
+            parts.append((" tok/s", "$text-muted"))
+        return Content.assemble(*parts, "  ", self._context_meter(bar))
+
+    def _state(self) -> tuple[str, str]:
+        names = {"ready": ("● ready  ", "$success"), "reading": ("● reading", "$accent")}
+        return names.get(self.state, (f"● {self.state}".ljust(9), "$warning"))
+
+    def _context_meter(self, bar: int) -> Content:
+        size = max(1, self.size_of_context)
+        part = self.used / size
+        tint = "$error" if part >= 0.95 else "$warning" if part >= 0.8 else "$text-accent"
+        done, left = meter(part, bar)
+        counts = f" {self.used}/{self.size_of_context}"
+        return Content.assemble(("context ", "$text-muted"), (done, tint), (left, "$text-disabled"), counts)
