@@ -14,7 +14,7 @@ from localmoe.errors import LocalMoeError
 from localmoe.experts.labels import expert_labels
 from localmoe.gguf_file import GGUFFile, open_gguf, visible
 from localmoe.model.config import ModelConfig
-from localmoe.model.memory import available_memory, check_memory, kv_cache_bytes, model_size
+from localmoe.model.memory import available_memory, check_sizes, kv_cache_bytes, model_size
 from localmoe.model.weights import read_floats, supported_types, tensor_problems
 
 MAX_REASONS = 8
@@ -170,7 +170,7 @@ def _memory(gguf: GGUFFile, config: ModelConfig | None, reasons: list[str]) -> t
     warnings: list[str] = []
     for n_ctx in contexts:
         try:
-            warning = check_memory(config, n_ctx, weights, available=memory["available"])
+            warning = check_sizes(config, n_ctx, weights, memory["available"])
         except LocalMoeError as error:
             (reasons if n_ctx == contexts[0] else warnings).append(_reason(error))
         else:

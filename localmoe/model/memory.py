@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localmoe.errors import MemoryLimitError, UsageError
-from localmoe.gguf_file import TensorInfo, visible
+from localmoe.gguf_file import GGUFFile, TensorInfo, visible
 from localmoe.model.config import ModelConfig
 
 # bytes an element of the cache: blocks of 32 with a float16 scale are 34 bytes
@@ -63,20 +63,28 @@ def kv_cache_bytes(config: ModelConfig, n_ctx: int, type_k: str = "f16", type_v:
 
 
 def check_memory(
+    gguf: GGUFFile, config: ModelConfig, n_ctx: int, type_k: str = "f16", type_v: str | None = None
+) -> str | None:
+    """`check_sizes` of an open file against this machine's memory now; `type_v` None is `type_k`."""
+    stored = sum(tensor.n_bytes for tensor in gguf.tensors.values())
+    available, file = available_memory(), visible(str(gguf.path))
+    return check_sizes(config, n_ctx, stored, available, type_k=type_k, type_v=type_v or type_k, file=file)
+
+
+def check_sizes(
     config: ModelConfig,
     n_ctx: int,
     weight_bytes: int,
+    available: int | None,
     *,
     type_k: str = "f16",
     type_v: str = "f16",
-    available: int | None = None,
     file: str | os.PathLike[str] | None = None,
 ) -> str | None:
     """Raise MemoryLimitError if the cache cannot fit; else say where the weights will not stay in memory, or None.
 
-    `available` is in bytes, by default this machine's now; where it is unknown nothing is refused.
+    `available` is in bytes; where it is unknown (None) nothing is refused.
     """
-    available = available_memory() if available is None else available
     if available is None:
         return None
     cache = kv_cache_bytes(config, n_ctx, type_k, type_v)

@@ -81,7 +81,7 @@ def test_cache_of_mixtral(mixtral: ModelConfig) -> None:
 
 def test_row_30_cache_that_does_not_fit_is_refused_with_the_estimate(mixtral: ModelConfig) -> None:
     with pytest.raises(MemoryLimitError) as caught:
-        memory.check_memory(mixtral, 32768, 26 * GIB, available=4 * GIB, file="m.gguf")
+        memory.check_sizes(mixtral, 32768, 26 * GIB, 4 * GIB, file="m.gguf")
     assert caught.value.exit_code == 5
     assert str(caught.value) == (
         "m.gguf: context 32768: the cache of a context of 32768 does not fit in memory: choose a smaller one, "
@@ -90,10 +90,18 @@ def test_row_30_cache_that_does_not_fit_is_refused_with_the_estimate(mixtral: Mo
 
 
 def test_row_30_weights_larger_than_memory_only_warn(mixtral: ModelConfig) -> None:
-    warning = memory.check_memory(mixtral, 4096, 26 * GIB, available=8 * GIB)
+    warning = memory.check_sizes(mixtral, 4096, 26 * GIB, 8 * GIB)
     assert warning is not None
     assert warning.startswith("weights of 26.0 GiB and a cache of 512.0 MiB are more than the 8.0 GiB available")
-    assert memory.check_memory(mixtral, 4096, 26 * GIB, available=32 * GIB) is None
+    assert memory.check_sizes(mixtral, 4096, 26 * GIB, 32 * GIB) is None
+
+
+def test_a_file_is_checked_against_this_machine(tmp_path: Path) -> None:
+    with open_gguf(write_tiny(tmp_path / "m.gguf")) as file:
+        config = ModelConfig.from_metadata(file)
+        assert memory.check_memory(file, config, 512) is None
+        with pytest.raises(MemoryLimitError, match=r"m\.gguf: context 1000000000: the cache"):
+            memory.check_memory(file, replace(config, n_layer=100), 10**9)
 
 
 def test_available_memory_is_plausible() -> None:
