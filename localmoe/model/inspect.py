@@ -135,7 +135,11 @@ def _numbers(metadata: Mapping[str, Any], config: ModelConfig | None) -> dict[st
         return {name: getattr(config, name) for name in _CONFIG_FIELDS}
     arch = metadata.get("general.architecture")
     values = {name: metadata.get(f"{arch}.{key}") for name, key in _KEYS.items()}
-    return {name: value for name, value in values.items() if type(value) in (int, float) and abs(value) < 2**63}
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**63
+    }
 
 
 def _scaling(config: ModelConfig | None, gguf: GGUFFile) -> dict[str, Any] | None:
