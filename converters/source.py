@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -60,7 +61,8 @@ class SourceModel:
     `metadata` need not hold `general.file_type` and `general.quantization_version`: the writer sets them. `label` is
     the path that errors name. `origin` says which of llama.cpp's programs the result must equal: from a "checkpoint"
     the converter (tensors that are never quantized become F32, and F32, F16, BF16 and Q8_0 keep this order), from a
-    "gguf" llama-quantize (those tensors keep their type, and the order is by layer, then by name).
+    "gguf" llama-quantize (those tensors keep their type, and the order is by layer, then by name). `files` are the
+    files that pieces read, none of which may be written over.
     """
 
     metadata: dict[str, MetaValue]
@@ -69,6 +71,7 @@ class SourceModel:
     n_layer: int
     label: str
     origin: Literal["checkpoint", "gguf"] = "checkpoint"
+    files: tuple[Path, ...] = ()
 
 
 def row_runs(n_rows: int, row_bytes: int, limit: int = PIECE_BYTES) -> Iterator[tuple[int, int]]:

@@ -31,10 +31,11 @@ _BLOCKS: Mapping[Type, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def decode(type_: Type, raw: np.ndarray) -> np.ndarray:
-    """float32 (..., columns) from uint8 (..., row bytes); rows must be whole blocks. BadInputError: type not supported."""
+    """float32 (..., columns) from uint8 (..., row bytes), rows of whole blocks. BadInputError: unsupported type."""
     form = format_of(type_)
     raw = np.ascontiguousarray(raw)
-    assert raw.dtype == np.uint8 and raw.shape[-1] % form.block_bytes == 0
+    assert raw.dtype == np.uint8
+    assert raw.shape[-1] % form.block_bytes == 0
     if type_ in _PLAIN:
         return _PLAIN[type_](raw)
     blocks = raw.reshape(*raw.shape[:-1], raw.shape[-1] // form.block_bytes, form.block_bytes)

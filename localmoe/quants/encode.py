@@ -56,8 +56,11 @@ def encode_into(type_: Type, x: np.ndarray, out: np.ndarray) -> None:
     """Encode contiguous float32 (n,), whole blocks, into uint8 `out` of exactly its encoded size."""
     form = FORMATS[type_]
     n = x.size // form.block_size
-    assert x.dtype == np.float32 and x.flags.c_contiguous and out.flags.c_contiguous
-    assert n * form.block_size == x.size and out.size == n * form.block_bytes
+    assert x.dtype == np.float32
+    assert x.flags.c_contiguous
+    assert out.flags.c_contiguous
+    assert n * form.block_size == x.size
+    assert out.size == n * form.block_bytes
     if type_ == Type.F32:
         out[:] = x.view(np.uint8)
     elif type_ == Type.BF16:

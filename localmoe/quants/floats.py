@@ -59,7 +59,7 @@ def widen_bf16(source: np.ndarray, out: np.ndarray) -> None:
 
 
 @njit
-def encode_f16(x: int, out: int, n: int, scratch: int) -> None:
+def encode_f16(x: int, out: int, n: int, scratch: int) -> None:  # noqa: ARG001
     """n float32 at `x` to float16 at `out`, to nearest even."""
     whole = n // N * N
     for i in range(0, whole, N):
@@ -89,7 +89,7 @@ def all_finite(x: np.ndarray) -> bool:
         most = larger(most, bits(load_f(address + 4 * i)) & sign)
     if largest(most) >= _INFINITY:
         return False
-    for i in range(whole, n):
+    for i in range(whole, n):  # noqa: SIM110
         if not np.isfinite(x[i]):
             return False
     return True

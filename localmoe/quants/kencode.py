@@ -242,7 +242,7 @@ def _level_sums(tile: int, weighted: int, inverse):  # type: ignore[no-untyped-d
 def _fit_signed(scratch: int, steps: np.ndarray):  # type: ignore[no-untyped-def]
     """make_qx_quants with 32 levels a side: scale, the inverse scale that gives the levels chosen, and empty lanes."""
     tile, weighted = scratch, scratch + _W
-    zero, one = splat_f(np.float32(0)), splat_f(np.float32(1))
+    zero = splat_f(np.float32(0))
     amax, extreme = zero, zero
     for i in range(16):
         v = load_f(tile + 64 * i)

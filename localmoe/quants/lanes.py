@@ -1,3 +1,4 @@
+# ruff: noqa: ARG001, ARG005
 """Sixteen blocks side by side: vector values whose lane i belongs to block i, for encoders that must be bit-exact.
 
 ggml's encoders work on one block in plain order without FMA. The same operations on lanes give the same bits, so
@@ -54,24 +55,24 @@ def _call(b: Any, name: str, result: Any, args: list[Any]) -> Any:
     return b.call(cgutils.get_or_insert_function(b.module, signature_, name), args)
 
 
-F, I, B = Lanes("f32"), Lanes("i32"), Lanes("i1")
+FLOATS, INTS, MASK = Lanes("f32"), Lanes("i32"), Lanes("i1")
 
 # --- operators ----------------------------------------------------------------------------------------------
 
 _OPERATORS: tuple[tuple[Any, Lanes, Lanes, Callable[[Any, Any, Any], Any]], ...] = (
-    (operator.add, F, F, lambda b, x, y: b.fadd(x, y)),
-    (operator.sub, F, F, lambda b, x, y: b.fsub(x, y)),
-    (operator.mul, F, F, lambda b, x, y: b.fmul(x, y)),
-    (operator.truediv, F, F, lambda b, x, y: b.fdiv(x, y)),
-    (operator.lt, F, B, lambda b, x, y: b.fcmp_ordered("<", x, y)),
-    (operator.gt, F, B, lambda b, x, y: b.fcmp_ordered(">", x, y)),
-    (operator.eq, F, B, lambda b, x, y: b.fcmp_ordered("==", x, y)),
-    (operator.add, I, I, lambda b, x, y: b.add(x, y)),
-    (operator.and_, I, I, lambda b, x, y: b.and_(x, y)),
-    (operator.or_, I, I, lambda b, x, y: b.or_(x, y)),
-    (operator.lshift, I, I, lambda b, x, y: b.shl(x, y)),
-    (operator.rshift, I, I, lambda b, x, y: b.lshr(x, y)),
-    (operator.and_, B, B, lambda b, x, y: b.and_(x, y)),
+    (operator.add, FLOATS, FLOATS, lambda b, x, y: b.fadd(x, y)),
+    (operator.sub, FLOATS, FLOATS, lambda b, x, y: b.fsub(x, y)),
+    (operator.mul, FLOATS, FLOATS, lambda b, x, y: b.fmul(x, y)),
+    (operator.truediv, FLOATS, FLOATS, lambda b, x, y: b.fdiv(x, y)),
+    (operator.lt, FLOATS, MASK, lambda b, x, y: b.fcmp_ordered("<", x, y)),
+    (operator.gt, FLOATS, MASK, lambda b, x, y: b.fcmp_ordered(">", x, y)),
+    (operator.eq, FLOATS, MASK, lambda b, x, y: b.fcmp_ordered("==", x, y)),
+    (operator.add, INTS, INTS, lambda b, x, y: b.add(x, y)),
+    (operator.and_, INTS, INTS, lambda b, x, y: b.and_(x, y)),
+    (operator.or_, INTS, INTS, lambda b, x, y: b.or_(x, y)),
+    (operator.lshift, INTS, INTS, lambda b, x, y: b.shl(x, y)),
+    (operator.rshift, INTS, INTS, lambda b, x, y: b.lshr(x, y)),
+    (operator.and_, MASK, MASK, lambda b, x, y: b.and_(x, y)),
 )
 
 
@@ -128,15 +129,15 @@ def _keep(b: Any, v: Any) -> Any:
     return v
 
 
-load_f = _make_load(_vector(_F32), F, _keep)
-load_i = _make_load(_vector(_I32), I, _keep)
-load_f16 = _make_load(_vector(_HALF), F, lambda b, v: b.fpext(v, _vector(_F32)))
-load_bf16 = _make_load(_vector(_I16), F, _bf16_up)
-store_f = _make_store(F, _keep)
-store_i = _make_store(I, _keep)
-store_u16 = _make_store(I, lambda b, v: b.trunc(v, _vector(_I16)))
-store_u8 = _make_store(I, lambda b, v: b.trunc(v, _vector(_I8)))
-store_f16 = _make_store(F, lambda b, v: b.fptrunc(v, _vector(_HALF)))
+load_f = _make_load(_vector(_F32), FLOATS, _keep)
+load_i = _make_load(_vector(_I32), INTS, _keep)
+load_f16 = _make_load(_vector(_HALF), FLOATS, lambda b, v: b.fpext(v, _vector(_F32)))
+load_bf16 = _make_load(_vector(_I16), FLOATS, _bf16_up)
+store_f = _make_store(FLOATS, _keep)
+store_i = _make_store(INTS, _keep)
+store_u16 = _make_store(INTS, lambda b, v: b.trunc(v, _vector(_I16)))
+store_u8 = _make_store(INTS, lambda b, v: b.trunc(v, _vector(_I8)))
+store_f16 = _make_store(FLOATS, lambda b, v: b.fptrunc(v, _vector(_HALF)))
 
 # one element
 get_f = _make_load(_F32, types.float32, _keep)
@@ -164,44 +165,44 @@ def _make_splat(lane: Any, result: Lanes, scalar: Any) -> Any:
     return splat
 
 
-splat_f = _make_splat(_F32, F, types.float32)
-splat_i = _make_splat(_I32, I, types.int32)
+splat_f = _make_splat(_F32, FLOATS, types.float32)
+splat_i = _make_splat(_I32, INTS, types.int32)
 
 
 @intrinsic
 def select(typingctx: Any, mask: Any, x: Any, y: Any) -> Any:
     """x where the mask is set, else y."""
-    return x(B, x, x), lambda ctx, b, sig, args: b.select(*args)
+    return x(MASK, x, x), lambda ctx, b, sig, args: b.select(*args)
 
 
 @intrinsic
 def absolute(typingctx: Any, x: Any) -> Any:
     """The lanes without their sign."""
-    return F(F), lambda ctx, b, sig, args: _call(b, "llvm.fabs.v16f32", _vector(_F32), list(args))
+    return FLOATS(FLOATS), lambda ctx, b, sig, args: _call(b, "llvm.fabs.v16f32", _vector(_F32), list(args))
 
 
 @intrinsic
 def sqrt(typingctx: Any, x: Any) -> Any:
     """The correctly rounded square root."""
-    return F(F), lambda ctx, b, sig, args: _call(b, "llvm.sqrt.v16f32", _vector(_F32), list(args))
+    return FLOATS(FLOATS), lambda ctx, b, sig, args: _call(b, "llvm.sqrt.v16f32", _vector(_F32), list(args))
 
 
 @intrinsic
 def negative(typingctx: Any, x: Any) -> Any:
     """The lanes with their sign flipped."""
-    return F(F), lambda ctx, b, sig, args: b.fneg(args[0])
+    return FLOATS(FLOATS), lambda ctx, b, sig, args: b.fneg(args[0])
 
 
 @intrinsic
 def to_f(typingctx: Any, x: Any) -> Any:
     """int32 lanes as float32."""
-    return F(I), lambda ctx, b, sig, args: b.sitofp(args[0], _vector(_F32))
+    return FLOATS(INTS), lambda ctx, b, sig, args: b.sitofp(args[0], _vector(_F32))
 
 
 @intrinsic
 def bits(typingctx: Any, x: Any) -> Any:
     """float32 lanes' bits as int32."""
-    return I(F), lambda ctx, b, sig, args: b.bitcast(args[0], _vector(_I32))
+    return INTS(FLOATS), lambda ctx, b, sig, args: b.bitcast(args[0], _vector(_I32))
 
 
 @intrinsic
@@ -212,19 +213,19 @@ def clamp(typingctx: Any, x: Any, low: Any, high: Any) -> Any:
         capped = _call(b, "llvm.smin.v16i32", _vector(_I32), [args[2], args[0]])
         return _call(b, "llvm.smax.v16i32", _vector(_I32), [args[1], capped])
 
-    return I(I, I, I), codegen
+    return INTS(INTS, INTS, INTS), codegen
 
 
 @intrinsic
 def largest(typingctx: Any, x: Any) -> Any:
     """The largest of the int32 lanes."""
-    return types.int32(I), lambda ctx, b, sig, args: _call(b, "llvm.vector.reduce.smax.v16i32", _I32, list(args))
+    return types.int32(INTS), lambda ctx, b, sig, args: _call(b, "llvm.vector.reduce.smax.v16i32", _I32, list(args))
 
 
 @intrinsic
 def larger(typingctx: Any, x: Any, y: Any) -> Any:
     """The larger of two int32 lanes."""
-    return I(I, I), lambda ctx, b, sig, args: _call(b, "llvm.smax.v16i32", _vector(_I32), list(args))
+    return INTS(INTS, INTS), lambda ctx, b, sig, args: _call(b, "llvm.smax.v16i32", _vector(_I32), list(args))
 
 
 _MAGIC = 12582912.0  # 1.5 * 2**23: adding it leaves the value rounded half to even in the low bits
@@ -242,7 +243,7 @@ def nearest(typingctx: Any, x: Any) -> Any:
     def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
         return _nearest(b, args[0], lambda v: _const(_F32, v), lambda v: _const(_I32, v))
 
-    return I(F), codegen
+    return INTS(FLOATS), codegen
 
 
 @intrinsic
@@ -273,10 +274,10 @@ def truncate(typingctx: Any, x: Any) -> Any:
         whole = b.fptosi(b.select(fits, args[0], _const(_F32, 0.0)), _vector(_I32))
         return b.select(fits, whole, _const(_I32, -(2**31)))
 
-    return I(F), codegen
+    return INTS(FLOATS), codegen
 
 
 @intrinsic
 def round_away(typingctx: Any, x: Any) -> Any:
     """C's roundf: to the nearest whole number, half away from zero."""
-    return F(F), lambda ctx, b, sig, args: _call(b, "llvm.round.v16f32", _vector(_F32), list(args))
+    return FLOATS(FLOATS), lambda ctx, b, sig, args: _call(b, "llvm.round.v16f32", _vector(_F32), list(args))

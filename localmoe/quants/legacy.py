@@ -91,7 +91,7 @@ def transpose(x: int, tile: int, first: int, last: int, size: int) -> None:
 
 
 @njit
-def encode_q8_0(x: int, out: int, n: int, scratch: int) -> None:
+def encode_q8_0(x: int, out: int, n: int, scratch: int) -> None:  # noqa: ARG001
     """d = max |x| / 127; q = round(x / d), half away from zero. Lanes are elements here: nothing is summed."""
     sign, byte = splat_i(np.int32(0x7FFFFFFF)), splat_i(np.int32(0xFF))
     for block in range(n):

@@ -1,0 +1,76 @@
+"""A GGUF file, single or split, as a model to be written: tensors are read from its memory map."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+
+from localmoe.errors import BadInputError
+from localmoe.gguf_file import GGUFFile, TensorInfo, visible
+from localmoe.model.architectures import ARCHITECTURES
+from localmoe.model.config import ModelConfig
+from localmoe.model.weights import supported_types, tensor_problems
+from localmoe.quants.formats import format_of
+
+from .source import MetaValue, Piece, SourceModel, SourceTensor, row_runs
+
+_PIECE_BYTES = 16 << 20  # small enough that two threads end together, large enough to hide Python
+_VIEWS = {Type.F32: np.float32, Type.F16: np.float16, Type.BF16: np.uint16}
+
+
+def gguf_source(gguf: GGUFFile) -> SourceModel:
+    """Describe an open file, which must stay open until the model is written.
+
+    BadInputError: a key or tensor that its architecture needs is missing or wrong, as far as localmoe knows the
+    architecture; a type that localmoe cannot read.
+    """
+    label = visible(str(gguf.path))
+    arch = gguf.metadata.get("general.architecture")
+    if not isinstance(arch, str):
+        raise BadInputError("the key is missing", file=label, item="general.architecture")
+    if arch in ARCHITECTURES:
+        config = ModelConfig.from_metadata(gguf)
+        for problem in tensor_problems(gguf, config, supported_types()):
+            raise problem
+    metadata = {key: MetaValue(value, *gguf.metadata_types[key]) for key, value in gguf.metadata.items()}
+    return SourceModel(
+        metadata=metadata,
+        tensors=[_tensor(gguf, info, label) for info in gguf.tensors.values()],
+        n_expert=_whole(gguf, f"{arch}.expert_count", label, 0),
+        n_layer=_whole(gguf, f"{arch}.block_count", label, None),
+        label=label,
+        origin="gguf",
+        files=gguf.parts,
+    )
+
+
+def _whole(gguf: GGUFFile, key: str, label: str, default: int | None) -> int:
+    value = gguf.metadata.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        got = "nothing" if value is None else visible(repr(value), 60)
+        raise BadInputError("not a count", file=label, item=visible(key), got=got, expected="a whole number")
+    return value
+
+
+def _tensor(gguf: GGUFFile, info: TensorInfo, label: str) -> SourceTensor:
+    form = format_of(info.type, file=label, item=visible(info.name))
+    row_bytes = form.row_bytes(info.shape[-1])
+    matrices, rows = (info.shape[0], info.shape[1:-1]) if len(info.shape) > 2 else (1, info.shape[:-1])
+    per_matrix = math.prod(rows)
+    pieces: list[Piece] = []
+    for matrix in range(matrices):
+        first = matrix * per_matrix
+        pieces += [
+            partial(_read, gguf, info, row_bytes, first + start, first + stop)
+            for start, stop in row_runs(per_matrix, row_bytes, _PIECE_BYTES)
+        ]
+    return SourceTensor(info.name, info.shape, info.type, pieces)
+
+
+def _read(gguf: GGUFFile, info: TensorInfo, row_bytes: int, start: int, stop: int) -> np.ndarray:
+    """Rows start .. stop - 1, in place."""
+    rows = gguf.raw(info.name)[start * row_bytes : stop * row_bytes].reshape(stop - start, row_bytes)
+    return rows.view(_VIEWS[info.type]) if info.type in _VIEWS else rows

@@ -1,0 +1,259 @@
+"""Any source model to one GGUF file: choose types, read, encode on a few threads, write in order.
+
+One pass and no file in between. In memory are at most a few pieces (`source.PIECE_BYTES`) and what became of them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+from gguf import GGUFValueType
+
+from localmoe.errors import BadInputError, UsageError
+from localmoe.gguf_file import visible
+from localmoe.progress import Progress, Silent
+from localmoe.quants.formats import FORMATS, format_of
+
+from .convert_rows import Rows, convert
+from .output import OutputFile, TensorHeader, check_space, check_target, header_bytes, padded, replacing
+from .recipe import CONVERTER_TYPES, COPY, Choice, Options, choose_types, find_recipe
+from .source import MetaValue, Piece, SourceModel
+
+QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
+MAX_THREADS = 16
+_SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
+
+
+@dataclass(frozen=True)
+class WrittenTensor:
+    """One row of the report; sizes in bytes, without padding."""
+
+    name: str
+    shape: tuple[int, ...]
+    source_type: Type
+    type: Type
+    source_bytes: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class WriteReport:
+    """What was written, or with dry_run would be: `n_bytes` is the size of the whole file."""
+
+    path: Path
+    file_type: str
+    tensors: tuple[WrittenTensor, ...]
+    notices: tuple[str, ...]
+    n_bytes: int
+    seconds: float
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data an element."""
+        elements = sum(int(np.prod(t.shape)) for t in self.tensors)
+        return 8 * sum(t.n_bytes for t in self.tensors) / max(1, elements)
+
+
+def _to_stderr(line: str) -> None:
+    print(visible(line, 500), file=sys.stderr)
+
+
+def write_model(
+    model: SourceModel,
+    out: Path,
+    file_type: str,
+    *,
+    importance: Mapping[str, np.ndarray] | None = None,
+    options: Options | None = None,
+    pure: bool = False,
+    overrides: Sequence[tuple[str, str]] = (),
+    allow_requantize: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    n_threads: int | None = None,
+    notify: Callable[[str], None] = _to_stderr,
+) -> WriteReport:
+    """Write `model` as `file_type` ("Q4_K_M", "F16", ..., or "COPY": types as they are) to `out`, all or nothing.
+
+    `options` replaces `pure` and `overrides` ((regular expression, type name) pairs). `notify` is told about fallbacks.
+    UsageError: unknown types, input and output the same file, requantizing without being allowed to. BadInputError: NaN
+    or infinity in a weight, values too large for a type. FileError: the system cannot write. Nothing is left behind.
+    """
+    began = time.monotonic()
+    name = file_type.strip().upper()
+    name = COPY if name == COPY else find_recipe(name).name
+    if importance is not None:
+        raise UsageError("an importance matrix is not supported yet", got=f"one of {len(importance)} tensors")
+    if options is None:
+        options = parse_options(pure=pure, overrides=overrides)
+    target = check_target(out, _inputs(model), file=str(out))
+    choices = list(choose_types(model, name, options))
+    rows = tuple(_row(choice, model.label) for choice in choices)
+    _check_requantizing(rows, allow_requantize, model.label)
+    notices = tuple(choice.notice for choice in choices if choice.notice)
+    for notice in notices:
+        notify(notice)
+    headers = [TensorHeader(row.name, row.shape, row.type, row.n_bytes) for row in rows]
+    head = header_bytes(_metadata(model, name), headers)
+    n_bytes = len(head) + sum(padded(row.n_bytes) for row in rows)
+    if not dry_run:
+        check_space(target, n_bytes)
+        work = _Work(model, choices, rows, progress or Silent(), _threads(n_threads))
+        with replacing(target) as file:
+            file.write(head)
+            work.write_tensors(file)
+    return WriteReport(out, name, rows, notices, n_bytes, time.monotonic() - began)
+
+
+def parse_options(
+    *,
+    pure: bool = False,
+    overrides: Sequence[tuple[str, str]] = (),
+    output_type: str | None = None,
+    token_embedding_type: str | None = None,
+) -> Options:
+    """Options from what a command line holds; UsageError for a type or expression that is none."""
+    import re
+
+    from localmoe.quants.formats import parse_type
+
+    compiled = []
+    for expression, type_name in overrides:
+        try:
+            pattern = re.compile(expression)
+        except re.error as error:
+            raise UsageError(f"not a regular expression: {error}", got=expression) from None
+        compiled.append((pattern, parse_type(type_name)))
+    return Options(
+        pure=pure,
+        overrides=tuple(compiled),
+        output_type=parse_type(output_type) if output_type else None,
+        token_embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
+    )
+
+
+def _inputs(model: SourceModel) -> list[Path]:
+    return [*model.files, Path(model.label)]
+
+
+def _threads(wanted: int | None) -> int:
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(wanted or available, MAX_THREADS))
+
+
+def _row(choice: Choice, label: str) -> WrittenTensor:
+    """Sizes of one tensor before and after."""
+    tensor = choice.tensor
+    source, form = format_of(tensor.type, file=label, item=tensor.name), FORMATS[choice.type]
+    if tensor.n_columns % form.block_size:
+        raise UsageError(
+            f"rows of {tensor.n_columns} do not divide into blocks of {form.name}",
+            file=label, item=tensor.name, expected=f"a multiple of {form.block_size}",
+        )  # fmt: skip
+    sizes = (tensor.n_rows * source.row_bytes(tensor.n_columns), tensor.n_rows * form.row_bytes(tensor.n_columns))
+    return WrittenTensor(tensor.name, tensor.shape, tensor.type, choice.type, *sizes)
+
+
+def _check_requantizing(rows: Sequence[WrittenTensor], allowed: bool, label: str) -> None:
+    for row in rows:
+        if row.type != row.source_type and FORMATS[row.source_type].quantized and not allowed:
+            raise UsageError(
+                "is quantized already, and quantizing it again loses quality: --allow-requantize does it anyway",
+                file=label, item=row.name, got=row.source_type.name, expected="F32, F16 or BF16",
+            )  # fmt: skip
+
+
+def _metadata(model: SourceModel, file_type: str) -> dict[str, MetaValue]:
+    """The source's keys with file type and quantization version, where llama.cpp's program for that case has them."""
+    meta = {k: v for k, v in model.metadata.items() if k not in _SPLIT_KEYS and k != "general.alignment"}
+    numbers = {"general.quantization_version": QUANTIZATION_VERSION}
+    if file_type != COPY:
+        numbers["general.file_type"] = int(find_recipe(file_type).file_type)
+    if file_type != COPY and not (model.origin == "checkpoint" and file_type in CONVERTER_TYPES):
+        for key in numbers:  # llama-quantize removes both and puts them last
+            meta.pop(key, None)
+    for key, value in numbers.items():
+        meta[key] = MetaValue(value, GGUFValueType.UINT32)
+    return meta
+
+
+class _Work:
+    """Pieces through the threads and back in order; at most one more in flight than there are threads."""
+
+    def __init__(
+        self,
+        model: SourceModel,
+        choices: Sequence[Choice],
+        rows: Sequence[WrittenTensor],
+        progress: Progress,
+        n_threads: int,
+    ) -> None:
+        self._model = model
+        self._choices = choices
+        self._rows = rows
+        self._progress = progress
+        self._n_threads = n_threads
+
+    def write_tensors(self, file: OutputFile) -> None:
+        """Write every tensor and its padding, in order."""
+        label = f"writing {sum(row.n_bytes for row in self._rows) / 2**20:.0f} MiB"
+        self._progress.start(sum(row.source_bytes for row in self._rows), label)
+        pool = ThreadPoolExecutor(self._n_threads, thread_name_prefix="encode")
+        try:
+            results = self._in_order(pool)
+            for choice, row in zip(self._choices, self._rows, strict=True):
+                self._write_tensor(file, choice, row, results)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            self._progress.finish()
+
+    def _in_order(self, pool: ThreadPoolExecutor) -> Iterator[Rows]:
+        """The converted pieces of all tensors, in order."""
+        waiting: deque[Future[Rows]] = deque()
+        for piece, choice in self._pieces():
+            waiting.append(pool.submit(_read_and_convert, piece, choice))
+            if len(waiting) > self._n_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def _pieces(self) -> Iterator[tuple[Piece, Choice]]:
+        for choice in self._choices:
+            for piece in choice.tensor.pieces:
+                yield piece, choice
+
+    def _write_tensor(self, file: OutputFile, choice: Choice, row: WrittenTensor, results: Iterator[Rows]) -> None:
+        elements = written = 0
+        for _ in choice.tensor.pieces:
+            rows = next(results)
+            if rows.bad is not None:
+                raise self._bad_value(choice, elements + rows.bad, rows.finite_source)
+            file.write(rows.data)
+            elements += rows.n_elements
+            written += rows.data.nbytes
+            self._progress.advance(rows.source_bytes)
+        if written != row.n_bytes:
+            raise BadInputError(
+                "the tensor's rows are not all there", file=self._model.label, item=row.name,
+                got=f"{elements} elements", expected=int(np.prod(row.shape)),
+            )  # fmt: skip
+        file.write(bytes(padded(written) - written))
+
+    def _bad_value(self, choice: Choice, index: int, finite_source: bool) -> BadInputError:
+        name, label = choice.tensor.name, self._model.label
+        if finite_source:
+            return BadInputError(f"value at index {index} is too large for {choice.type.name}", file=label, item=name)
+        return BadInputError(f"NaN or infinity at index {index}", file=label, item=name, expected="finite weights")
+
+
+def _read_and_convert(piece: Piece, choice: Choice) -> Rows:
+    return convert(piece(), choice.tensor.type, choice.type, choice.tensor.n_columns)

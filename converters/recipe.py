@@ -1,0 +1,287 @@
+"""Which type each tensor gets: llama-quantize's rules, for the file types that localmoe writes.
+
+Source: llama.cpp's src/llama-quant.cpp (tensor_allows_quantization, tensor_get_category, llama_tensor_get_type_impl,
+tensor_type_fallback). Rules depend on tensors seen before, so a plan is made for all tensors in file order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from gguf import GGMLQuantizationType as Type
+from gguf import LlamaFileType
+
+from localmoe.errors import BadInputError, UsageError
+from localmoe.quants.formats import FORMATS
+
+from .source import SourceModel, SourceTensor
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A type for some layers: "more_bits", "first_eighth" or "first_four"; the others keep the default."""
+
+    layers: str
+    type: Type
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One file type: its number in `general.file_type`, the type of most tensors, and the exceptions by category.
+
+    `attn_output_of_8` applies to models of exactly 8 experts, `ffn_down_with_imatrix` only with an importance matrix.
+    """
+
+    name: str
+    file_type: LlamaFileType
+    default: Type
+    attn_v: Rule | None = None
+    ffn_down: Rule | None = None
+    ffn_down_with_imatrix: Rule | None = None
+    attn_output_of_8: Type | None = None
+
+
+_F = LlamaFileType
+_TABLE = (
+    Recipe("F32", _F.ALL_F32, Type.F32),
+    Recipe("F16", _F.MOSTLY_F16, Type.F16),
+    Recipe("BF16", _F.MOSTLY_BF16, Type.BF16),
+    Recipe("Q8_0", _F.MOSTLY_Q8_0, Type.Q8_0),
+    Recipe("Q4_0", _F.MOSTLY_Q4_0, Type.Q4_0, ffn_down_with_imatrix=Rule("first_eighth", Type.Q4_1)),
+    Recipe("Q4_1", _F.MOSTLY_Q4_1, Type.Q4_1),
+    Recipe("Q5_0", _F.MOSTLY_Q5_0, Type.Q5_0, ffn_down_with_imatrix=Rule("first_eighth", Type.Q5_1)),
+    Recipe("Q5_1", _F.MOSTLY_Q5_1, Type.Q5_1),
+    Recipe("Q4_K_S", _F.MOSTLY_Q4_K_S, Type.Q4_K, Rule("first_four", Type.Q5_K), Rule("first_eighth", Type.Q5_K),
+           attn_output_of_8=Type.Q5_K),
+    Recipe("Q4_K_M", _F.MOSTLY_Q4_K_M, Type.Q4_K, Rule("more_bits", Type.Q6_K), Rule("more_bits", Type.Q6_K),
+           attn_output_of_8=Type.Q5_K),
+    Recipe("Q5_K_S", _F.MOSTLY_Q5_K_S, Type.Q5_K),
+    Recipe("Q5_K_M", _F.MOSTLY_Q5_K_M, Type.Q5_K, Rule("more_bits", Type.Q6_K), Rule("more_bits", Type.Q6_K)),
+    Recipe("Q6_K", _F.MOSTLY_Q6_K, Type.Q6_K),
+)  # fmt: skip
+RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe in _TABLE})
+ALIASES: Mapping[str, str] = MappingProxyType({"Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"})
+
+COPY = "COPY"  # every tensor as it is: for sources that are quantized already
+
+# The types llama.cpp's converter writes by itself; it keeps its own order of tensors
+CONVERTER_TYPES = ("F32", "F16", "BF16", "Q8_0")
+
+# A category is the first whose part of a name fits; attn_qkv and attn_kv_b count as attn_v
+_CATEGORIES = (
+    ("attn_qkv.weight", "attn_v"), ("attn_kv_b.weight", "attn_v"), ("attn_v.weight", "attn_v"),
+    ("attn_k.weight", "attn_k"), ("attn_q.weight", "attn_q"), ("attn_output.weight", "attn_output"),
+    ("ffn_up", "ffn_up"), ("ffn_gate", "ffn_gate"), ("ffn_down", "ffn_down"),
+)  # fmt: skip
+
+_NEVER = (
+    "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel", "per_layer_model_proj",
+    "ssm_conv1d", "shortconv.conv.weight", "indexer.k_proj.weight", "indexer.q_proj.weight", "time_mix_first.weight",
+    "time_mix_w0.weight", "time_mix_w1.weight", "time_mix_w2.weight", "time_mix_v0.weight", "time_mix_v1.weight",
+    "time_mix_v2.weight", "time_mix_a0.weight", "time_mix_a1.weight", "time_mix_a2.weight", "time_mix_g1.weight",
+    "time_mix_g2.weight", "time_mix_decay_w1.weight", "time_mix_decay_w2.weight", "time_mix_lerp_fused.weight",
+    "attn_rel_b.weight", ".position_embd", "sam.pos_embd", "sam.neck.", "sam.net_", ".rel_pos", ".patch_embd",
+    ".patch_merger", "a.rvq.codebook", "mm.a.code_embd",
+)  # fmt: skip
+_NEVER_EXACTLY = ("position_embd.weight", "token_types.weight")
+_EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
+_LAYER = re.compile(r"blk\.(\d+)")
+
+# architectures whose deepest models llama.cpp calls 70B, by block count: attn_v is then never below Q5_K
+_70B_LAYERS = {"llama": 80, "qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may change: see `localmoe quantize --help`. `overrides` are (regular expression, type)."""
+
+    pure: bool = False
+    overrides: tuple[tuple[re.Pattern[str], Type], ...] = ()
+    output_type: Type | None = None
+    token_embedding_type: Type | None = None
+    has_imatrix: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The type a tensor is written as, and why it is another than the rules': "" or a sentence to announce."""
+
+    tensor: SourceTensor
+    type: Type
+    notice: str = ""
+
+
+@dataclass
+class _State:
+    """What the rules count on their way through the tensors."""
+
+    recipe: Recipe
+    options: Options
+    n_layer: int
+    n_expert: int
+    n_attn_v: int
+    tied: bool
+    is_70b: bool
+    seen: dict[str, int] = field(default_factory=lambda: {"attn_v": 0, "ffn_down": 0})
+
+
+def find_recipe(file_type: str) -> Recipe:
+    """The recipe of a file type's name in any case; UsageError lists those there are."""
+    name = file_type.strip().upper()
+    recipe = RECIPES.get(ALIASES.get(name, name))
+    if recipe is None:
+        raise UsageError("unknown file type", got=file_type, expected=f"one of {', '.join(RECIPES)}")
+    return recipe
+
+
+def category(name: str) -> str:
+    """What a tensor is to the rules, from its name."""
+    if name == "output.weight":
+        return "output"
+    if name in _EMBEDDINGS:
+        return "token_embd"
+    return next((kind for part, kind in _CATEGORIES if part in name), "other")
+
+
+def may_quantize(tensor: SourceTensor) -> bool:
+    """Whether the tensor is ever written in another type: matrices, but no norms, routers and small extras."""
+    name = tensor.name
+    has_rows = any(axis > 1 for axis in tensor.shape[:-1])
+    if not has_rows or not name.endswith("weight") or name in _NEVER_EXACTLY:
+        return False
+    return not any(part in name for part in _NEVER)
+
+
+def file_order(model: SourceModel, file_type: str) -> list[SourceTensor]:
+    """Tensors as they are written: llama-quantize's order (layer, then name), or the converter's own."""
+    if file_type == COPY or (model.origin == "checkpoint" and file_type in CONVERTER_TYPES):
+        return list(model.tensors)
+    return sorted(model.tensors, key=lambda tensor: (_layer_of(tensor.name), tensor.name.encode()))
+
+
+def _layer_of(name: str) -> int:
+    match = _LAYER.match(name)
+    return int(match[1]) if match else -1
+
+
+def choose_types(model: SourceModel, file_type: str, options: Options) -> Iterator[Choice]:
+    """A choice for every tensor, in file order. UsageError: unknown file type. BadInputError: an impossible layer."""
+    if file_type == COPY:
+        yield from (Choice(tensor, tensor.type) for tensor in model.tensors)
+        return
+    recipe = find_recipe(file_type)
+    tensors = file_order(model, recipe.name)
+    state = _start(model, tensors, recipe, options)
+    for tensor in tensors:
+        if may_quantize(tensor):
+            chosen = _choose(state, tensor, model.label)
+            yield _fitting(tensor, chosen) if FORMATS[recipe.default].quantized else Choice(tensor, chosen)
+        else:
+            yield Choice(tensor, Type.F32 if model.origin == "checkpoint" else tensor.type)
+
+
+def _start(model: SourceModel, tensors: Sequence[SourceTensor], recipe: Recipe, options: Options) -> _State:
+    names = [tensor.name for tensor in tensors]
+    n_attn_v = sum(category(name) == "attn_v" for name in names)
+    tied = "output.weight" not in names
+    return _State(recipe, options, model.n_layer, model.n_expert, n_attn_v, tied, _is_70b(model))
+
+
+def _is_70b(model: SourceModel) -> bool:
+    entry = model.metadata.get("general.architecture")
+    arch = str(entry.value) if entry else ""
+    if _70B_LAYERS.get(arch) != model.n_layer:
+        return False
+    if arch != "llama":
+        return True
+    heads = model.metadata.get(f"{arch}.attention.head_count")
+    kv = model.metadata.get(f"{arch}.attention.head_count_kv", heads)
+    return model.n_expert != 8 and heads is not None and kv is not None and heads.value != kv.value
+
+
+def _choose(state: _State, tensor: SourceTensor, label: str) -> Type:
+    """The type by options and rules, before it is checked that rows divide into its blocks."""
+    options, recipe, kind = state.options, state.recipe, category(tensor.name)
+    if kind == "token_embd" and options.token_embedding_type is not None:
+        return options.token_embedding_type
+    if kind == "output" and options.output_type is not None:
+        return options.output_type
+    if not FORMATS[recipe.default].quantized:
+        return recipe.default
+    for pattern, type_ in options.overrides:
+        if pattern.search(tensor.name):
+            return type_
+    return recipe.default if options.pure else _by_rule(state, tensor, kind, label)
+
+
+def _by_rule(state: _State, tensor: SourceTensor, kind: str, label: str) -> Type:
+    recipe, default = state.recipe, state.recipe.default
+    eight = state.n_expert == 8
+    if kind == "output" or (kind == "token_embd" and state.tied):
+        return _output_type(state, tensor)
+    if kind == "attn_v":
+        layer = state.seen["attn_v"]
+        state.seen["attn_v"] += 1
+        chosen = _apply(recipe.attn_v, layer, state.n_attn_v, default)
+        if state.is_70b and chosen in (Type.Q3_K, Type.Q4_K):
+            chosen = Type.Q5_K
+        return Type.Q8_0 if eight else chosen
+    if kind == "attn_k" and eight:
+        return Type.Q8_0
+    if kind == "attn_output" and eight and recipe.attn_output_of_8 is not None:
+        return recipe.attn_output_of_8
+    if kind in ("ffn_down", "ffn_gate", "ffn_up") and state.n_expert > 1:
+        _check_layer(state, tensor.name, label)
+    if kind == "ffn_down":
+        layer = _layer_of(tensor.name) if state.n_expert > 1 else state.seen["ffn_down"]
+        state.seen["ffn_down"] += 1
+        rule = recipe.ffn_down_with_imatrix if state.options.has_imatrix else None
+        return _apply(rule or recipe.ffn_down, layer, state.n_layer, default)
+    return default
+
+
+def _output_type(state: _State, tensor: SourceTensor) -> Type:
+    """Q6_K for the output matrix (or the embedding that serves as one), Q8_0 where rows do not divide."""
+    if state.options.output_type is not None:
+        return state.options.output_type
+    default = state.recipe.default
+    if default == Type.Q8_0 or tensor.n_columns % FORMATS[default].block_size:
+        return Type.Q8_0
+    return Type.Q6_K
+
+
+def _check_layer(state: _State, name: str, label: str) -> None:
+    layer = _layer_of(name)
+    if not 0 <= layer < state.n_layer:
+        raise BadInputError(
+            "the layer is not in the model", file=label, item=name, expected=f"0 to {state.n_layer - 1}"
+        )
+
+
+def _apply(rule: Rule | None, layer: int, n: int, default: Type) -> Type:
+    """The rule's type if it is for layer `layer` of `n`, in llama.cpp's integer arithmetic."""
+    if rule is None:
+        return default
+    applies = {
+        "more_bits": layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2,
+        "first_eighth": layer < n // 8,
+        "first_four": layer < 4,
+    }
+    return rule.type if applies[rule.layers] else default
+
+
+def _fitting(tensor: SourceTensor, wanted: Type) -> Choice:
+    """`wanted` if the rows divide into its blocks, else its fallback, else F16; announced."""
+    columns, size = tensor.n_columns, FORMATS[wanted].block_size
+    if columns % size == 0:
+        return Choice(tensor, wanted)
+    instead = FORMATS[wanted].fallback or wanted
+    if columns % FORMATS[instead].block_size:
+        instead = Type.F16
+    notice = (
+        f"{tensor.name}: rows of {columns} do not divide into blocks of {size} ({wanted.name}): {instead.name} instead"
+    )
+    return Choice(tensor, instead, notice)

@@ -1,0 +1,92 @@
+"""`localmoe quantize`: a GGUF in other types."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from localmoe.converters.pipeline import WriteReport
+
+
+def quantize(
+    source: Annotated[Path, typer.Argument(metavar="IN.gguf", help="The model to quantize (any part of a split one).")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="The file to write.")],
+    file_type: Annotated[
+        str, typer.Argument(metavar="TYPE", help="Q4_K_M, Q6_K, Q8_0, F16, ...; COPY keeps all types as they are.")
+    ],
+    pure: Annotated[
+        bool, typer.Option("--pure", help="One type for all matrices, without the mix's exceptions.")
+    ] = False,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tensor-type",
+            metavar="RE=TYPE",
+            help="The type of tensors whose names match. Repeatable; first match wins.",
+        ),
+    ] = None,
+    output_tensor_type: Annotated[
+        str | None, typer.Option("--output-tensor-type", metavar="TYPE", help="The type of output.weight.")
+    ] = None,
+    token_embedding_type: Annotated[
+        str | None, typer.Option("--token-embedding-type", metavar="TYPE", help="The type of token_embd.weight.")
+    ] = None,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Quantize tensors that are quantized already; they lose quality.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show sizes and types.")] = False,
+    threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Threads that encode.")] = None,
+) -> None:
+    """Quantize a GGUF, byte for byte as llama-quantize does."""
+    from localmoe.converters.gguf_source import gguf_source
+    from localmoe.converters.pipeline import parse_options, write_model
+    from localmoe.gguf_file import open_gguf
+    from localmoe.progress import TerminalProgress
+
+    options = parse_options(
+        pure=pure,
+        overrides=[split_override(text) for text in tensor_type or ()],
+        output_type=output_tensor_type,
+        token_embedding_type=token_embedding_type,
+    )
+    with open_gguf(source) as gguf:
+        report = write_model(
+            gguf_source(gguf), out, file_type, options=options, allow_requantize=allow_requantize, dry_run=dry_run,
+            progress=TerminalProgress(), n_threads=threads,
+        )  # fmt: skip
+    if dry_run:
+        print(table(report))
+    else:
+        print(f"{report.path}: {report.file_type}, {summary(report)}", file=sys.stderr)
+
+
+def split_override(text: str) -> tuple[str, str]:
+    """`RE=TYPE` in two; the last `=` counts. UsageError without one."""
+    from localmoe.errors import UsageError
+
+    expression, equals, type_name = text.rpartition("=")
+    if not equals or not expression:
+        raise UsageError("--tensor-type", got=repr(text), expected="RE=TYPE")
+    return expression, type_name
+
+
+def table(report: WriteReport) -> str:
+    """A line a tensor (name, dimensions fastest first, types, MiB) and a total."""
+    from localmoe.gguf_file import visible
+
+    lines = []
+    for t in report.tensors:
+        dims = " x ".join(str(axis) for axis in reversed(t.shape))
+        types = t.type.name if t.type == t.source_type else f"{t.source_type.name} -> {t.type.name}"
+        lines.append(f"{visible(t.name):<36} {dims:>22}  {types:<14} {t.n_bytes / 2**20:>10.2f} MiB")
+    lines.append(f"total: {summary(report)}")
+    return "\n".join(lines)
+
+
+def summary(report: WriteReport) -> str:
+    """Size of the file and bits a weight."""
+    return f"{report.n_bytes / 2**20:.2f} MiB, {report.bits_per_weight:.2f} bits per weight"
