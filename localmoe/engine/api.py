@@ -1,0 +1,185 @@
+"""The Python API: `localmoe.load(path)` gives a Model that tokenizes, evaluates, generates and chats."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from localmoe.engine.generation import Generation, Step, Timings
+from localmoe.engine.sampling import SamplingParams
+from localmoe.engine.session import OnPrompt, Session
+from localmoe.engine.threads import physical_cores
+from localmoe.errors import UsageError
+from localmoe.experts.trace import RoutingTrace
+from localmoe.gguf_file import GGUFFile, open_gguf
+from localmoe.jit import cache_dir
+from localmoe.model.config import ModelConfig
+from localmoe.model.memory import check_memory
+from localmoe.model.runner import Runner
+from localmoe.model.weights import load_weights
+from localmoe.text.chat_template import ChatTemplate
+from localmoe.text.tokenizer import Tokenizer
+from localmoe.text.tokenizer import load as load_tokenizer
+
+DEFAULT_CONTEXT = 4096
+Progress = Callable[[str], None]
+
+__all__ = ["EvalResult", "Model", "Step", "Timings", "load"]
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """logits (T, V) float32; experts (T, L, K) int32; weights (T, L, K) float32; router (T, L, E) float32."""
+
+    logits: npt.NDArray[np.float32]
+    experts: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+    router: npt.NDArray[np.float32]
+
+
+class Model:
+    """An open model with one conversation in its KV cache. Not for two threads at once."""
+
+    def __init__(self, gguf: GGUFFile, config: ModelConfig, tokenizer: Tokenizer, runner: Runner) -> None:
+        self.gguf = gguf
+        self.config = config
+        self.tokenizer = tokenizer
+        self.chat_template = ChatTemplate.from_gguf(gguf, tokenizer)
+        self.trace = RoutingTrace(config.n_layer, config.n_expert)
+        self.timings = Timings()
+        self._runner = runner
+        self._session = Session(runner, self.trace)
+
+    @property
+    def n_ctx(self) -> int:
+        return self._runner.n_ctx
+
+    @property
+    def n_threads(self) -> int:
+        return self._runner.n_thread
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads and unmap the file."""
+        self._runner.close()
+        self.gguf.close()
+
+    def session(self) -> Session:
+        """The model's conversation, for callers that choose tokens themselves."""
+        return self._session
+
+    def tokenize(self, text: str, *, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
+        """Token ids of `text`; `add_bos` None does what the model's vocabulary asks for."""
+        return self.tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids))
+
+    def eval(self, ids: Sequence[int], *, n_expert_used: int | None = None) -> EvalResult:
+        """Run `ids` from an empty context and keep every token's logits and routing."""
+        self._session.reset()
+        self._session.use_experts(n_expert_used)
+        parts = self._session.run_all(ids)
+        joined = (np.concatenate([getattr(p, name) for p in parts]) for name in ("logits", "experts", "weights", "router"))
+        return EvalResult(*joined)
+
+    def hidden_states(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The residual stream (L + 1, T, D): what enters each layer, then what enters the output norm."""
+        self._session.reset()
+        self._session.use_experts(None)
+        parts = self._session.run_all(ids, want_logits=False, want_hidden=True)
+        self._session.reset()
+        return np.concatenate([p.hidden for p in parts if p.hidden is not None], axis=1)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = -1,
+        n_expert_used: int | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        cancel: threading.Event | None = None,
+        on_prompt: OnPrompt | None = None,
+        **sampling: Any,
+    ) -> Iterator[Step]:
+        """Continue `prompt`: a Step for every token, the last one with its `stop_reason`.
+
+        `sampling` are SamplingParams' fields. What the cache already holds of the prompt is not computed again.
+        UsageError when the prompt does not fit in the context.
+        """
+        ids = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        generation = Generation(
+            self._session, self.tokenizer, SamplingParams(**sampling), max_tokens, tuple(stop), ignore_eos
+        )
+        self._session.use_experts(n_expert_used)
+        self.timings = generation.timings
+        return generation.run(ids, cancel, on_prompt)
+
+    def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Iterator[Step]:
+        """Answer the last of `messages` ({"role", "content"} each), by the model's chat template; options of `generate`."""
+        if self.chat_template is None:
+            raise UsageError("the model has no chat template", file=self.gguf.path)
+        return self.generate(self.chat_template.encode(self.tokenizer, messages), **options)
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    n_ctx: int | None = None,
+    n_threads: int | None = None,
+    n_expert_used: int | None = None,
+    cache_type_k: str = "f16",
+    cache_type_v: str = "f16",
+    progress: Progress | None = None,
+) -> Model:
+    """Open a GGUF for inference.
+
+    n_ctx: positions of context, by default the model's own up to 4096 (0: all of the model's own). n_threads: by
+    default one a physical core. n_expert_used: experts a token, instead of the file's. cache_type_k/v: "f16" or
+    "f32", the same for both. `progress` is told in a line what is being waited for. Raises BadInputError for a file
+    that cannot run, MemoryLimitError when its KV cache does not fit.
+    """
+    if cache_type_k != cache_type_v:
+        raise UsageError("keys and values need the same cache type", got=cache_type_v, expected=cache_type_k)
+    gguf = open_gguf(Path(path))
+    config = ModelConfig.from_metadata(gguf)
+    weights = load_weights(gguf, config)
+    context = _context(n_ctx, config)
+    check_memory(gguf, config, context, cache_type_k)
+    if progress is not None and not any(cache_dir().rglob("*.nbc")):
+        progress("compiling kernels for this CPU (the first run only)")
+    runner = Runner(config, weights, context, _threads(n_threads), cache_type_k)
+    model = Model(gguf, config, load_tokenizer(gguf), runner)
+    if n_expert_used is not None:
+        model.session().use_experts(n_expert_used, by_default=True)
+    return model
+
+
+def _context(n_ctx: int | None, config: ModelConfig) -> int:
+    if n_ctx is None:
+        return min(DEFAULT_CONTEXT, config.n_ctx_train)
+    if n_ctx < 0:
+        raise UsageError("the context cannot be negative", got=n_ctx)
+    return n_ctx or config.n_ctx_train
+
+
+def _threads(n_threads: int | None) -> int:
+    if n_threads is None:
+        return physical_cores()
+    if not 1 <= n_threads <= 512:
+        raise UsageError("number of threads is out of range", got=n_threads, expected="1 to 512")
+    return n_threads

@@ -1,0 +1,143 @@
+"""A session: the tokens in the KV cache, prefill in batches, decode one by one, and what was routed on the way."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from localmoe.errors import LocalMoeError, UsageError
+from localmoe.experts.trace import DECODE, PREFILL, RoutingTrace
+from localmoe.model.runner import Runner, StepResult
+
+OnPrompt = Callable[[int, int], None]
+
+
+class Session:
+    """The one conversation a runner holds. `tokens` are those in the cache, in order."""
+
+    def __init__(self, runner: Runner, trace: RoutingTrace) -> None:
+        self._runner = runner
+        self.trace = trace
+        self.tokens: list[int] = []
+        self._default_n_used = runner.config.n_expert_used
+        self.n_used = self._default_n_used
+        self._cached_n_used = self.n_used
+
+    @property
+    def n_vocab(self) -> int:
+        return self._runner.config.n_vocab
+
+    @property
+    def n_past(self) -> int:
+        """Positions in use."""
+        return len(self.tokens)
+
+    @property
+    def n_ctx(self) -> int:
+        """Positions there is room for."""
+        return self._runner.n_ctx
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.tokens = []
+
+    def use_experts(self, n_used: int | None, *, by_default: bool = False) -> None:
+        """Route to `n_used` experts from now on, None for the default, which `by_default` changes.
+
+        UsageError outside 1..n_expert.
+        """
+        n_expert = self._runner.config.n_expert
+        if n_used is not None and n_expert == 0:
+            raise UsageError("this model has no experts to choose a number of", got=n_used)
+        if n_used is not None and not 1 <= n_used <= n_expert:
+            raise UsageError("number of experts used is out of range", got=n_used, expected=f"1 to {n_expert}")
+        if by_default and n_used is not None:
+            self._default_n_used = n_used
+        self.n_used = self._default_n_used if n_used is None else n_used
+
+    def no_routing(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """Experts and weights (L, 0) of a step that ran nothing."""
+        shape = (self._runner.config.n_layer, 0)
+        return np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+
+    def keep_prefix(self, ids: Sequence[int]) -> int:
+        """Cut the cache to what it shares with `ids`, less the last token, which must be run; how many stay.
+
+        Nothing stays when what is cached was computed with another number of experts.
+        """
+        n = 0
+        if self._cached_n_used == self.n_used:
+            limit = min(len(self.tokens), len(ids) - 1)
+            while n < limit and self.tokens[n] == ids[n]:
+                n += 1
+        del self.tokens[n:]
+        return len(self.tokens)
+
+    def prefill(
+        self,
+        ids: Sequence[int],
+        *,
+        cancel: threading.Event | None = None,
+        on_prompt: OnPrompt | None = None,
+    ) -> StepResult | None:
+        """Run `ids` after what is cached, in batches; the last batch with its last token's logits, None if cancelled.
+
+        `on_prompt(done, total)` is called after every batch.
+        """
+        array = self._check(ids)
+        size = self._runner.batch_size(self.n_used)
+        for start in range(0, len(array), size):
+            if cancel is not None and cancel.is_set():
+                return None
+            batch = array[start : start + size]
+            last = start + size >= len(array)
+            result = self._run(batch, 1 if last else 0, PREFILL)
+            if on_prompt is not None:
+                on_prompt(start + len(batch), len(array))
+        return result
+
+    def decode(self, token: int) -> StepResult:
+        """Run one generated token; `logits` is (1, V). Views that the next step overwrites."""
+        return self._run(self._check([token]), 1, DECODE)
+
+    def run_all(self, ids: Sequence[int], *, want_logits: bool = True, want_hidden: bool = False) -> list[StepResult]:
+        """Run `ids`, with logits (or hidden states) of every token; copies, one result a batch."""
+        array = self._check(ids)
+        size = min(self._runner.batch_size(self.n_used), 128 if want_logits else len(array))
+        results = []
+        for start in range(0, len(array), size):
+            batch = array[start : start + size]
+            r = self._run(batch, len(batch) if want_logits else 0, PREFILL, want_hidden=want_hidden)
+            copies = (r.logits.copy(), r.experts.copy(), r.weights.copy(), r.router.copy())
+            results.append(StepResult(*copies, r.hidden))
+        return results
+
+    def _check(self, ids: Sequence[int]) -> npt.NDArray[np.int32]:
+        """Token ids as int32; UsageError when one is not in the vocabulary or the context has no room for them."""
+        array = np.asarray(ids, np.int64)
+        if array.ndim != 1 or array.size == 0:
+            raise UsageError("there are no tokens to run")
+        n_vocab = self._runner.config.n_vocab
+        bad = array[(array < 0) | (array >= n_vocab)]
+        if bad.size:
+            raise UsageError("token id outside the vocabulary", got=int(bad[0]), expected=f"0 to {n_vocab - 1}")
+        if self.n_past + array.size > self.n_ctx:
+            needed = self.n_past + array.size
+            raise UsageError("the context is full", got=f"{needed} tokens", expected=f"at most {self.n_ctx}")
+        return array.astype(np.int32)
+
+    def _run(
+        self, batch: npt.NDArray[np.int32], n_out: int, phase: int, *, want_hidden: bool = False
+    ) -> StepResult:
+        if not self.tokens:
+            self._cached_n_used = self.n_used
+        result = self._runner.step(batch, self.n_past, n_out, self.n_used, want_hidden=want_hidden)
+        if n_out and not np.isfinite(result.logits[-1]).all():
+            raise LocalMoeError("the model gave logits that are not finite: the weights are damaged")
+        self.tokens.extend(batch.tolist())
+        if result.experts.size:
+            self.trace.append(batch, phase, result.experts, result.weights, result.router)
+        return result

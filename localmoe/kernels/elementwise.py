@@ -1,0 +1,133 @@
+"""The steps between matrix products, over float32 rows at plain addresses: norm, residual, SiLU, rotary embedding."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from localmoe.jit import njit
+from localmoe.kernels.simd import (
+    LANES,
+    add,
+    div,
+    exp,
+    fma,
+    hsum,
+    ld_f32,
+    load_f32,
+    mul,
+    splat_f32,
+    st_f16,
+    st_f32,
+    store,
+    sub,
+    zero_f32,
+)
+
+
+@njit(fast=True)
+def rms_norm(x: int, weight: int, out: int, n: int, eps: float) -> None:
+    """out = x / sqrt(mean(x^2) + eps) * weight, n float32 each."""
+    whole = n - n % LANES
+    squares = zero_f32()
+    for i in range(0, whole, LANES):
+        v = load_f32(x + 4 * i)
+        squares = fma(v, v, squares)
+    total = hsum(squares)
+    for i in range(whole, n):
+        total += ld_f32(x + 4 * i) * ld_f32(x + 4 * i)
+    scale = np.float32(1.0) / np.sqrt(total / np.float32(n) + np.float32(eps))
+    by = splat_f32(scale)
+    for i in range(0, whole, LANES):
+        store(out + 4 * i, mul(mul(load_f32(x + 4 * i), by), load_f32(weight + 4 * i)))
+    for i in range(whole, n):
+        st_f32(out + 4 * i, ld_f32(x + 4 * i) * scale * ld_f32(weight + 4 * i))
+
+
+@njit(fast=True)
+def add_scaled(x: int, y: int, scale: float, n: int) -> None:
+    """x += scale * y, n float32 each."""
+    whole = n - n % LANES
+    by = splat_f32(np.float32(scale))
+    for i in range(0, whole, LANES):
+        store(x + 4 * i, fma(load_f32(y + 4 * i), by, load_f32(x + 4 * i)))
+    for i in range(whole, n):
+        st_f32(x + 4 * i, ld_f32(x + 4 * i) + np.float32(scale) * ld_f32(y + 4 * i))
+
+
+@njit(fast=True)
+def copy_scaled(source: int, scale: float, target: int, n: int) -> None:
+    """target = scale * source, n float32 each."""
+    whole = n - n % LANES
+    by = splat_f32(np.float32(scale))
+    for i in range(0, whole, LANES):
+        store(target + 4 * i, mul(load_f32(source + 4 * i), by))
+    for i in range(whole, n):
+        st_f32(target + 4 * i, ld_f32(source + 4 * i) * np.float32(scale))
+
+
+@njit(fast=True)
+def silu_multiply(gate: int, up: int, n: int) -> None:
+    """gate = gate / (1 + exp(-gate)) * up, n float32 each."""
+    whole = n - n % LANES
+    one = splat_f32(np.float32(1.0))
+    for i in range(0, whole, LANES):
+        g = load_f32(gate + 4 * i)
+        silu = div(g, add(one, exp(sub(zero_f32(), g))))
+        store(gate + 4 * i, mul(silu, load_f32(up + 4 * i)))
+    for i in range(whole, n):
+        tail = ld_f32(gate + 4 * i)
+        st_f32(gate + 4 * i, tail / (np.float32(1.0) + np.exp(-tail)) * ld_f32(up + 4 * i))
+
+
+@njit
+def rope_angles(position: int, frequencies: Any, magnitude: float, table: int) -> None:
+    """table = (cos, sin) of position * frequency times `magnitude`: (n, 2) float32 for n float64 frequencies."""
+    for i in range(frequencies.size):
+        angle = position * frequencies[i]
+        st_f32(table + 8 * i, np.float32(math.cos(angle) * magnitude))
+        st_f32(table + 8 * i + 4, np.float32(math.sin(angle) * magnitude))
+
+
+@njit(fast=True)
+def rope_pairs(source: int, table: int, scale: float, target: int, n_rot: int, head_dim: int) -> None:
+    """Rotate the first `n_rot` of a head's values as neighbouring pairs (Su et al. 2021), scale all, write to target."""
+    by = np.float32(scale)
+    for i in range(n_rot // 2):
+        cos = ld_f32(table + 8 * i) * by
+        sin = ld_f32(table + 8 * i + 4) * by
+        a = ld_f32(source + 8 * i)
+        b = ld_f32(source + 8 * i + 4)
+        st_f32(target + 8 * i, a * cos - b * sin)
+        st_f32(target + 8 * i + 4, a * sin + b * cos)
+    for i in range(n_rot, head_dim):
+        st_f32(target + 4 * i, ld_f32(source + 4 * i) * by)
+
+
+@njit(fast=True)
+def rope_halves(source: int, table: int, scale: float, target: int, n_rot: int, head_dim: int) -> None:
+    """`rope_pairs` with pairs (i, i + n_rot / 2), as GPT-NeoX lays heads out."""
+    by = np.float32(scale)
+    half = n_rot // 2
+    for i in range(half):
+        cos = ld_f32(table + 8 * i) * by
+        sin = ld_f32(table + 8 * i + 4) * by
+        a = ld_f32(source + 4 * i)
+        b = ld_f32(source + 4 * (i + half))
+        st_f32(target + 4 * i, a * cos - b * sin)
+        st_f32(target + 4 * (i + half), a * sin + b * cos)
+    for i in range(n_rot, head_dim):
+        st_f32(target + 4 * i, ld_f32(source + 4 * i) * by)
+
+
+@njit(fast=True)
+def store_row(source: int, target: int, stride: int, half: bool, n: int) -> None:
+    """Write n float32 to every `stride`-th element of a float16 (`half`) or float32 array."""
+    if half:
+        for i in range(n):
+            st_f16(target + 2 * stride * i, ld_f32(source + 4 * i))
+    else:
+        for i in range(n):
+            st_f32(target + 4 * stride * i, ld_f32(source + 4 * i))

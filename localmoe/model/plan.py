@@ -1,0 +1,106 @@
+"""What the compiled forward pass is told: plain records of numbers and addresses, laid out once when a model opens.
+
+A weight is a row of numbers: its kernels' addresses, its data's address, its shape. The records keep no memory
+alive; `Plan.keep` does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+I8, F4 = np.int64, np.float32
+
+
+def record(*fields: str | tuple[str, object]) -> np.dtype:  # type: ignore[type-arg]
+    """A record type; a field without a type is an int64."""
+    return np.dtype([(f, I8) if isinstance(f, str) else f for f in fields])
+
+
+# act: 0 float32, 1 q8_0, 2 q8_k. expert_bytes: from one expert's matrix to the next.
+WEIGHT = record("matvec", "matmul", "data", "rows", "cols", "act", "expert_bytes")
+
+# needs_*: which forms (bit 0 float32, 1 q8_0, 2 q8_k) of their input the weights that share it want
+LAYER = record(
+    "attn_norm",
+    ("attn_q", WEIGHT),
+    ("attn_k", WEIGHT),
+    ("attn_v", WEIGHT),
+    ("attn_output", WEIGHT),
+    "ffn_norm",
+    ("router", WEIGHT),
+    ("gate", WEIGHT),
+    ("up", WEIGHT),
+    ("down", WEIGHT),
+    "k_cache",
+    "v_cache",
+    "needs_attn",
+    "needs_output",
+    "needs_ffn",
+    "needs_down",
+)
+
+# Rows of one activation in each form: the address of row 0 and bytes from row to row.
+ROWS = record("f32", "q8_0", "q8_k", "f32_stride", "q8_0_stride", "q8_k_stride")
+
+# Buffers whose rows are private to a thread when one token is computed, shared when many are.
+BUFFERS = record("x", ("normed", ROWS), ("attended", ROWS), ("hidden", ROWS))
+
+MODEL = record(
+    "n_layer",
+    "n_embd",
+    "n_head",
+    "n_head_kv",
+    "head_dim",
+    "rope_dim",
+    "n_ff",
+    "n_expert",  # 0: dense
+    "n_vocab",
+    "n_ctx",  # positions the cache has room for, a multiple of 64
+    "interleaved",
+    "weights_norm",
+    "half_cache",
+    "attend",  # address of the attention kernel
+    ("rms_eps", F4),
+    ("attn_scale", F4),
+    ("rope_magnitude", F4),
+    "output_norm",
+    ("output", WEIGHT),
+    "needs_logits",
+    # shared buffers
+    "q",
+    "k",
+    "v",
+    "projected",  # (T, n_embd): attention's output before it is added
+    "router_logits",
+    "up",
+    "expert_out",  # (T * K, n_embd)
+    "slot_ids",
+    "starts",
+    "slot_tokens",
+    "slots",
+    "iota",
+    "angles",
+    "partial",  # decode attention: accumulators of all chunks
+    "partial_state",
+    # threads
+    "n_thread",
+    "sync",
+    "yield_to",
+    "scratch",
+    "scratch_bytes",
+)
+
+# One step: n_tok tokens from position `pos`; logits of the last n_out of them are written to `logits`.
+STEP = record(
+    "n_tok",
+    "pos",
+    "n_used",
+    "n_out",
+    "logits",
+    "hidden",  # 0, or (n_layer + 1, n_tok, n_embd) float32 to fill
+    "experts",  # (n_tok, n_layer, width) int32, the routing trace's rows
+    "weights",
+    "probs",  # (n_tok, n_layer, n_expert) float32
+    "trace_width",
+    "failed_layer",  # out: 1 + the first layer whose router was not finite, or 0
+)

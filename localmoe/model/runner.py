@@ -1,0 +1,242 @@
+"""A model ready to run: its weights as records, its buffers, its threads, and one method that runs a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from localmoe.errors import LocalMoeError
+from localmoe.jit import kernel_address
+from localmoe.kernels import attention
+from localmoe.kernels.activations import act_bytes
+from localmoe.kernels.matmul_driver import matmul_scratch_bytes
+from localmoe.kernels.table import KERNELS, matmul_address, matvec_address
+from localmoe.kernels.team import SYNC_INTS, yield_address
+from localmoe.model.config import ModelConfig, rope_frequencies
+from localmoe.model.forward import CHUNK
+from localmoe.model.kv_cache import KVCache, new_cache
+from localmoe.model.plan import BUFFERS, LAYER, MODEL, STEP
+from localmoe.model.weights import LayerWeights, Weight, Weights
+from localmoe.model.workers import Workers
+from localmoe.quants.decode import decode
+
+BATCH = 512  # tokens of one step at most
+_FORMS = {"f32": 0, "q8_0": 1, "q8_k": 2}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """logits: (n_out, V) float32. experts, weights: (T, L, K). router: (T, L, E). hidden: (L + 1, T, D) or None.
+
+    All are views of buffers that the next step overwrites.
+    """
+
+    logits: npt.NDArray[np.float32]
+    experts: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+    router: npt.NDArray[np.float32]
+    hidden: npt.NDArray[np.float32] | None
+
+
+def _weight_row(weight: Weight, n_rows: int | None = None) -> tuple[int, ...]:
+    """A WEIGHT record; compiles the type's kernels where no cache has them."""
+    rows = weight.rows if n_rows is None else n_rows
+    form = _FORMS[KERNELS[weight.type].act]
+    expert = weight.rows * weight.row_bytes
+    address = int(weight.data.ctypes.data)
+    return matvec_address(weight.type), matmul_address(weight.type), address, rows, weight.cols, form, expert
+
+
+def _needs(*weights: Weight) -> int:
+    """Bits of the activation forms that these weights multiply."""
+    bits = 0
+    for weight in weights:
+        bits |= 1 << _FORMS[KERNELS[weight.type].act]
+    return bits
+
+
+class Runner:
+    """Owns the KV cache, the buffers and the threads of one model; not safe for two callers at once."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, n_ctx: int, n_thread: int, cache_type: str) -> None:
+        self.config = config
+        self.weights = weights
+        self.n_ctx = n_ctx
+        self.n_thread = n_thread
+        self.n_slot = max(BATCH * max(config.n_expert_used, 1), config.n_expert)
+        self.cache: KVCache = new_cache(config, n_ctx, cache_type)
+        self._alive: list[np.ndarray] = []  # type: ignore[type-arg]
+        self._width = config.n_expert
+        self._model = np.zeros(1, MODEL)
+        self._layers = np.zeros(config.n_layer, LAYER)
+        self._buffers = np.zeros(n_thread + 1, BUFFERS)
+        self._step = np.zeros(1, STEP)
+        self._fill_model(weights, cache_type)
+        for i, layer in enumerate(weights.layers):
+            self._fill_layer(i, layer)
+        self._fill_buffers()
+        frequencies = rope_frequencies(config, weights.rope_freqs)
+        records = (self._model, self._layers, self._buffers, self._step, frequencies)
+        self._workers = Workers(n_thread, records)
+        self._workers.start()
+
+    # --- laying out -------------------------------------------------------------------------------------------
+
+    def _array(self, shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:  # type: ignore[type-arg]
+        """Zeroed memory that lives as long as this runner, at a multiple of 64."""
+        n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        raw = np.zeros(n_bytes + 64, np.uint8)
+        at = -raw.ctypes.data % 64
+        array = raw[at : at + n_bytes].view(dtype).reshape(shape)
+        self._alive.append(array)
+        return array
+
+    def _address(self, shape: int | tuple[int, ...], dtype: Any = np.float32) -> int:
+        return int(self._array(shape, dtype).ctypes.data)
+
+    def _constant(self, values: npt.NDArray[np.float32]) -> int:
+        values = np.ascontiguousarray(values, np.float32)
+        self._alive.append(values)
+        return int(values.ctypes.data)
+
+    def _fill_model(self, weights: Weights, cache_type: str) -> None:
+        config, m = self.config, self._model[0]
+        n_ff = config.n_ff_exp if config.n_expert else config.n_ff
+        widest = max(config.n_embd, n_ff, config.n_head * config.n_embd_head_k)
+        group = config.n_head // config.n_head_kv
+        tiles = -(-group // attention.ROWS) * config.n_head_kv
+        chunks = -(-self.cache.n_room // CHUNK)
+        rows = attention.ROWS * (config.n_embd_head_k + attention.padded(config.n_embd_head_v) + attention.BLOCK)
+        scratch = max(matmul_scratch_bytes(widest), 4 * rows + 32 * attention.ROWS) // 4096 * 4096 + 8192
+        self._logits = np.empty((0, config.n_vocab), np.float32)
+        self._experts = self._array((BATCH, config.n_layer, max(self._width, 1)), np.int32)
+        self._weights_out = self._array((BATCH, config.n_layer, max(self._width, 1)), np.float32)
+        self._probs = self._array((BATCH, config.n_layer, max(config.n_expert, 1)), np.float32)
+        values = {
+            "n_layer": config.n_layer, "n_embd": config.n_embd, "n_head": config.n_head,
+            "n_head_kv": config.n_head_kv, "head_dim": config.n_embd_head_k, "rope_dim": config.rope_dim,
+            "n_ff": n_ff, "n_expert": config.n_expert, "n_vocab": config.n_vocab, "n_ctx": self.cache.n_room,
+            "interleaved": config.architecture.rope_interleaved, "weights_norm": config.expert_weights_norm,
+            "half_cache": cache_type == "f16", "attend": kernel_address(attention.ATTEND[cache_type], attention.N_ARGS),
+            "rms_eps": config.rms_eps, "attn_scale": config.n_embd_head_k**-0.5,
+            "rope_magnitude": config.rope_scaling.mscale, "output_norm": self._constant(weights.output_norm),
+            "output": _weight_row(weights.output), "needs_logits": _needs(weights.output),
+            "q": self._address((BATCH, config.n_head * config.n_embd_head_k)),
+            "k": self._address((BATCH, config.n_head_kv * config.n_embd_head_k)),
+            "v": self._address((BATCH, config.n_head_kv * config.n_embd_head_v)),
+            "projected": self._address((BATCH, config.n_embd)),
+            "router_logits": self._address((BATCH, max(config.n_expert, 1))),
+            "up": self._address((self.n_slot, n_ff)), "expert_out": self._address((self.n_slot, config.n_embd)),
+            "slot_ids": self._address(self.n_slot, np.int32), "slots": self._address(self.n_slot, np.int32),
+            "slot_tokens": self._address(self.n_slot, np.int32),
+            "starts": self._address(max(config.n_expert, 1) + 1, np.int32),
+            "angles": self._address((BATCH, config.rope_dim)),
+            "partial": self._address((tiles * chunks * attention.ROWS, attention.padded(config.n_embd_head_v))),
+            "partial_state": self._address((tiles * chunks * attention.ROWS, 2)),
+            "n_thread": self.n_thread, "sync": self._address(SYNC_INTS, np.int64), "yield_to": yield_address(),
+            "scratch": self._address((self.n_thread, scratch), np.uint8), "scratch_bytes": scratch,
+        }  # fmt: skip
+        iota = self._array(max(self.n_slot, BATCH), np.int32)
+        iota[:] = np.arange(iota.size)
+        values["iota"] = iota.ctypes.data
+        for name, value in values.items():
+            m[name] = value
+
+    def _fill_layer(self, index: int, layer: LayerWeights) -> None:
+        row = self._layers[index]
+        row["attn_norm"], row["ffn_norm"] = self._constant(layer.attn_norm), self._constant(layer.ffn_norm)
+        named = {
+            "attn_q": layer.attn_q, "attn_k": layer.attn_k, "attn_v": layer.attn_v, "attn_output": layer.attn_output,
+            "gate": layer.ffn_gate, "up": layer.ffn_up, "down": layer.ffn_down,
+        }  # fmt: skip
+        routers = () if layer.ffn_gate_inp is None else (layer.ffn_gate_inp,)
+        for name, weight in named.items():
+            row[name] = _weight_row(weight)
+        for router in routers:
+            row["router"] = _weight_row(router)
+        row["needs_attn"] = _needs(layer.attn_q, layer.attn_k, layer.attn_v)
+        row["needs_output"] = _needs(layer.attn_output)
+        row["needs_ffn"] = _needs(layer.ffn_gate, layer.ffn_up, *routers)
+        row["needs_down"] = _needs(layer.ffn_down)
+        row["k_cache"] = self.cache.k[index].ctypes.data
+        row["v_cache"] = self.cache.v[index].ctypes.data
+
+    def _fill_buffers(self) -> None:
+        config = self.config
+        n_ff = config.n_ff_exp if config.n_expert else config.n_ff
+        n_attended = config.n_head * config.n_embd_head_v
+        self._x_one = self._array((self.n_thread, config.n_embd), np.float32)
+        self._x_many = self._array((BATCH, config.n_embd), np.float32)
+        # one token's attention output and hidden rows are written by all threads together
+        n_used = max(config.n_expert, 1)
+        attended = self._rows(1, n_attended)
+        hidden_one = self._rows(n_used, n_ff)
+        hidden_many = self._rows(self.n_slot, n_ff)
+        for thread in range(self.n_thread):
+            b = self._buffers[thread]
+            b["x"] = self._x_one[thread].ctypes.data
+            b["normed"] = self._rows(1, config.n_embd)
+            b["attended"] = self._rows(1, n_attended, f32=attended[0])
+            b["hidden"] = hidden_one
+        shared = self._buffers[self.n_thread]
+        shared["x"] = self._x_many.ctypes.data
+        shared["normed"] = self._rows(BATCH, config.n_embd)
+        shared["attended"] = self._rows(BATCH, n_attended)
+        shared["hidden"] = hidden_many
+
+    def _rows(self, n: int, width: int, f32: int = 0) -> tuple[int, ...]:
+        """A ROWS record of n rows in every form; `f32` shares another record's float32 rows."""
+        strides = (4 * width, act_bytes("q8_0", width), act_bytes("q8_k", width))
+        first = f32 or self._address((n, strides[0]), np.uint8)
+        return (first, *(self._address((n, stride), np.uint8) for stride in strides[1:]), *strides)
+
+    # --- running ----------------------------------------------------------------------------------------------
+
+    def batch_size(self, n_used: int) -> int:
+        """Tokens that fit in one step when each uses `n_used` experts."""
+        return max(1, min(BATCH, self.n_slot // max(n_used, 1)))
+
+    def step(
+        self, ids: npt.NDArray[np.int32], pos: int, n_out: int, n_used: int, *, want_hidden: bool = False
+    ) -> StepResult:
+        """Run tokens `ids` at positions pos, pos + 1, ...; logits of the last `n_out` of them.
+
+        The caller has checked ids, positions and `n_used`. Raises LocalMoeError when a router's scores or the logits
+        are not finite.
+        """
+        config, step = self.config, self._step[0]
+        n_tok = len(ids)
+        assert 1 <= n_tok <= self.batch_size(n_used)
+        assert pos + n_tok <= self.n_ctx
+        assert 0 <= n_out <= n_tok
+        x = self._x_one[:1] if n_tok == 1 else self._x_many[:n_tok]
+        x[:] = decode(self.weights.token_embd.type, self.weights.token_embd.data[ids])
+        if len(self._logits) < n_out:
+            self._logits = np.empty((n_out, config.n_vocab), np.float32)
+        hidden = np.empty((config.n_layer + 1, n_tok, config.n_embd), np.float32) if want_hidden else None
+        step["n_tok"], step["pos"], step["n_out"] = n_tok, pos, n_out
+        step["n_used"] = n_used if config.n_expert else 1
+        step["logits"] = self._logits.ctypes.data
+        step["hidden"] = 0 if hidden is None else hidden.ctypes.data
+        step["experts"], step["weights"] = self._experts.ctypes.data, self._weights_out.ctypes.data
+        step["probs"], step["trace_width"] = self._probs.ctypes.data, max(self._width, 1)
+        step["failed_layer"] = 0
+        self._workers.run()
+        if step["failed_layer"]:
+            layer = int(step["failed_layer"]) - 1
+            raise LocalMoeError(f"the router of layer {layer} gave scores that are not finite: the weights are damaged")
+        n_used = n_used if config.n_expert else 0
+        return StepResult(
+            self._logits[:n_out],
+            self._experts[:n_tok, :, :n_used],
+            self._weights_out[:n_tok, :, :n_used],
+            self._probs[:n_tok, :, : config.n_expert],
+            hidden,
+        )
+
+    def close(self) -> None:
+        """End the threads; the runner cannot be used afterwards."""
+        self._workers.stop()
