@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import statistics
 import sys
 import time
@@ -17,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-import localmoe
-from localmoe.cli.common import CacheTypeK, CacheTypeV, ExpertsUsed, ModelPath, load_arguments
+from localmoe.cli.common import CacheTypeK, CacheTypeV, ExpertsUsed, ModelPath, load_arguments, open_model
+from localmoe.engine.threads import physical_cores
 from localmoe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ FORMATS = ("md", "json")
 
 
 @dataclass(frozen=True)
-class Test:
+class Case:
     """A prompt of `n_prompt` tokens or `n_gen` decoded ones (one of the two is 0) after `n_depth` tokens of context."""
 
     n_prompt: int
@@ -75,7 +74,7 @@ def bench(
     n_gen: Annotated[str, typer.Option("-n", "--n-gen", help="Decoded tokens; a list; 0: none.")] = "128",
     n_depth: Annotated[str, typer.Option("-d", "--n-depth", help="Tokens already in the context; a list.")] = "0",
     threads: Annotated[
-        str, typer.Option("-t", "--threads", help="Threads; a list. [default: CPUs]", show_default=False)
+        str, typer.Option("-t", "--threads", help="Threads; a list. [default: physical cores]", show_default=False)
     ] = "",
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Counted runs of each test.")] = 5,
     output: Annotated[str, typer.Option("-o", "--output", help="md or json.")] = "md",
@@ -88,19 +87,19 @@ def bench(
         raise UsageError("no such output", item="-o", got=repr(output), expected="md or json")
     tests = [
         *(
-            Test(p, 0, d)
+            Case(p, 0, d)
             for d, p in itertools.product(whole_numbers("-d", n_depth), whole_numbers("-p", n_prompt))
             if p
         ),
-        *(Test(0, n, d) for d, n in itertools.product(whole_numbers("-d", n_depth), whole_numbers("-n", n_gen)) if n),
+        *(Case(0, n, d) for d, n in itertools.product(whole_numbers("-d", n_depth), whole_numbers("-n", n_gen)) if n),
     ]
     if not tests:
         raise UsageError("nothing to measure", expected="-p or -n above 0")
     n_ctx = max(test.n_depth + test.n_tokens for test in tests)
     load = load_arguments(max(n_ctx, WARM_UP_PROMPT + WARM_UP_DECODE), None, experts_used, cache_type_k, cache_type_v)
     rows: list[Row] = []
-    for n_threads in whole_numbers("-t", threads or str(os.cpu_count() or 1), least=1):
-        with closing(localmoe.load(str(model), **{**load, "n_threads": n_threads})) as opened:
+    for n_threads in whole_numbers("-t", threads or str(physical_cores()), least=1):
+        with closing(open_model(model, {**load, "n_threads": n_threads})) as opened:
             for row in measure_all(opened, model, n_threads, tests, repetitions):
                 if output == "md":
                     print("\n".join(([] if rows else [*HEADER]) + [markdown_row(row)]), flush=True)
@@ -117,7 +116,7 @@ def whole_numbers(flag: str, text: str, least: int = 0) -> list[int]:
     return list(dict.fromkeys(map(int, parts)))
 
 
-def measure_all(model: Model, path: Path, n_threads: int, tests: list[Test], repetitions: int) -> Iterator[Row]:
+def measure_all(model: Model, path: Path, n_threads: int, tests: list[Case], repetitions: int) -> Iterator[Row]:
     """Rows of all tests, after a warm-up that compiles and reads what they need."""
     session = model.session()
     ids = _token_ids(model, WARM_UP_PROMPT + WARM_UP_DECODE)
@@ -149,7 +148,7 @@ def measure_all(model: Model, path: Path, n_threads: int, tests: list[Test], rep
         )
 
 
-def measure(model: Model, session: Any, test: Test) -> float:
+def measure(model: Model, session: Any, test: Case) -> float:
     """Seconds of a test's own tokens; filling the context before them does not count."""
     ids = _token_ids(model, test.n_depth + test.n_tokens)
     session.reset()

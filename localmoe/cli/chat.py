@@ -17,7 +17,6 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-import localmoe
 from localmoe.cli.common import (
     CacheTypeK,
     CacheTypeV,
@@ -29,6 +28,7 @@ from localmoe.cli.common import (
     experts_table,
     given_or_demo_model,
     load_arguments,
+    open_model,
     sampling_arguments,
     say,
     show_text,
@@ -73,7 +73,7 @@ def chat(
         int, typer.Option("-n", "--predict", "--n-predict", min=-1, help="Tokens of an answer; -1: until it ends.")
     ] = -1,
     threads: Threads = None,
-    ctx_size: Context = 0,
+    ctx_size: Context = None,
     experts_used: ExpertsUsed = None,
     cache_type_k: CacheTypeK = "f16",
     cache_type_v: CacheTypeV = "f16",
@@ -83,7 +83,7 @@ def chat(
     """Chat, line by line: /help tells the commands, Ctrl-C stops an answer, Ctrl-D leaves."""
     path = given_or_demo_model(model)
     load = load_arguments(ctx_size, threads, experts_used, cache_type_k, cache_type_v)
-    with closing(localmoe.load(str(path), **load)) as opened:
+    with closing(open_model(path, load)) as opened:
         state = Chat(opened, sampling, n_predict, system)
         if sys.stdin.isatty():
             say(f"{path.name}: context {opened.n_ctx}. /help tells the commands, Ctrl-D leaves.")
@@ -154,7 +154,7 @@ def _answer(state: Chat) -> None:
         return
     show_text("\n")
     state.messages.append({"role": "assistant", "content": text})
-    state.counts += count_experts((step.experts for step in steps), *state.counts.shape)
+    state.counts += count_experts(steps, *state.counts.shape)
     if sys.stdin.isatty() and steps:
         say(f"[{timings_line(state.model.timings, steps[-1].stop_reason)}]")
     if steps and steps[-1].n_past >= NEARLY_FULL * state.model.n_ctx:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -18,10 +18,16 @@ from numpy.typing import NDArray
 from localmoe.engine.sampling import INTEGERS, SamplingParams
 from localmoe.errors import BadInputError, UsageError
 
+if TYPE_CHECKING:
+    from localmoe.engine.api import Model, Step
+
 ModelPath = Annotated[Path, typer.Option("-m", "--model", help="The model: a GGUF file.", show_default=False)]
 OptionalModelPath = Annotated[Path | None, typer.Option("-m", "--model", help="A GGUF file. [default: the demo model]")]
 Threads = Annotated[int | None, typer.Option("-t", "--threads", min=1, help="Threads. [default: physical cores]")]
-Context = Annotated[int, typer.Option("-c", "--ctx-size", min=0, help="Context in tokens; 0: the model's.")]
+Context = Annotated[
+    int | None,
+    typer.Option("-c", "--ctx-size", min=0, help="Context in tokens; 0: the model's. [default: that, up to 4096]"),
+]
 ExpertsUsed = Annotated[int | None, typer.Option(help="Experts used per token. [default: the model's]")]
 CacheTypeK = Annotated[str, typer.Option("--cache-type-k", "-ctk", help="Type of the keys in the KV cache.")]
 CacheTypeV = Annotated[str, typer.Option("--cache-type-v", "-ctv", help="Type of the values in the KV cache.")]
@@ -116,16 +122,23 @@ def sampling_arguments(sampling: SamplingParams) -> dict[str, Any]:
 
 
 def load_arguments(
-    context: int, threads: int | None, experts_used: int | None, cache_type_k: str, cache_type_v: str
+    context: int | None, threads: int | None, experts_used: int | None, cache_type_k: str, cache_type_v: str
 ) -> dict[str, Any]:
     """Keyword arguments of `localmoe.load` for a command's options."""
     return {
-        "n_ctx": context or None,
+        "n_ctx": context,
         "n_threads": threads,
         "n_expert_used": experts_used,
         "cache_type_k": cache_type_k,
         "cache_type_v": cache_type_v,
     }
+
+
+def open_model(path: Path, load: dict[str, Any]) -> Model:
+    """Open a model; what it waits for is said on stderr."""
+    import localmoe
+
+    return localmoe.load(str(path), progress=say, **load)
 
 
 def read_text(path: str) -> str:
@@ -153,11 +166,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def count_experts(chosen: Iterable[NDArray[np.int32]], n_layer: int, n_expert: int) -> NDArray[np.int64]:
-    """How often each expert was used: (L, E) from the (L, K) choices of tokens."""
+def count_experts(steps: Iterable[Step], n_layer: int, n_expert: int) -> NDArray[np.int64]:
+    """How often each expert was used by the steps that have a token: (L, E)."""
     counts = np.zeros((n_layer, n_expert), np.int64)
-    for experts in chosen:
-        np.add.at(counts, (np.arange(experts.shape[0])[:, None], experts), 1)
+    layers = np.arange(n_layer)[:, None]
+    for step in steps:
+        if step.token >= 0:
+            np.add.at(counts, (layers, step.experts), 1)
     return counts
 
 

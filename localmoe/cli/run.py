@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import localmoe
 from localmoe.cli.common import (
     CacheTypeK,
     CacheTypeV,
@@ -21,6 +20,7 @@ from localmoe.cli.common import (
     count_experts,
     experts_table,
     load_arguments,
+    open_model,
     read_text,
     sampling_arguments,
     say,
@@ -57,7 +57,7 @@ def run(
         int, typer.Option("-n", "--predict", "--n-predict", min=-1, help="Tokens to generate; -1: until it ends.")
     ] = -1,
     threads: Threads = None,
-    ctx_size: Context = 0,
+    ctx_size: Context = None,
     experts_used: ExpertsUsed = None,
     cache_type_k: CacheTypeK = "f16",
     cache_type_v: CacheTypeV = "f16",
@@ -77,13 +77,13 @@ def run(
     """Complete a prompt: the text goes to stdout, timings to stderr."""
     text = _prompt_text(prompt, file, dash)
     options = load_arguments(ctx_size, threads, experts_used, cache_type_k, cache_type_v)
-    with closing(localmoe.load(str(model), **options)) as opened:
+    with closing(open_model(model, options)) as opened:
         if ignore_eos:
-            banned = dict.fromkeys(opened.tokenizer.eog_ids, float("-inf"))
+            banned = dict.fromkeys(opened.tokenizer.eog, float("-inf"))
             sampling = replace(sampling, logit_bias={**sampling.logit_bias, **banned})
         if sampling.seed is None or sampling.seed < 0:
             sampling = replace(sampling, seed=randbits(32))
-        ids = opened.tokenize(text, add_bos=not no_bos, parse_special=parse_special)
+        ids = opened.tokenize(text, add_bos=False if no_bos else None, parse_special=parse_special)
         request = Request(text, ids, n_predict, sampling, tuple(stop or ()))
         check_context(opened.n_ctx, len(ids), n_predict)
         steps = _generate(opened, request, quiet=as_json)
@@ -139,7 +139,7 @@ def _generate(model: Model, request: Request, *, quiet: bool) -> list[Step]:
 
 def _experts(model: Model, steps: list[Step]) -> Any:
     """Uses of each expert by the generated tokens, (L, E); (L, 0) for a dense model."""
-    return count_experts((step.experts for step in steps), model.config.n_layer, model.config.n_expert)
+    return count_experts(steps, model.config.n_layer, model.config.n_expert)
 
 
 def _report(request: Request, steps: list[Step], timings: Timings, experts: Any) -> dict[str, Any]:
@@ -147,25 +147,18 @@ def _report(request: Request, steps: list[Step], timings: Timings, experts: Any)
         "prompt": request.prompt,
         "prompt_tokens": request.ids,
         "text": "".join(step.text for step in steps),
-        "tokens": [int(step.token) for step in steps],
+        "tokens": [int(step.token) for step in steps if step.token >= 0],
         "stop_reason": steps[-1].stop_reason if steps else None,
         "seed": request.sampling.seed,
-        "timings": {**asdict(timings), "prompt_ts": rate(timings.n_prompt, timings.prompt_s)}
-        | {"gen_ts": rate(timings.n_gen, timings.gen_s)},
+        "timings": {**asdict(timings), "prompt_ts": timings.prompt_rate, "gen_ts": timings.rate},
         "experts": [{"layer": layer, "counts": row.tolist()} for layer, row in enumerate(experts) if row.size],
     }
 
 
-def rate(count: int, seconds: float) -> float:
-    """Tokens per second; 0 where no time passed."""
-    return round(count / seconds, 2) if seconds > 0 else 0.0
-
-
 def timings_line(timings: Timings, stop_reason: str | None) -> str:
     """One line about speed and why it ended."""
-    cached = f" ({timings.n_cached} more from the cache)" if timings.n_cached else ""
+    cached = f" ({timings.n_cached} of them cached)" if timings.n_cached else ""
     return (
-        f"prompt: {timings.n_prompt} tokens, {rate(timings.n_prompt, timings.prompt_s):.1f} tokens/s{cached}; "
-        f"generated: {timings.n_gen} tokens, {rate(timings.n_gen, timings.gen_s):.1f} tokens/s; "
-        f"ended: {stop_reason or 'at once'}"
+        f"prompt: {timings.n_prompt} tokens{cached}, {timings.prompt_rate:.1f} tokens/s; "
+        f"generated: {timings.n_gen} tokens, {timings.rate:.1f} tokens/s; ended: {stop_reason or 'at once'}"
     )

@@ -26,7 +26,7 @@ def tui(
     model: OptionalModelPath = None,
     system: Annotated[str, typer.Option("-sys", "--system-prompt", help="The system prompt.", show_default=False)] = "",
     threads: Threads = None,
-    ctx_size: Context = 0,
+    ctx_size: Context = None,
     experts_used: ExpertsUsed = None,
     cache_type_k: CacheTypeK = "f16",
     cache_type_v: CacheTypeV = "f16",

@@ -14,11 +14,19 @@ LAYERS, EXPERTS, USED = 2, 4, 2
 
 @dataclass(frozen=True)
 class Timings:
-    n_prompt: int
-    prompt_s: float
-    n_gen: int
-    gen_s: float
-    n_cached: int
+    n_prompt: int = 0
+    n_cached: int = 0
+    prompt_s: float = 0.0
+    n_gen: int = 0
+    gen_s: float = 0.0
+
+    @property
+    def prompt_rate(self) -> float:
+        return (self.n_prompt - self.n_cached) / self.prompt_s
+
+    @property
+    def rate(self) -> float:
+        return self.n_gen / self.gen_s
 
 
 @dataclass(frozen=True)
@@ -56,8 +64,8 @@ class FakeModel:
     def __init__(self, reply: str = "Hello there", n_ctx: int = 64) -> None:
         self.reply, self.n_ctx = reply, n_ctx
         self.asked: list[tuple[Any, dict[str, Any]]] = []
-        self.timings = Timings(0, 0.0, 0, 0.0, 0)
-        self.tokenizer = SimpleNamespace(eog_ids=(0, 3))
+        self.timings = Timings()
+        self.tokenizer = SimpleNamespace(eog=frozenset((0, 3)))
         self.config = SimpleNamespace(n_layer=LAYERS, n_expert=EXPERTS, n_expert_used=USED, n_vocab=128, name="fake")
         self.gguf = SimpleNamespace(
             n_bytes=3 * 2**20, tensors={"a": SimpleNamespace(n_elements=2_000_000)}, metadata={}
@@ -69,8 +77,8 @@ class FakeModel:
     def close(self) -> None:
         self.closed = True
 
-    def tokenize(self, text: str, add_bos: bool = True, parse_special: bool = False) -> list[int]:
-        return [1] * add_bos + ([2] if parse_special else []) + [ord(letter) for letter in text]
+    def tokenize(self, text: str, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
+        return [1] * (add_bos is not False) + ([2] if parse_special else []) + [ord(letter) for letter in text]
 
     def session(self) -> FakeSession:
         self.sessions.append(FakeSession())
@@ -85,19 +93,18 @@ class FakeModel:
         return self._steps(sum(len(message["content"]) for message in messages), max_tokens, options)
 
     def _steps(self, n_prompt: int, max_tokens: int, options: dict[str, Any]) -> Iterator[Step]:
-        letters = [*self.reply, ""]
-        n = len(letters) if max_tokens < 0 else min(max_tokens, len(letters))
+        """Like the engine: the end-of-text token is a step; any other end is a step without a token."""
         cancel = options.get("cancel")
-        for i, letter in enumerate(letters[:n]):
-            reason = "eos" if not letter else "length" if i == n - 1 else None
-            if cancel is not None and cancel.is_set():
-                reason = "cancelled"
+        for i, letter in enumerate([*self.reply, ""]):
+            self.timings = Timings(n_prompt, 0, 0.5, i, 0.25)
+            stopped = "cancelled" if cancel is not None and cancel.is_set() else "length" if i == max_tokens else None
+            if stopped:
+                none = np.zeros((LAYERS, 0))
+                yield Step("", -1, none.astype(np.int32), none.astype(np.float32), i, n_prompt + i, stopped)
+                return
             experts = np.array([[i % EXPERTS, 3], [0, 1]], np.int32)
             weights = np.full((LAYERS, USED), 0.5, np.float32)
             token = ord(letter) if letter else 0
-            self.timings = Timings(n_prompt, 0.5, i + 1, 0.25, 0)
-            yield Step(letter, token, experts, weights, i, n_prompt + i, reason)
-            if reason == "cancelled":
-                return
+            yield Step(letter, token, experts, weights, i, n_prompt + i, None if letter else "eos")
             if self.on_step:
                 self.on_step(i)

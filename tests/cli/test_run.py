@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from localmoe.cli import main
-from localmoe.cli.common import SAMPLING_FLAGS, parse_bias, sampling_from_flags
+from localmoe.cli.common import SAMPLING_FLAGS, parse_bias, sampling_from_flags, say
 from localmoe.engine.sampling import SamplingParams
 from localmoe.errors import UsageError
 from tests.cli.fake_model import EXPERTS, LAYERS, FakeModel
@@ -34,7 +34,7 @@ def test_stdout_holds_the_text_alone(model: FakeModel, capfd: pytest.CaptureFixt
     assert main(["run", "-m", "m.gguf", "-p", "Hi"]) == 0
     out, err = capfd.readouterr()
     assert out == "Hello there\n"
-    assert err == "prompt: 3 tokens, 6.0 tokens/s; generated: 12 tokens, 48.0 tokens/s; ended: eos\n"
+    assert err == "prompt: 3 tokens, 6.0 tokens/s; generated: 11 tokens, 44.0 tokens/s; ended: eos\n"
     assert model.closed
 
 
@@ -50,6 +50,7 @@ def test_options_reach_the_model(model: FakeModel) -> None:
         "n_expert_used": 1,
         "cache_type_k": "q8_0",
         "cache_type_v": "f32",
+        "progress": say,
     }
     [(ids, asked)] = model.asked
     assert ids == [1, ord("H"), ord("i")]

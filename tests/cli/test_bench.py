@@ -1,0 +1,108 @@
+"""`localmoe bench`: which tests run, what is timed, and how it is reported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from localmoe.cli import main
+from localmoe.cli.bench import Case, Row, markdown_row, measure, whole_numbers
+from localmoe.errors import UsageError
+from tests.cli.fake_model import FakeModel, FakeSession
+
+
+@pytest.fixture
+def models(monkeypatch: pytest.MonkeyPatch) -> list[tuple[FakeModel, dict[str, Any]]]:
+    opened: list[tuple[FakeModel, dict[str, Any]]] = []
+
+    def load(path: str, **options: Any) -> FakeModel:
+        opened.append((FakeModel(), options))
+        return opened[-1][0]
+
+    monkeypatch.setattr("localmoe.load", load)
+    return opened
+
+
+def test_json_rows_have_llama_benchs_keys(
+    models: list[tuple[FakeModel, dict[str, Any]]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["-p", "8,4", "-n", "2", "-d", "0,16", "-t", "1,2", "-r", "3", "-o", "json"]
+    assert main(["bench", "-m", "m.gguf", *flags]) == 0
+    rows = json.loads(capfd.readouterr().out)
+    names = ["pp8", "pp4", "pp8 @ d16", "pp4 @ d16", "tg2", "tg2 @ d16"]
+    assert [(row["test"], row["n_threads"]) for row in rows] == [(name, 1) for name in names] + [(n, 2) for n in names]
+    deep = rows[3]
+    assert (deep["n_prompt"], deep["n_gen"], deep["n_depth"]) == (4, 0, 16)
+    assert len(deep["samples"]) == 3
+    assert deep["avg_ts"] == pytest.approx(sum(deep["samples"]) / 3)
+    assert (deep["model_filename"], deep["model_size"], deep["model_n_params"]) == ("m.gguf", 3 * 2**20, 2_000_000)
+    assert [options["n_threads"] for _, options in models] == [1, 2]
+    assert all(model.closed for model, _ in models)
+
+
+def test_the_context_holds_the_deepest_test(models: list[tuple[FakeModel, dict[str, Any]]]) -> None:
+    main(["bench", "-m", "m.gguf", "-p", "100", "-n", "7", "-d", "1000", "-r", "1", "-t", "2"])
+    assert models[0][1]["n_ctx"] == 1100
+
+
+@pytest.mark.parametrize(
+    ("test", "calls"),
+    [
+        (Case(8, 0, 0), [("reset", 0), ("prefill", 8)]),
+        (Case(8, 0, 16), [("reset", 0), ("prefill", 16), ("prefill", 8)]),
+        (Case(0, 3, 16), [("reset", 0), ("prefill", 16), "decode", "decode", "decode"]),
+    ],
+)
+def test_what_a_test_runs(test: Case, calls: list[Any]) -> None:
+    session = FakeSession()
+    assert measure(FakeModel(), session, test) > 0  # type: ignore[arg-type]
+    assert [name if name == "decode" else (name, n) for name, n in session.calls] == calls
+
+
+def test_filling_the_context_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that a prefilled token moves by 1 s and a decoded one by 10 s."""
+    now = [0.0]
+
+    class Clocked(FakeSession):
+        def prefill(self, ids: list[int]) -> None:
+            now[0] += len(ids)
+
+        def decode(self, token: int) -> None:  # noqa: ARG002
+            now[0] += 10
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    assert measure(FakeModel(), Clocked(), Case(8, 0, 100)) == 8  # type: ignore[arg-type]
+    assert measure(FakeModel(), Clocked(), Case(0, 8, 100)) == 80  # type: ignore[arg-type]
+
+
+def test_markdown_table(models: list[tuple[FakeModel, dict[str, Any]]], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "-m", "some/m.gguf", "-p", "4", "-n", "0", "-t", "2", "-r", "1"]) == 0
+    header, rule, row = capfd.readouterr().out.splitlines()
+    assert [cell.strip() for cell in header.split("|")[1:-1]] == ["model", "size", "params", "threads", "test", "t/s"]
+    assert len(header) == len(rule) == len(row)
+    assert [cell.strip() for cell in row.split("|")[1:6]] == ["m", "3.00 MiB", "2.00 M", "2", "pp4"]
+    assert len(models) == 1
+
+
+def test_a_row_of_a_large_model() -> None:
+    row = Row("8x7b.gguf", 17 * 2**30, 46_700_000_000, 2, 0, 128, 4096, "tg128 @ d4096", 6.9, 0.123, [6.9])
+    expected = "| 8x7b | 17.00 GiB | 46.70 B | 2 | tg128 @ d4096 | 6.90 ± 0.12 |"
+    assert " ".join(markdown_row(row).split()) == expected
+
+
+@pytest.mark.parametrize(
+    "flags", [["-p", "x"], ["-p", "-1"], ["-t", "0"], ["-p", "0", "-n", "0"], ["-o", "csv"], ["-r", "0"], ["-d", ""]]
+)
+def test_wrong_flags_exit_2(flags: list[str], models: list[Any], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "-m", str(Path("m.gguf")), *flags]) == 2
+    assert capfd.readouterr().err.count("\n") == 1
+    assert not models
+
+
+def test_lists_of_numbers() -> None:
+    assert whole_numbers("-p", "512, 128,512") == [512, 128]
+    with pytest.raises(UsageError, match=r"^-p: .*got '5,'"):
+        whole_numbers("-p", "5,")
