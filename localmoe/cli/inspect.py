@@ -38,7 +38,7 @@ def _check_text(gguf: GGUFFile) -> None:
 def _show(rows: list[Line]) -> None:
     """A table on a terminal; `label: text` lines, none of them wrapped, anywhere else."""
     if not sys.stdout.isatty():
-        print("\n".join(f"{label + ':':<15}{text}" if label else f"{'':<15}{text}" for label, text in rows))
+        print("\n".join(f"{label + ':' if label else '':<16}{text}" for label, text in rows))
         return
     from rich.console import Console
     from rich.table import Table
@@ -125,7 +125,7 @@ def _memory(d: dict[str, Any]) -> list[Line]:
 
 
 def _router(d: dict[str, Any]) -> list[Line]:
-    """How alike the rows are that choose the experts: near-copies share their tokens by chance of rounding."""
+    """How alike the rows are that choose the experts: equal rows choose between equal scores."""
     if not d["router"] or not d["router"]["layers"]:
         return []
     layers = d["router"]["layers"]
