@@ -18,8 +18,8 @@ from localmoe.errors import BadInputError
 if TYPE_CHECKING:
     from gguf import GGUFValueType
 
-MAX_STRINGS = 1 << 22  # in all arrays of a file; the largest vocabularies hold some 800,000 with their merges
-MAX_METADATA_BYTES = 128 << 20
+MAX_STRINGS = 1 << 21  # in all arrays of a file; the largest vocabularies hold some 850,000 with their merges
+MAX_METADATA_BYTES = 64 << 20  # the largest vocabularies take 20 MB
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -119,7 +119,7 @@ def _read_numbers(cursor: Cursor, key: str, kind: int, count: int) -> npt.NDArra
     if kind == _BOOL:
         if count and values.max() > 1:
             raise cursor.error("a bool is neither 0 nor 1", key, int(values.max()))
-        values = values.astype(np.bool_)
+        values = values.view(np.bool_)
     cursor.pos += count * dtype.itemsize
     return values
 

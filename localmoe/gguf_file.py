@@ -39,7 +39,7 @@ DEFAULT_ALIGNMENT = 32
 MAX_NAME = 64  # GGML_MAX_NAME: a name of 64 bytes is already too long, it ends with a NUL in C
 MAX_DIMS = 4
 MAX_KEYS = 1 << 16
-MAX_TENSORS = 1 << 18
+MAX_TENSORS = 1 << 16
 
 _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 _SPLIT_NAME = re.compile(r"^(?P<prefix>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf$", re.DOTALL)
