@@ -32,6 +32,8 @@ GGML_TYPES = {
 }
 # Float32 in every GGUF, whatever the rest is.
 ALWAYS_F32 = ("attn_norm", "ffn_norm", "output_norm", "ffn_gate_inp")
+# What a checkpoint is besides its weights; none of it may be written over.
+TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "generation_config.json")
 EXPERT_STEMS = ("ffn_gate_exps", "ffn_down_exps", "ffn_up_exps")  # the order in which the converter writes them
 
 
@@ -51,7 +53,8 @@ def load_source(
     if config is None:
         raise BadInputError("no config.json in the folder", file=folder)
     hparams = read_hparams(config, folder / "config.json", warn)
-    slots = _place(open_checkpoint(folder), folder)
+    checkpoint = open_checkpoint(folder)
+    slots = _place(checkpoint, folder)
     hparams = _with_embedding_rows(hparams, slots, warn)
     _check(slots, hparams, folder)
     tensors = [_source_tensor(slot, parts, hparams) for slot, parts in slots.items()]
@@ -62,7 +65,15 @@ def load_source(
     vocabulary = read_vocabulary(files, hparams.vocab_size, pre, warn)
     metadata = general_keys(folder, config, tensors, warn)
     metadata |= model_keys(hparams) | vocabulary_keys(vocabulary, files, warn)
-    return SourceModel(metadata, tensors, hparams.num_local_experts, hparams.num_hidden_layers, str(folder))
+    shards = sorted({tensor.file for tensor in checkpoint.values()})
+    return SourceModel(
+        metadata=metadata,
+        tensors=tensors,
+        n_expert=hparams.num_local_experts,
+        n_layer=hparams.num_hidden_layers,
+        label=str(folder),
+        files=(*shards, *(folder / name for name in TEXT_FILES)),
+    )
 
 
 def _place(checkpoint: dict[str, CheckpointTensor], folder: Path) -> Slots:

@@ -103,8 +103,8 @@ def from_tokenizer_json(files: TokenizerFiles, pre: str | None, warn: Warn) -> V
     types = {i: _piece_type(token, special) for i, token in tokens.items()}
     for token_id, (token, is_special) in added.items():
         if token_id not in tokens:
-            text, kind = added_type(token, is_special)
-            tokens[token_id], scores[token_id], types[token_id] = text, ADDED_SCORE, kind
+            kind = TokenType.CONTROL if is_special else TokenType.USER_DEFINED
+            tokens[token_id], scores[token_id], types[token_id] = token, ADDED_SCORE, kind
     texts, missing = fill_gaps(tokens, file)
     check_texts(texts, file)
     for i in missing:

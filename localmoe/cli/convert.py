@@ -1,0 +1,92 @@
+"""`localmoe convert`: a checkpoint folder, or a GGUF, as a quantized GGUF."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from localmoe.converters.pipeline import WriteReport
+
+
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SRC", help="A Hugging Face checkpoint folder, or a GGUF file.", show_default=False),
+    ],
+    out: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT.gguf", help="The file to write.", show_default=False)
+    ],
+    file_type: Annotated[
+        str, typer.Option("--type", metavar="TYPE", help="Q4_K_M, Q6_K, Q8_0, BF16, F16, F32, ...")
+    ] = "Q4_K_M",
+    pre: Annotated[
+        str | None,
+        typer.Option("--pre", metavar="NAME", help="The pre-tokenizer, by llama.cpp's name, if it is not recognised."),
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option("--imatrix", metavar="FILE", help="An importance matrix (not supported yet).")
+    ] = None,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Quantize a GGUF that is quantized already; it loses quality.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show sizes and types.")] = False,
+    threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Threads that encode.")] = None,
+) -> None:
+    """Convert a checkpoint (or a GGUF) to a quantized GGUF in one pass; its path is printed when it is written."""
+    from localmoe.errors import UsageError
+
+    if imatrix is not None:
+        raise UsageError("importance matrices are not supported yet", item="--imatrix", got=imatrix)
+    if source.is_dir():
+        report = _convert_folder(source, out, file_type, pre, dry_run, threads)
+    elif pre is not None:
+        raise UsageError("is for checkpoint folders: a GGUF has its pre-tokenizer", item="--pre", got=pre)
+    else:
+        report = _convert_gguf(source, out, file_type, allow_requantize, dry_run, threads)
+    _show(report, dry_run)
+
+
+def _convert_folder(
+    source: Path, out: Path, file_type: str, pre: str | None, dry_run: bool, threads: int | None
+) -> WriteReport:
+    from localmoe.converters.huggingface import load_source
+    from localmoe.converters.pipeline import write_model
+    from localmoe.progress import TerminalProgress
+
+    model = load_source(source, pre=pre, warn=_warn)
+    return write_model(model, out, file_type, dry_run=dry_run, progress=TerminalProgress(), n_threads=threads)
+
+
+def _convert_gguf(
+    source: Path, out: Path, file_type: str, allow_requantize: bool, dry_run: bool, threads: int | None
+) -> WriteReport:
+    from localmoe.converters.gguf_source import gguf_source
+    from localmoe.converters.pipeline import write_model
+    from localmoe.gguf_file import open_gguf
+    from localmoe.progress import TerminalProgress
+
+    with open_gguf(source) as gguf:
+        return write_model(
+            gguf_source(gguf), out, file_type, allow_requantize=allow_requantize, dry_run=dry_run,
+            progress=TerminalProgress(), n_threads=threads,
+        )  # fmt: skip
+
+
+def _warn(line: str) -> None:
+    from localmoe.gguf_file import visible
+
+    print(f"note: {visible(line, 500)}", file=sys.stderr)
+
+
+def _show(report: WriteReport, dry_run: bool) -> None:
+    from .quantize import summary, table
+
+    if dry_run:
+        print(table(report))
+        return
+    print(f"{report.file_type}, {summary(report)}", file=sys.stderr)
+    print(report.path)
