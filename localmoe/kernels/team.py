@@ -65,6 +65,16 @@ def pause(typingctx: Any) -> Any:
     return types.void(), codegen
 
 
+@intrinsic
+def as_pointer(typingctx: Any, address: Any) -> Any:
+    """An int64 address as the untyped pointer that numba.carray takes."""
+
+    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        return b.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), codegen
+
+
 def yield_address() -> int:
     """Address of the system's "let another thread run": sched_yield, or SwitchToThread on Windows."""
     if sys.platform == "win32":

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import carray
 
 from localmoe.jit import njit
 from localmoe.kernels.activations import quantize_q8_0, quantize_q8_k
@@ -27,7 +28,8 @@ from localmoe.kernels.elementwise import (
 )
 from localmoe.kernels.router import group_by_expert, route
 from localmoe.kernels.simd import call_address, ld_f32, ld_i32, st_f32, st_i32, st_i64
-from localmoe.kernels.team import barrier, share
+from localmoe.kernels.team import as_pointer, barrier, share
+from localmoe.model.plan import BUFFERS, LAYER, MODEL, STEP
 
 CHUNK = 256  # positions of one attention item in decode; fixed, so that results do not depend on the threads
 ROW_UNIT = 16  # rows are shared out in whole vectors
@@ -407,14 +409,9 @@ def logits_step(m: Any, step: Any, mine: Any, thread: int) -> None:
         multiply_many(m.output, 0, mine.normed, inputs, step.logits, m.iota, step.n_out, first, last, scratch)
 
 
-@njit
-def forward(thread: int, models: Any, layers: Any, buffers: Any, steps: Any, frequencies: Any) -> None:
-    """One step on one of the team's threads; all of them must call it.
-
-    models: (1,) MODEL. layers: (n_layer,) LAYER. buffers: (n_thread + 1,) BUFFERS, one a thread and the shared one,
-    whose `x` holds the tokens' embeddings (thread 0's for a single token). steps: (1,) STEP. frequencies: float64,
-    radians a position of each rotary pair. The KV cache, the trace's rows, logits and `failed_layer` are written.
-    """
+@njit(inline=True)
+def run_step(thread: int, models: Any, layers: Any, buffers: Any, steps: Any, frequencies: Any) -> None:
+    """The whole pass, with the records as arrays."""
     m, step = models[0], steps[0]
     one = step.n_tok == 1
     mine = buffers[thread] if one else buffers[m.n_thread]
@@ -427,3 +424,21 @@ def forward(thread: int, models: Any, layers: Any, buffers: Any, steps: Any, fre
         layer_step(m, layers[index], step, mine, index, thread)
     logits_step(m, step, mine, thread)
     barrier(m.sync, m.n_thread, m.yield_to)
+
+
+def forward(thread: int, models: int, layers: int, buffers: int, steps: int, frequencies: int) -> None:
+    """One step on one of the team's threads; all of them must call it. Arguments are addresses.
+
+    models: (1,) MODEL. layers: (n_layer,) LAYER. buffers: (n_thread + 1,) BUFFERS, one a thread and the shared one,
+    whose `x` holds the tokens' embeddings (thread 0's for a single token). steps: (1,) STEP. frequencies: float64,
+    radians a position of each rotary pair. The KV cache, the trace's rows, logits and `failed_layer` are written.
+    """
+    model = carray(as_pointer(models), 1, MODEL)
+    n_thread, n_layer, n_pair = model[0].n_thread, model[0].n_layer, model[0].rope_dim // 2
+    run_step(
+        thread, model, carray(as_pointer(layers), n_layer, LAYER), carray(as_pointer(buffers), n_thread + 1, BUFFERS),
+        carray(as_pointer(steps), 1, STEP), carray(as_pointer(frequencies), n_pair, np.float64),
+    )  # fmt: skip
+
+
+N_ARGS = 6

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from localmoe.jit import njit
+from localmoe.jit import kernel_address, njit
+from localmoe.kernels.simd import call_address
 from localmoe.kernels.team import atomic_add, atomic_load, atomic_store, wait_while, yield_address
-from localmoe.model.forward import forward
+from localmoe.model.forward import N_ARGS, forward
 
 IDLE_YIELDS = 4000  # a worker sleeps after so many yields: some milliseconds
 _LINE = 16  # int64 between words that different threads write
@@ -23,9 +24,8 @@ _ORDER, _STOP, _WANTED, _WORKER = 0, 1, 2, 3
 
 
 @njit
-def serve(thread: int, control: int, yield_to: int, idle: int, models: Any, layers: Any, buffers: Any, steps: Any,
-          frequencies: Any) -> bool:  # fmt: skip
-    """Run steps as they are ordered; False when told to stop, True to go to sleep."""
+def serve(thread: int, control: int, yield_to: int, idle: int, step: int, records: Any) -> bool:
+    """Call `step(thread, *records)` whenever one is ordered; False when told to stop, True to go to sleep."""
     line = _LINE * 8
     seen_at = control + line * (_WORKER + 2 * (thread - 1))
     parked_at = seen_at + line
@@ -42,14 +42,14 @@ def serve(thread: int, control: int, yield_to: int, idle: int, models: Any, laye
         atomic_store(seen_at, seen + 1)
         if atomic_load(control + line * _STOP):
             return False
-        forward(thread, models, layers, buffers, steps, frequencies)
+        call_address(step, (thread, records[0], records[1], records[2], records[3], records[4]))
 
 
 @njit
-def lead(control: int, models: Any, layers: Any, buffers: Any, steps: Any, frequencies: Any) -> None:
+def lead(control: int, step: int, records: Any) -> None:
     """Order a step and do the leader's share of it."""
     atomic_add(control + _LINE * 8 * _ORDER, 1)
-    forward(0, models, layers, buffers, steps, frequencies)
+    call_address(step, (0, records[0], records[1], records[2], records[3], records[4]))
 
 
 @njit
@@ -61,9 +61,11 @@ def put(address: int, value: int) -> None:
 class Workers:
     """`n_thread - 1` threads beside the caller's; `run` executes one step on all of them."""
 
-    def __init__(self, n_thread: int, records: tuple[Any, ...]) -> None:
+    def __init__(self, n_thread: int, records: tuple[np.ndarray, ...]) -> None:  # type: ignore[type-arg]
         """`records`: models, layers, buffers, steps and frequencies, as `forward` takes them."""
-        self._records = records
+        self._alive = records
+        self._records = tuple(int(r.ctypes.data) for r in records)
+        self._forward = kernel_address(forward, N_ARGS)
         self._control = np.zeros(_LINE * (_WORKER + 2 * n_thread), np.int64)
         self._wake = [threading.Semaphore(0) for _ in range(n_thread - 1)]
         self._yield = yield_address()
@@ -78,7 +80,7 @@ class Workers:
         address = self._control.ctypes.data
         while True:
             self._wake[thread - 1].acquire()
-            if not serve(thread, address, self._yield, IDLE_YIELDS, *self._records):
+            if not serve(thread, address, self._yield, IDLE_YIELDS, self._forward, self._records):
                 return
 
     def _rouse(self) -> None:
@@ -94,7 +96,7 @@ class Workers:
         """One step on every thread; returns when all are done."""
         try:
             self._rouse()
-            lead(self._control.ctypes.data, *self._records)
+            lead(self._address(_ORDER), self._forward, self._records)
         finally:
             put(self._address(_WANTED), 0)
 
