@@ -2,20 +2,26 @@
 
     python tests/parity/samplers.py [--cases 300]
 
-Runs where llama-cpp-python and numpy are installed (no model is needed). Both sides get the same logits; the
-candidates that are left and their probabilities are compared. Prints one JSON line; exit 1 where they differ.
+Needs llama-cpp-python and no model: where it is not installed the script starts itself again with the Python named by
+LLAMA_PYTHON. Both sides get the same logits; the candidates that are left and their probabilities are compared.
+Prints one JSON line; exit 1 where they differ.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib.util
 import json
 import math
+import os
 import random
 import sys
 from pathlib import Path
 from typing import Any
+
+if importlib.util.find_spec("llama_cpp") is None:
+    os.execv(os.environ["LLAMA_PYTHON"], [os.environ["LLAMA_PYTHON"], *sys.argv])
 
 import llama_cpp as lc
 import numpy as np
