@@ -1,0 +1,238 @@
+"""localmoe quantize against llama-quantize: whole files, byte for byte, and the types chosen for real models' shapes.
+
+    python tests/parity/quantize_parity.py [--record tests/converters/data/llama_quantize_types.json]
+
+llama.cpp is asked through llama-cpp-python, in this interpreter or in the one LOCALMOE_LLAMA_PYTHON names. Prints one
+JSON line; exit 1 where a byte differs. `--record` writes the types llama-quantize chooses, which ordinary tests use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+# fields of tests.tiny.Tiny; n_embd 64 or 96 and n_ff 96 make rows that do not divide into blocks of 256 (or 32)
+MODELS: dict[str, dict[str, Any]] = {
+    "8 experts": {"n_expert": 8, "n_embd": 256, "n_ff": 256, "n_layer": 9},
+    "8 experts, tied, BF16": {"n_expert": 8, "n_embd": 256, "n_ff": 512, "n_layer": 2, "type": "BF16", "tied": True},
+    "5 experts, F16": {"n_expert": 5, "n_embd": 256, "n_ff": 256, "n_layer": 3, "type": "F16"},
+    "4 experts, rows of 64 and 96": {"n_expert": 4, "n_embd": 64, "n_ff": 96, "n_layer": 2},
+    "8 experts, rows of 96 and 40": {"n_expert": 8, "n_embd": 96, "n_ff": 40, "n_layer": 2, "type": "F16"},
+    "dense": {"n_expert": 0, "n_embd": 256, "n_ff": 768, "n_layer": 17},
+    "dense, tied, rows of 64, F16": {
+        "n_expert": 0,
+        "n_embd": 64,
+        "n_ff": 160,
+        "n_layer": 2,
+        "type": "F16",
+        "tied": True,
+    },
+}
+
+# real shapes; weights are never read, so the files are holes
+SHAPES: dict[str, dict[str, Any]] = {
+    "mixtral-8x7b": {"n_layer": 32, "n_embd": 4096, "n_ff": 14336, "n_head": 32, "n_head_kv": 8, "n_expert": 8},
+    "mixtral-8x22b": {"n_layer": 56, "n_embd": 6144, "n_ff": 16384, "n_head": 48, "n_head_kv": 8, "n_expert": 8},
+    "4x7b": {"n_layer": 32, "n_embd": 4096, "n_ff": 14336, "n_head": 32, "n_head_kv": 8, "n_expert": 4},
+    "llama-70b": {"n_layer": 80, "n_embd": 8192, "n_ff": 28672, "n_head": 64, "n_head_kv": 8, "n_expert": 0},
+    "llama-65b": {"n_layer": 80, "n_embd": 8192, "n_ff": 22016, "n_head": 64, "n_head_kv": 64, "n_expert": 0},
+    "smollm2-135m": {
+        "n_layer": 30, "n_embd": 576, "n_ff": 1536, "n_head": 9, "n_head_kv": 3, "n_expert": 0, "tied": True,
+    },
+    "4x-smollm2-135m": {
+        "n_layer": 30, "n_embd": 576, "n_ff": 1536, "n_head": 9, "n_head_kv": 3, "n_expert": 4, "tied": True,
+    },
+}  # fmt: skip
+
+
+def theirs(jobs: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Run llama_model_quantize for jobs {source, out, file_type, dry_run}: the types its log names, by tensor."""
+    import ctypes
+
+    import llama_cpp as lc
+
+    lines: list[str] = []
+
+    @lc.llama_log_callback
+    def keep(level: int, text: bytes, data: Any) -> None:
+        lines.append(text.decode(errors="replace"))
+
+    lc.llama_log_set(keep, ctypes.c_void_p(0))
+    results = []
+    for job in jobs:
+        lines.clear()
+        params = lc.llama_model_quantize_default_params()
+        params.ftype, params.nthread, params.dry_run = job["file_type"], 2, job["dry_run"]
+        code = lc.llama_model_quantize(job["source"].encode(), job["out"].encode(), ctypes.byref(params))
+        if code:
+            raise SystemExit(f"llama_model_quantize failed: {''.join(lines[-5:])}")
+        results.append(_types_in("".join(lines)))
+    return results
+
+
+def _types_in(log: str) -> dict[str, str]:
+    types = {}
+    for line in log.splitlines():
+        match = re.match(r"\[ *\d+/ *\d+\] (\S+) +- .* type = +(\w+), (.*)", line)
+        if match:
+            name, old, rest = match.groups()
+            new = re.search(r"MiB \((\w+)\)", rest) or re.search(r"converting to (\w+)", rest)
+            types[name] = (new[1] if new else old).upper()
+    return types
+
+
+def ask_llama(jobs: list[dict[str, Any]], folder: Path) -> list[dict[str, str]]:
+    """`theirs`, in the interpreter that has llama-cpp-python."""
+    python = os.environ.get("LOCALMOE_LLAMA_PYTHON") or sys.executable
+    asked, answer = folder / "jobs.json", folder / "answer.json"
+    asked.write_text(json.dumps(jobs))
+    subprocess.run([python, __file__, "--theirs", str(asked), str(answer)], check=True)
+    result: list[dict[str, str]] = json.loads(answer.read_text())
+    return result
+
+
+def compare_files(folder: Path) -> tuple[int, list[str]]:
+    """Quantize every model to every type on both sides; how many pairs of files, and which of them differ."""
+    from localmoe.converters.gguf_source import gguf_source
+    from localmoe.converters.pipeline import write_model
+    from localmoe.converters.recipe import RECIPES
+
+    from localmoe.gguf_file import open_gguf
+    from tests.tiny import write_tiny
+
+    jobs, ours, labels = [], [], []
+    for number, (label, fields) in enumerate(MODELS.items()):
+        source = write_tiny(folder / f"{number}.gguf", **fields)
+        for recipe in RECIPES.values():
+            out = folder / f"{number}-{recipe.name}.gguf"
+            with open_gguf(source) as gguf:
+                write_model(gguf_source(gguf), out, recipe.name, notify=lambda line: None)
+            ours.append(out)
+            labels.append(f"{label} -> {recipe.name}")
+            jobs.append({
+                "source": str(source), "out": f"{out}.theirs", "file_type": int(recipe.file_type), "dry_run": False,
+            })  # fmt: skip
+    ask_llama(jobs, folder)
+    differ = [
+        label
+        for label, mine, job in zip(labels, ours, jobs, strict=True)
+        if mine.read_bytes() != Path(job["out"]).read_bytes()
+    ]
+    return len(jobs), differ
+
+
+def shape_model(fields: dict[str, Any]) -> Any:
+    """A SourceModel with the tensors of real shapes in F16 and nothing in them."""
+    from gguf import GGMLQuantizationType, GGUFValueType
+    from localmoe.converters.source import MetaValue, SourceModel, SourceTensor
+
+    f = {"tied": False, "n_vocab": 32000} | fields
+    d, ff, e = f["n_embd"], f["n_ff"], f["n_expert"]
+    kv = d // f["n_head"] * f["n_head_kv"]
+    stack, suffix = ((e,), "_exps") if e else ((), "")
+    layer = {
+        "attn_norm": (d,), "attn_q": (d, d), "attn_k": (kv, d), "attn_v": (kv, d), "attn_output": (d, d),
+        "ffn_norm": (d,), f"ffn_gate{suffix}": (*stack, ff, d), f"ffn_up{suffix}": (*stack, ff, d),
+        f"ffn_down{suffix}": (*stack, d, ff),
+    } | ({"ffn_gate_inp": (e, d)} if e else {})  # fmt: skip
+    shapes = {"token_embd": (f["n_vocab"], d), "output_norm": (d,)} | (
+        {} if f["tied"] else {"output": (f["n_vocab"], d)}
+    )
+    shapes |= {f"blk.{i}.{name}": shape for i in range(f["n_layer"]) for name, shape in layer.items()}
+    numbers = {
+        "block_count": f["n_layer"], "context_length": 4096, "embedding_length": d, "feed_forward_length": ff,
+        "attention.head_count": f["n_head"], "attention.head_count_kv": f["n_head_kv"],
+    } | ({"expert_count": e, "expert_used_count": 2} if e else {})  # fmt: skip
+    metadata = {"general.architecture": MetaValue("llama", GGUFValueType.STRING)}
+    metadata |= {f"llama.{key}": MetaValue(value, GGUFValueType.UINT32) for key, value in numbers.items()}
+    metadata["llama.attention.layer_norm_rms_epsilon"] = MetaValue(1e-5, GGUFValueType.FLOAT32)
+    f16, f32 = GGMLQuantizationType.F16, GGMLQuantizationType.F32
+    tensors = [
+        SourceTensor(f"{name}.weight", shape, f32 if len(shape) == 1 or "gate_inp" in name else f16, [])
+        for name, shape in shapes.items()
+    ]
+    return SourceModel(metadata, tensors, e, f["n_layer"], "shapes", origin="gguf")
+
+
+def write_hole(model: Any, path: Path) -> None:
+    """The model's header, and a hole where its weights would be."""
+    from localmoe.converters.output import TensorHeader, header_bytes, padded
+
+    headers = []
+    for tensor in model.tensors:
+        n_bytes = tensor.n_rows * tensor.n_columns * tensor.type.name.endswith("16") * 2
+        n_bytes = n_bytes or tensor.n_rows * tensor.n_columns * 4
+        headers.append(TensorHeader(tensor.name, tensor.shape, tensor.type, n_bytes))
+    head = header_bytes(model.metadata, headers)
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(len(head) + sum(padded(h.n_bytes) for h in headers))
+
+
+def compare_types(folder: Path) -> tuple[dict[str, dict[str, dict[str, str]]], list[str]]:
+    """What llama-quantize chooses for real shapes, and where the recipes choose otherwise."""
+    from localmoe.converters.recipe import RECIPES, Options, choose_types
+
+    jobs, keys = [], []
+    for name, fields in SHAPES.items():
+        path = folder / f"{name}.gguf"
+        write_hole(shape_model(fields), path)
+        for recipe in RECIPES.values():
+            keys.append((name, recipe.name))
+            jobs.append({
+                "source": str(path), "out": str(folder / "none"), "file_type": int(recipe.file_type), "dry_run": True,
+            })  # fmt: skip
+    answers = dict(zip(keys, ask_llama(jobs, folder), strict=True))
+    differ = []
+    for (name, type_name), answer in answers.items():
+        choices = choose_types(shape_model(SHAPES[name]), type_name, Options())
+        if list(answer.items()) != [(choice.tensor.name, choice.type.name) for choice in choices]:
+            differ.append(f"types of {name} -> {type_name}")
+    recorded: dict[str, dict[str, dict[str, str]]] = {name: {} for name in SHAPES}
+    for (name, type_name), answer in answers.items():
+        recorded[name][type_name] = by_kind(answer)
+    return recorded, differ
+
+
+def by_kind(types: dict[str, str]) -> dict[str, str]:
+    """Types by the part of the name after the layer; one type a layer, or a single one where all agree."""
+    kinds: dict[str, list[str]] = {}
+    for name, type_name in types.items():
+        kinds.setdefault(re.sub(r"^blk\.\d+\.", "blk.", name), []).append(type_name)
+    return {
+        kind: " ".join(dict.fromkeys(all_) if len(set(all_)) == 1 else all_) for kind, all_ in sorted(kinds.items())
+    }
+
+
+def main() -> int:
+    """Compare, print, and record if asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--record", type=Path)
+    parser.add_argument("--theirs", nargs=2, type=Path, metavar=("JOBS", "ANSWER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.theirs:
+        options.theirs[1].write_text(json.dumps(theirs(json.loads(options.theirs[0].read_text()))))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        n_files, differ = compare_files(Path(folder))
+        recorded, other = compare_types(Path(folder))
+    if options.record:
+        options.record.write_text(json.dumps({"shapes": SHAPES, "types": recorded}, indent=1) + "\n")
+    n_types = sum(len(types) for types in recorded.values())
+    differ += other
+    print(json.dumps({"test": "quantize", "files": n_files, "type_tables": n_types, "differ": differ}))
+    return 1 if differ else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
