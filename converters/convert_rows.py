@@ -37,7 +37,7 @@ def convert(rows: np.ndarray, source: Type, target: Type, n_columns: int) -> Row
     assert n % n_columns == 0
     if source == target:
         bad = checks.first_not_finite(source, raw)
-        return Rows(memoryview(raw), n, raw.size, bad)
+        return Rows(raw.data, n, raw.size, bad)
     return _encode(raw, form, FORMATS[target], n)
 
 
@@ -56,7 +56,7 @@ def _encode(raw: np.ndarray, source: Format, target: Format, n: int) -> Rows:
         bad = checks.first_not_finite(target.type, part)
         if bad is not None:
             return Rows(memoryview(b""), n, raw.size, start + bad, finite_source=True)
-    return Rows(memoryview(out), n, raw.size)
+    return Rows(out.data, n, raw.size)
 
 
 def _span(form: Format, start: int, stop: int) -> slice:

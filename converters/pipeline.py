@@ -205,8 +205,7 @@ class _Work:
 
     def write_tensors(self, file: OutputFile) -> None:
         """Write every tensor and its padding, in order."""
-        label = f"writing {sum(row.n_bytes for row in self._rows) / 2**20:.0f} MiB"
-        self._progress.start(sum(row.source_bytes for row in self._rows), label)
+        self._progress.start(sum(row.source_bytes for row in self._rows), "converting tensors")
         pool = ThreadPoolExecutor(self._n_threads, thread_name_prefix="encode")
         try:
             results = self._in_order(pool)

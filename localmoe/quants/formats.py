@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from localmoe.errors import BadInputError, UsageError
 
-Type = GGMLQuantizationType
+Type: TypeAlias = GGMLQuantizationType
 Activation = Literal["f32", "q8_0", "q8_k"]
 
 

@@ -6,6 +6,8 @@ take addresses: n blocks of 256 float32 at `x`, blocks at `out`, `SCRATCH` bytes
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from localmoe.jit import njit
@@ -60,7 +62,7 @@ def _weigh(tile: int, weights: int) -> None:
 
 
 @njit
-def _sums(tile: int, weights: int):  # type: ignore[no-untyped-def]
+def _sums(tile: int, weights: int) -> Any:
     """Smallest and largest x, sum of w, sum of w * x."""
     low = load_f(tile)
     high = low
@@ -76,7 +78,7 @@ def _sums(tile: int, weights: int):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _error(tile: int, weights: int, levels: int, scale, low):  # type: ignore[no-untyped-def]
+def _error(tile: int, weights: int, levels: int, scale: Any, low: Any) -> Any:
     """Weighted squared error of scale * level + low."""
     error = splat_f(np.float32(0))
     for i in range(32):
@@ -86,7 +88,7 @@ def _error(tile: int, weights: int, levels: int, scale, low):  # type: ignore[no
 
 
 @njit
-def _fit_affine(scratch: int, top: int, steps: np.ndarray):  # type: ignore[no-untyped-def]
+def _fit_affine(scratch: int, top: int, steps: np.ndarray) -> Any:
     """make_qkx2_quants: scale, minus the minimum, and (inverse scale, base) that give the levels 0..top chosen."""
     tile, weights, levels = scratch, scratch + _W, scratch + _L
     zero, one = splat_f(np.float32(0)), splat_f(np.float32(1))
@@ -225,7 +227,7 @@ def encode_q5_k(x: int, out: int, n: int, scratch: int) -> None:
 
 
 @njit
-def _level_sums(tile: int, weighted: int, inverse):  # type: ignore[no-untyped-def]
+def _level_sums(tile: int, weighted: int, inverse: Any) -> Any:
     """Sums of w * x * l and w * l * l with w = x^2 for levels -32..31 of a tile of 16."""
     lowest, highest = splat_i(np.int32(-32)), splat_i(np.int32(31))
     sum_lx, sum_l2 = splat_f(np.float32(0)), splat_f(np.float32(0))
@@ -239,7 +241,7 @@ def _level_sums(tile: int, weighted: int, inverse):  # type: ignore[no-untyped-d
 
 
 @njit
-def _fit_signed(scratch: int, steps: np.ndarray):  # type: ignore[no-untyped-def]
+def _fit_signed(scratch: int, steps: np.ndarray) -> Any:
     """make_qx_quants with 32 levels a side: scale, the inverse scale that gives the levels chosen, and empty lanes."""
     tile, weighted = scratch, scratch + _W
     zero = splat_f(np.float32(0))

@@ -13,12 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils, extending, types
 from numba.core.datamodel import models
-from numba.core.extending import intrinsic, lower_builtin, register_model
+from numba.core.extending import lower_builtin, register_model
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
 N = 16
+
+intrinsic: Any = extending.intrinsic
 
 _F32, _I32, _I16, _I8, _I1, _HALF = (
     ir.FloatType(), ir.IntType(32), ir.IntType(16), ir.IntType(8), ir.IntType(1), ir.HalfType()
@@ -35,7 +37,7 @@ class Lanes(types.Type):
 
 
 @register_model(Lanes)
-class LanesModel(models.PrimitiveModel):
+class LanesModel(models.PrimitiveModel):  # type: ignore[misc]
     """A Lanes value is one LLVM vector."""
 
     def __init__(self, dmm: Any, fe_type: Lanes) -> None:
@@ -78,7 +80,7 @@ _OPERATORS: tuple[tuple[Any, Lanes, Lanes, Callable[[Any, Any, Any], Any]], ...]
 
 def _register(op: Any, operand: Lanes, result: Lanes, emit: Callable[[Any, Any, Any], Any]) -> None:
     @infer_global(op)
-    class _(AbstractTemplate):
+    class _(AbstractTemplate):  # type: ignore[misc]
         def generic(self, args: Any, kws: Any) -> Any:
             return signature(result, operand, operand) if tuple(args) == (operand, operand) and not kws else None
 

@@ -6,6 +6,8 @@ at `x`, blocks at `out`, `SCRATCH` bytes of scratch.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from localmoe.jit import njit
@@ -106,7 +108,7 @@ def encode_q8_0(x: int, out: int, n: int, scratch: int) -> None:  # noqa: ARG001
 
 
 @njit
-def _signed_scale(tile: int, levels: int) -> int:
+def _signed_scale(tile: int, levels: int) -> Any:
     """d = (the element of largest magnitude, the first of equals) / -levels, and 1 / d or 0."""
     amax = splat_f(np.float32(0))
     extreme = splat_f(np.float32(0))
@@ -122,7 +124,7 @@ def _signed_scale(tile: int, levels: int) -> int:
 
 
 @njit
-def _affine_scale(tile: int, levels: int) -> int:
+def _affine_scale(tile: int, levels: int) -> Any:
     """m = min x, d = (max x - m) / levels, and 1 / d or 0."""
     low = splat_f(np.float32(np.finfo(np.float32).max))
     high = splat_f(-np.float32(np.finfo(np.float32).max))
@@ -136,7 +138,7 @@ def _affine_scale(tile: int, levels: int) -> int:
 
 
 @njit
-def _as_int8(x: int) -> int:
+def _as_int8(x: Any) -> Any:
     """The low byte of each lane, sign-extended: what a cast to int8_t leaves."""
     sign = splat_i(np.int32(128))
     return ((x + sign) & splat_i(np.int32(255))) + splat_i(np.int32(-128))
@@ -195,7 +197,7 @@ def _encode_signed(x: int, out: int, n: int, scratch: int, levels: int, stride: 
 
 
 @njit
-def _fifth(q: int, position: int) -> int:
+def _fifth(q: Any, position: int) -> Any:
     """Bit 4 of each lane, moved to `position`."""
     bit = (q >> splat_i(np.int32(4))) & splat_i(np.int32(1))
     return bit << splat_i(np.int32(position))
