@@ -1,0 +1,162 @@
+"""Matrix times many activation rows: the loops that every weight type shares.
+
+For each `ROWS` weight rows, and for each chunk of their columns, the weights are unpacked into scratch in registers'
+order (lanes are rows, four bytes of consecutive columns a lane); then tiles of tokens run over the chunk and add their
+sums to the output rows. The chunk stays in the L1 and L2 caches however long rows are. What a type adds is one
+function that unpacks a block and one that runs a tile.
+
+A kernel is `matmul(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)`, all int64:
+w is the address of row 0 of a (rows, n_cols) matrix in its GGUF layout. Token i < n_tok reads the activation row at
+act + int32(in_idx[i]) * act_stride and writes float32 r0..r1 of the row at out + int32(out_idx[i]) * out_stride.
+scratch has `matmul_scratch_bytes(n_cols)` bytes, is 64-aligned and belongs to the calling thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from numba.core import cgutils
+
+from localmoe.jit import njit
+from localmoe.kernels.simd import LANES
+from localmoe.kernels.tile import (
+    BIG,
+    I32T,
+    I64T,
+    PITCH,
+    ROW_VECS,
+    ROWS,
+    SMALL,
+    VEC_BYTES,
+    Value,
+    compiled,
+    loop,
+    output_rows,
+    token_rows,
+)
+
+CHUNK = 1024  # columns of quantized weights unpacked at a time: 32 KB of them with 16 lanes
+FLOAT_CHUNK = 256  # columns of float weights: the same bytes, and short sums keep float32's rounding small
+
+# areas of scratch, from its start, in bytes
+_WEIGHTS = ROWS * CHUNK
+SCALES = _WEIGHTS  # float32 row vectors, at most one for 16 columns
+MINS = SCALES + CHUNK // 16 * PITCH  # int16 pairs or float32, at most one row vector for 32 columns
+FACTORS = MINS + CHUNK // 32 * PITCH  # two float32 row vectors for 256 columns
+SUMS = FACTORS + CHUNK // 256 * 2 * PITCH  # sums of activations, a row of SUMS_PITCH a token of the tile
+SUMS_PITCH = CHUNK // 16 * 4
+_SPARE = SUMS + BIG * SUMS_PITCH  # output rows of tokens and of weight rows that are not there
+_STAGE_STEP = 320
+_STAGE = _SPARE + BIG * PITCH  # copies of blocks at the ends of a matrix
+_SCRATCH = _STAGE + LANES * _STAGE_STEP
+
+
+def matmul_scratch_bytes(n_cols: int) -> int:
+    """Bytes of scratch a thread needs for any matmul; the same for any number of columns."""
+    return -(-_SCRATCH // 64) * 64
+
+
+def _emit_stage(source: Value, step: Value, target: Value, n_rows: Value, n_bytes: Value) -> None:
+    b = source.b
+    with loop(b, n_rows) as i:
+        pointers = [(p + i * q).v for p, q in ((target, Value(b, I64T(_STAGE_STEP))), (source, step))]
+        byte = cgutils.voidptr_t
+        cgutils.raw_memcpy(b, *(b.inttoptr(p, byte) for p in pointers), n_bytes.v, I64T(1))
+
+
+def _emit_tail(out: Value, stride: Value, idx: Value, n: Value, n_rows: Value, spare: Value, load: Value) -> None:
+    b = out.b
+    with loop(b, n) as t:
+        row = out + (idx + t * 4).load(I32T).signed(I64T) * stride
+        extra = spare + t * PITCH
+        into = Value(b, b.icmp_signed("!=", load.v, I64T(0)))
+        target, source = into.choose(extra, row), into.choose(row, extra)
+        byte = cgutils.voidptr_t
+        cgutils.raw_memcpy(b, b.inttoptr(target.v, byte), b.inttoptr(source.v, byte), (n_rows * 4).v, I64T(1))
+
+
+_stage = compiled(_emit_stage, 5)  # copies n_bytes of n_rows rows to where blocks can be read whole for every lane
+_tail = compiled(_emit_tail, 7)  # copies n_rows floats of n tokens' output rows to (load) or from their spare rows
+
+TileCode = Callable[[Sequence[Value], Sequence[Value], Value, Value, Value, Value], None]
+UnpackCode = Callable[[Value, Value, Value, Value, Value, Value], None]
+
+
+def _tile_step(run_tile: TileCode, n: int) -> Any:
+    """One tile of n tokens as code that a kernel calls."""
+
+    def emit(*args: Value) -> None:
+        act, act_stride, in_idx, out, out_stride, out_idx, first, n_tok, end, scratch, k, n_k, n_cols = args
+        tokens = token_rows(n, act, act_stride, in_idx, first, n_tok)
+        outs = output_rows(n, out, out_stride, out_idx, first, end, scratch + _SPARE)
+        run_tile(tokens, outs, scratch, k, n_k, n_cols)
+
+    emit.__module__, emit.__qualname__ = run_tile.__module__, f"{run_tile.__qualname__}.{n}"
+    return compiled(emit, 13)
+
+
+def make_matmul(
+    unpack_block: UnpackCode,
+    run_tile: TileCode,
+    *,
+    unit: int,
+    unit_bytes: int,
+    vectors: int,
+    scales: int = 0,
+    mins: int = 0,
+    factors: int = 0,
+    chunk: int = CHUNK,
+) -> Any:
+    """The whole product for one weight type, inlined into the kernel that calls it.
+
+    unpack_block(block, step, weights, scales, mins, factors) writes code that unpacks `unit` columns, the `unit_bytes`
+    bytes at block + i * step of each lane i, to vectors PITCH bytes apart: `vectors` of weights, then `scales`, `mins`
+    and `factors` of those. run_tile(tokens, outs, scratch, k, n_k, n_cols) writes code that multiplies columns k..k +
+    n_k and stores to the output rows if k is 0, adds to them otherwise.
+    """
+    w_step, scale_step, min_step, factor_step = (n * PITCH for n in (vectors, scales, mins, factors))
+    unpack = compiled(unpack_block, 6)
+    big_step, small_step = _tile_step(run_tile, BIG), _tile_step(run_tile, SMALL)
+
+    def product(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
+        row_bytes = n_cols * unit_bytes // unit
+        for r in range(r0, r1, ROWS):
+            n_rows = min(ROWS, r1 - r)
+            target = out + 4 * r
+            for k in range(0, n_cols, chunk):
+                n_k = min(chunk, n_cols - k)
+                for rv in range(ROW_VECS):
+                    here = min(n_rows - rv * LANES, LANES)
+                    if here > 0:
+                        to = scratch + rv * VEC_BYTES
+                        at = k // unit * unit_bytes
+                        block = w + (r + rv * LANES) * row_bytes + at
+                        for u in range((n_k + unit - 1) // unit):
+                            areas = (SCALES + u * scale_step, MINS + u * min_step, FACTORS + u * factor_step)
+                            source, step = block, row_bytes
+                            if here < LANES or at + unit_bytes > row_bytes:
+                                source, step = scratch + _STAGE, _STAGE_STEP
+                                _stage((block, row_bytes, source, here, min(unit_bytes, row_bytes - at)))
+                            unpack((source, step, to + u * w_step, to + areas[0], to + areas[1], to + areas[2]))
+                            at += unit_bytes
+                            block += unit_bytes
+                first = 0
+                while first < n_tok:
+                    left = n_tok - first
+                    n = BIG if left > 2 * SMALL or SMALL < left <= BIG else SMALL
+                    spare = scratch + _SPARE
+                    end = n_tok
+                    if n_rows < ROWS:  # every token writes to its spare row
+                        end = first
+                        _tail((target, out_stride, out_idx + 4 * first, min(n, left), n_rows, spare, 1))
+                    args = (act, act_stride, in_idx, target, out_stride, out_idx, first, n_tok, end, scratch)
+                    if n == BIG:
+                        big_step((*args, k, n_k, n_cols))
+                    else:
+                        small_step((*args, k, n_k, n_cols))
+                    if n_rows < ROWS:
+                        _tail((target, out_stride, out_idx + 4 * first, min(n, left), n_rows, spare, 0))
+                    first += n
+
+    return njit(inline=True)(product)
