@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import chain
 
 from localmoe.errors import BadInputError
-from localmoe.text.merge import NO_MERGE, merge
+from localmoe.text.merge import merge
 from localmoe.text.pretokenizers import PreTokenizer, split
 from localmoe.text.vocabulary import CONTROL, UNKNOWN, Vocabulary
 
@@ -70,9 +70,6 @@ def spm_encoder(vocabulary: Vocabulary, file: str) -> Encode:
     # Where no token has a space mark after another character, no merge crosses from a word to the next.
     whole_words = not any(SPACE_MARK in token.lstrip(SPACE_MARK) for token in ids)
 
-    def rank(left: str, right: str) -> float:
-        return costs.get(left + right, NO_MERGE)
-
     def byte_ids(symbol: str) -> list[int]:
         out = []
         for byte in symbol.encode():
@@ -87,7 +84,7 @@ def spm_encoder(vocabulary: Vocabulary, file: str) -> Encode:
 
     def word_ids(word: str) -> list[int]:
         out: list[int] = []
-        for symbol in merge(list(word), rank):
+        for symbol in merge(list(word), costs, ""):
             i = ids.get(symbol)
             if i is None:
                 out += byte_ids(symbol)
@@ -111,10 +108,6 @@ def spm_encoder(vocabulary: Vocabulary, file: str) -> Encode:
 def bpe_encoder(vocabulary: Vocabulary, pre: PreTokenizer) -> Encode:
     """Split into words, write their bytes as characters, and merge pairs by rank."""
     ids = _plain_ids(vocabulary)
-    ranks = vocabulary.merges
-
-    def rank(left: str, right: str) -> float:
-        return ranks.get(f"{left} {right}", NO_MERGE)
 
     def unknown_ids(symbol: str) -> list[int]:
         """A symbol that is no token: its bytes' tokens, and nothing for a byte that has none (so does llama.cpp)."""
@@ -131,7 +124,7 @@ def bpe_encoder(vocabulary: Vocabulary, pre: PreTokenizer) -> Encode:
             if i is not None:
                 return [i]
         out: list[int] = []
-        for symbol in merge(list(text), rank):
+        for symbol in merge(list(text), vocabulary.merges, " "):
             i = ids.get(symbol)
             if i is None:
                 out += unknown_ids(symbol)
