@@ -8,6 +8,7 @@ Without a model the tests' stand-in answers (its routing is random); the picture
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ async def picture(app: Any, size: tuple[int, int], keys: tuple[str, ...], to: Pa
 
 def main(arguments: list[str]) -> None:
     sys.path.insert(0, str(ROOT))
+    os.environ["COLORTERM"] = "truecolor"  # whatever terminal this is run from
+    os.environ.pop("NO_COLOR", None)
     from localmoe.tui.app import create_app
     from localmoe.tui.options import AppOptions
     from tests.tui.fake_model import FakeModel

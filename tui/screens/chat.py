@@ -38,7 +38,7 @@ class ChatScreen(Screen[None]):
         Binding("ctrl+n", "new_chat", "New", id="chat.new", priority=True),
         Binding("ctrl+r", "regenerate", "Again", id="chat.again", priority=True),
         Binding("f2", "next_mode", "View", id="experts.mode", priority=True),
-        Binding("f3", "toggle_experts", "Hide", id="experts.toggle", priority=True),
+        Binding("f3", "toggle_experts", "Pane", id="experts.toggle", priority=True),
         Binding("f4", "used(-1)", "k−1", id="experts.fewer", priority=True),
         Binding("f5", "used(1)", "k+1", id="experts.more", priority=True),
         Binding("left_square_bracket", "used(-1)", "Fewer experts", id="experts.fewer.bracket", show=False),

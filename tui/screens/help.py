@@ -6,8 +6,7 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
-from textual.content import Content
+from textual.containers import Horizontal, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
@@ -55,5 +54,7 @@ class HelpScreen(ModalScreen[None]):
             for title, table in (("Keys", KEYS), ("Words", WORDS)):
                 yield Static(title, classes="help-title", markup=False)
                 for name, meaning in table.items():
-                    yield Static(Content.assemble((f"{name:<16}", "bold $text-accent"), meaning), classes="help-line")
+                    with Horizontal(classes="help-line"):
+                        yield Static(name, classes="help-name", markup=False)
+                        yield Static(meaning, classes="help-meaning", markup=False)
             yield Static(NOTE, classes="help-note", markup=False)

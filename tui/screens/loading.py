@@ -11,7 +11,7 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Footer, ProgressBar, Static
 
-from ..widgets.turns import shown
+from ..widgets.turns import MUTED, shown
 
 KEPT = 5
 
@@ -36,7 +36,7 @@ class LoadingScreen(Screen[None]):
         """Show the newest messages and how far it is."""
         if text and (not self._said or self._said[-1] != text):
             self._said = [*self._said, text][-KEPT:]
-            lines = [Content.styled(shown(line), "$text-muted") for line in self._said[:-1]]
+            lines = [Content.styled(shown(line), MUTED) for line in self._said[:-1]]
             said = Content("\n").join([*lines, Content(shown(self._said[-1]))])
             self.query_one("#loading-said", Static).update(said)
         bar = self.query_one(ProgressBar)

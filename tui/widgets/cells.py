@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_CELL = 6
+MAX_CELL = 8
 """Columns a cell takes at most: wider ones tear the picture apart."""
 
 
@@ -45,7 +45,7 @@ class Cells:
 def fit(n_layer: int, n_expert: int, width: int, height: int, *, shaded: bool) -> Cells:
     """The largest cells that show n_layer x n_expert in width x height; shaded cells cannot share a line.
 
-    Two-line cells, then full cells, then two layers a line, then layers pooled; likewise from six columns down to one,
+    Two-line cells, then full cells, then two layers a line, then layers pooled; likewise from eight columns down to one,
     then experts pooled.
     """
     gutter = len(str(max(n_layer - 1, 0))) + 1

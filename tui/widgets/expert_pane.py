@@ -9,16 +9,17 @@ from numpy.typing import NDArray
 from rich.text import Text
 from textual import events, on
 from textual.app import ComposeResult
-from textual.containers import Vertical
+from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.widgets import Static
 
 from localmoe.experts.statistics import DECODE, PREFILL, ExpertStatistics
 
+from .cells import MAX_CELL, fit
 from .heatmap import Heatmap
 from .palette import scale_span
-from .path import TokenPath, path_rows
-from .turns import shown, shown_line
+from .path import TokenPath, path_rows, path_width
+from .turns import MUTED, shown, shown_line
 
 MODES = {
     "moving": "last tokens, moving average",
@@ -31,6 +32,9 @@ MODES = {
 
 TALL = 26
 """From this height on there is room for the legend, the figures and titles."""
+
+BESIDE = 16
+"""Layers from which the path stands beside the heatmap where it can; fewer have larger cells and the path below."""
 
 DENSE = (
     "This model is dense: it has no experts.\n\n"
@@ -48,19 +52,29 @@ class ExpertFacts:
     labels: tuple[str, ...] = ()
 
 
+def beside_width(facts: ExpertFacts, width: int) -> int:
+    """Columns of a heatmap that leaves room for the path beside it, one line a layer; 0 where there is none."""
+    room = width - path_width(facts.n_layer, facts.n_used, facts.n_expert) - 2
+    gutter = len(str(max(facts.n_layer - 1, 0))) + 1
+    cell = min(MAX_CELL, (room - gutter) // max(1, facts.n_expert))
+    return gutter + cell * facts.n_expert if cell >= 2 and facts.n_layer >= BESIDE else 0
+
+
 def share_lines(facts: ExpertFacts, width: int, free: int, around: int) -> tuple[int, int]:
-    """Lines for the heatmap (`around` of them for its header and legend) and for the path, out of `free`."""
-    numbers, bars = path_rows(facts.n_layer, facts.n_used, facts.n_expert, width)
-    for heat, path in (
-        (2 * facts.n_layer, numbers),
-        (facts.n_layer, numbers),
-        (facts.n_layer, bars),
-        (-(-facts.n_layer // 2), 2),
-    ):
+    """Lines for the heatmap (`around` of them for its header and legend) and for the path, out of `free`.
+
+    Every layer of the heatmap comes first: two lines a layer, one, a half, and only then layers pooled.
+    """
+    n_layer = facts.n_layer
+    numbers, bars = path_rows(n_layer, facts.n_used, facts.n_expert, width)
+    note = fit(n_layer, facts.n_expert, width, 2 * n_layer, shaded=False).pooled
+    wishes = [(2 * n_layer + note, numbers), (n_layer + note, numbers), (n_layer + note, bars)]
+    wishes += [(-(-n_layer // 2) + note, 2)]
+    wishes += [(-(-n_layer // (2 * pooled)) + 1, 2) for pooled in range(2, n_layer)]
+    for heat, path in wishes:
         if heat + around + path <= free:
             return heat + around, min(numbers, free - heat - around)
-    heat = max(3, free - 2)
-    return heat, max(1, free - heat)
+    return max(3, free - 2), 2
 
 
 class ExpertPane(Vertical):
@@ -75,7 +89,9 @@ class ExpertPane(Vertical):
 
     def compose(self) -> ComposeResult:
         yield Static(id="experts-title", classes="pane-title")
-        yield Heatmap(id="heatmap")
+        with Horizontal(id="map"):
+            yield Heatmap(id="heatmap")
+            yield TokenPath(headed=True, id="path-beside")
         yield Static(id="experts-figures", classes="figures")
         yield Static(id="path-title", classes="pane-title")
         yield TokenPath(id="path")
@@ -117,9 +133,10 @@ class ExpertPane(Vertical):
             return
         word = shown(text).replace("\n", "⏎")[:24]
         self.query_one("#path-title", Static).update(
-            Content.assemble("PATH ", ("of token ", "$text-muted"), f"“{word}”") if text else "PATH"
+            Content.assemble("PATH ", ("of token ", MUTED), f"“{word}”") if text else "PATH"
         )
-        self.query_one(TokenPath).show(experts, weights, self.facts.n_expert)
+        for path in self.query(TokenPath):
+            path.show(experts, weights, self.facts.n_expert, f"“{word}”" if text else "")
 
     def refresh_figures(self) -> None:
         """Draw what the statistics say now."""
@@ -153,10 +170,10 @@ class ExpertPane(Vertical):
     def _title(self) -> None:
         compact = self.content_size.height < TALL
         name = MODES[self.mode].split(",")[0] if self.content_size.width < 40 else MODES[self.mode]
-        parts: list[str | Content | tuple[str, str]] = ["EXPERTS ", (name, "$text-muted")]
+        parts: list[str | Content | tuple[str, str]] = ["EXPERTS ", (name, MUTED)]
         if compact:
             scale = Text.assemble(*((part.text, part.style or "") for part in self.query_one(Heatmap).scale(8)))
-            parts += [("  –", "$text-muted"), Content.from_rich_text(scale), ("+", "$text-muted")]
+            parts += [("  –", MUTED), Content.from_rich_text(scale), ("+", MUTED)]
         self.query_one("#experts-title", Static).update(Content.assemble(*parts))
 
     def _figures(self) -> None:
@@ -165,16 +182,16 @@ class ExpertPane(Vertical):
         if self._cell is not None:
             text = self._cell_figures(*self._cell)
         elif not layers.tokens.any():
-            text = Content.styled("no token yet", "$text-muted")
+            text = Content.styled("no token yet", MUTED)
         else:
             dead = int(layers.dead.sum())
             low, high = float(layers.entropy.min()), float(layers.entropy.max())
-            parts: list[str | tuple[str, str]] = [("entropy ", "$text-muted"), f"{low:.2f}–{high:.2f}"]
+            parts: list[str | tuple[str, str]] = [("entropy ", MUTED), f"{low:.2f}–{high:.2f}"]
             if self.size.width >= 40:
-                parts += [("  busiest ", "$text-muted"), f"{layers.max_over_mean.max():.1f}×"]
-            parts += [("  dead ", "$text-muted"), f"{dead}"]
+                parts += [("  busiest ", MUTED), f"{layers.max_over_mean.max():.1f}×"]
+            parts += [("  dead ", MUTED), f"{dead}"]
             if self.size.width >= 56:
-                parts += [(f"/{layers.dead.size}  reuse ", "$text-muted"), f"{np.nanmean(layers.layer_reuse):.0%}"]
+                parts += [(f"/{layers.dead.size}  reuse ", MUTED), f"{np.nanmean(layers.layer_reuse):.0%}"]
             text = Content.assemble(*parts)
         self.query_one("#experts-figures", Static).update(text)
 
@@ -195,22 +212,30 @@ class ExpertPane(Vertical):
         heatmap.legend = not compact
         labels = len(facts.labels[:8]) if facts.labels and size.height >= TALL + 6 else 0
         free = size.height - (1 if compact else 5) - (labels + 2 if labels else 0)
-        heat, path = share_lines(facts, size.width, free, Heatmap.ABOVE + heatmap.legend)
-        heatmap.styles.height, self.query_one(TokenPath).styles.height = heat, path
+        around = Heatmap.ABOVE + heatmap.legend
+        across = beside_width(facts, size.width) if facts.n_layer + around <= free + 2 else 0
+        self.set_class(across > 0, "-beside")
+        if across:
+            heatmap.styles.width, heat, path = across, facts.n_layer + around, 1
+        else:
+            heatmap.styles.width = "1fr"
+            heat, path = share_lines(facts, size.width, free, around)
+        self.query_one("#map").styles.height = heat
+        self.query_one("#path").styles.height = path
         self.set_class(labels > 0, "-labelled")
         if labels:
             self._labels(size.width, labels)
 
     def _labels(self, width: int, lines: int) -> None:
         self.query_one("#labels-title", Static).update(
-            Content.assemble("ROUTER ROWS ", ("were made from these prompts", "$text-muted"))
+            Content.assemble("ROUTER ROWS ", ("were made from these prompts", MUTED))
         )
         rows = []
         for expert, label in enumerate(self.facts.labels[:lines]):
             text = shown_line(label)
             room = width - 5
             text = text if len(text) <= room else text[: room - 1] + "…"
-            rows.append(Content.assemble((f"{expert:>2}  ", "$text-muted"), text))
+            rows.append(Content.assemble((f"{expert:>2}  ", MUTED), text))
         self.query_one("#labels", Static).update(Content("\n").join(rows))
 
     @on(Heatmap.Pointed)
@@ -223,5 +248,5 @@ class ExpertPane(Vertical):
         """What is known of the cell under the mouse."""
         share = self._share()[layer, expert]
         load = "no data" if np.isnan(share) else f"{share:.1%}  {share * self.facts.n_expert:.2g}× even"
-        dim = "$text-muted"
+        dim = MUTED
         return Content.assemble(("layer ", dim), str(layer), (" expert ", dim), str(expert), f"  {load}")

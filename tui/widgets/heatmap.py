@@ -175,7 +175,9 @@ class Heatmap(Widget):
             step *= 2
         text = ""
         for expert in range(0, n_expert, step):
-            text = text.ljust(expert // cells.per_column * cells.width) + str(expert)
+            at = expert // cells.per_column * cells.width
+            if cells.gutter + at + len(str(expert)) <= self.size.width:
+                text = text.ljust(at) + str(expert)
         return Strip([Segment(" " * cells.gutter + text, self._dim)])
 
     def _legend(self) -> Strip:
@@ -195,7 +197,10 @@ class Heatmap(Widget):
 
     def _note(self, cells: Cells) -> Strip:
         parts = [f"{n} {name}" for n, name in ((cells.per_row, "layers"), (cells.per_column, "experts")) if n > 1]
-        return Strip([Segment(" " * cells.gutter + f"busiest of {' × '.join(parts)}", self._dim)])
+        text = f"busiest of {' × '.join(parts)}"
+        if cells.gutter + len(text) > self.size.width:
+            text = f"busiest of {cells.per_row}×{cells.per_column}"
+        return Strip([Segment(" " * cells.gutter + text, self._dim)])
 
     def cell_at(self, x: int, y: int) -> tuple[int, int] | None:
         """The first layer and expert of the cell at a place in the widget, None outside the picture."""

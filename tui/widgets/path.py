@@ -13,7 +13,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 _BARS = "▁▂▃▄▅▆▇█"
-GAP, GROUP = 2, 5
+GAP, GROUP, ARROW = 2, 5, "→ "
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ def _forms(n_layer: int, n_used: int, n_expert: int) -> list[tuple[str, int, int
     return forms + [("bars", shown, layer + shown * (expert + 2)) for shown in range(n_used, 0, -1)]
 
 
+def path_width(n_layer: int, n_used: int, n_expert: int) -> int:
+    """Columns of one layer's entry with its weights as numbers."""
+    return _forms(n_layer, n_used, n_expert)[0][2]
+
+
 def path_rows(n_layer: int, n_used: int, n_expert: int, width: int) -> tuple[int, int]:
     """The lines that a path takes with weights as numbers, and with all its experts' weights as bars."""
     rows = []
@@ -53,8 +58,8 @@ def path_layout(n_layer: int, n_used: int, n_expert: int, width: int, height: in
             return PathLayout(form, shown, entry, -(-n_layer // max(1, min(height, n_layer))))
     expert = len(str(max(n_expert - 1, 0)))
     if expert > 1:
-        return PathLayout("first", 1, expert + 1, max(1, width // (expert + 1)))
-    groups = (width + 1) // (GROUP + 1)
+        return PathLayout("first", 1, expert + 1, max(1, (width - len(ARROW)) // (expert + 1)))
+    groups = (width + 1 - len(ARROW)) // (GROUP + 1)
     return PathLayout("first", 1, 1, max(1, groups * GROUP))
 
 
@@ -64,14 +69,18 @@ class TokenPath(Widget):
     DEFAULT_CSS = "TokenPath { height: 1fr; width: 1fr; }"
     ALLOW_SELECT = False
 
-    def __init__(self, *, id: str | None = None) -> None:
+    def __init__(self, *, headed: bool = False, id: str | None = None) -> None:
+        """With `headed` the first line names the token and each layer has a line of its own below it."""
         super().__init__(id=id)
+        self._headed = headed
+        self._name_of_token = ""
         self._experts: NDArray[np.int32] = np.zeros((0, 0), np.int32)
         self._weights: NDArray[np.float32] = np.zeros((0, 0), np.float32)
         self._n_expert = 0
 
-    def show(self, experts: NDArray[np.int32], weights: NDArray[np.float32], n_expert: int) -> None:
-        """Show one token's choices: experts and weights (L, K), any order of weight."""
+    def show(self, experts: NDArray[np.int32], weights: NDArray[np.float32], n_expert: int, token: str) -> None:
+        """Show one token's choices, experts and weights (L, K) in any order, and its harmless text."""
+        self._name_of_token = token
         order = np.argsort(-weights, axis=1, kind="stable")
         self._experts = np.take_along_axis(experts, order, 1)
         self._weights = np.take_along_axis(weights, order, 1)
@@ -84,13 +93,17 @@ class TokenPath(Widget):
     @property
     def layout_now(self) -> PathLayout:
         n_layer, n_used = self._experts.shape
-        return path_layout(n_layer, n_used, self._n_expert, self.size.width, self.size.height)
+        return path_layout(n_layer, n_used, self._n_expert, self.size.width, self.size.height - self._headed)
 
     def render_line(self, y: int) -> Strip:
         width = self.size.width
         n_layer, n_used = self._experts.shape
         if not n_layer or not n_used:
             return Strip.blank(width, self.rich_style)
+        if self._headed and y == 0:
+            strip = Strip([Segment(self._name_of_token, self.rich_style)])
+            return strip.adjust_cell_length(width, self.rich_style)
+        y -= self._headed
         layout = self.layout_now
         segments = self._firsts(layout, y) if layout.form == "first" else self._entries(layout, y)
         return Strip(segments).adjust_cell_length(width, self.rich_style)
@@ -103,6 +116,7 @@ class TokenPath(Widget):
             text = " ".join("".join(firsts[at : at + GROUP]) for at in range(0, len(firsts), GROUP))
         else:
             text = "".join(e.rjust(layout.entry - 1) + " " for e in firsts)
+        text = (ARROW if y == 0 else " " * len(ARROW)) + text
         if y == self.size.height - 1 and start + layout.columns < self._experts.shape[0]:
             text = text.ljust(self.size.width)[: self.size.width - 1] + "…"
         return [Segment(text, self.rich_style)]

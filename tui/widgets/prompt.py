@@ -16,7 +16,9 @@ class Prompt(TextArea):
     """A text of one or more lines that grows with what is typed, with a history."""
 
     def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id, soft_wrap=True, tab_behavior="focus", show_line_numbers=False, compact=True, placeholder=HINT)
+        super().__init__(
+            id=id, soft_wrap=True, tab_behavior="focus", show_line_numbers=False, compact=True, placeholder=HINT
+        )
         self.highlight_cursor_line = False
         self.sent: list[str] = []
         self._at = 0

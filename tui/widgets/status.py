@@ -8,6 +8,8 @@ from textual.content import Content
 from textual.reactive import reactive
 from textual.widgets import Static
 
+from .turns import MUTED
+
 FULL, EMPTY = "━", "─"
 
 
@@ -58,8 +60,8 @@ class StatusLine(Static):
             count = f"{round(self.prompt_part * self.prompt_total)}/{self.prompt_total}"
             parts += [" ", (done, "$accent"), (left, "$text-disabled"), f" {count} tokens"]
         else:
-            parts += [("  prompt ", "$text-muted"), self.prompt_rate, ("  reply ", "$text-muted"), self.reply_rate]
-            parts.append((" tok/s", "$text-muted"))
+            parts += [("  prompt ", MUTED), self.prompt_rate, ("  reply ", MUTED), self.reply_rate]
+            parts.append((" tok/s", MUTED))
         return Content.assemble(*parts, "  ", self._context_meter(bar))
 
     def _state(self) -> tuple[str, str]:
@@ -72,4 +74,4 @@ class StatusLine(Static):
         tint = "$error" if part >= 0.95 else "$warning" if part >= 0.8 else "$text-accent"
         done, left = meter(part, bar)
         counts = f" {self.used}/{self.size_of_context}"
-        return Content.assemble(("context ", "$text-muted"), (done, tint), (left, "$text-disabled"), counts)
+        return Content.assemble(("context ", MUTED), (done, tint), (left, "$text-disabled"), counts)

@@ -11,6 +11,8 @@ from localmoe.text.visible import visible
 # Rules that turn a model's text into something else than text to look at: links that open, addresses shown decoded,
 # raw HTML, entities that spell control characters.
 _OFF = ("link", "image", "autolink", "html_inline", "html_block", "entity", "reference")
+MUTED = "not bold $foreground-muted"
+"""The style of what only explains."""
 _LINE_ENDS = dict.fromkeys((0x0B, 0x0C, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029), "\n")
 
 
