@@ -44,7 +44,7 @@ def activation_values(fmt: str, x: np.ndarray) -> np.ndarray:
     return qs * np.repeat(d.astype(np.float64), qs.size // d.size)
 
 
-_SCALES = {  # byte offsets of a block's float16 scales
+SCALES = {  # byte offsets of a block's float16 scales
     "Q8_0": (0,), "Q4_0": (0,), "Q5_0": (0,), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,),
     "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
 }  # fmt: skip
@@ -59,7 +59,7 @@ def random_weights(kind: GGMLQuantizationType, rows: int, cols: int, rng: np.ran
         return x.astype({"F32": np.float32, "F16": np.float16}[kind.name]).view(np.uint8).reshape(rows, -1)
     block, size = GGML_QUANT_SIZES[kind]
     raw = rng.integers(0, 256, (rows, cols // block, size), dtype=np.uint8)
-    for at in _SCALES[kind.name]:
+    for at in SCALES[kind.name]:
         scales = (rng.normal(size=raw.shape[:2]) * 0.02).astype(np.float16)
         raw[:, :, at : at + 2] = scales[:, :, None].view(np.uint8)
     return raw.reshape(rows, -1)
