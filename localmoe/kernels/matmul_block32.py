@@ -1,0 +1,177 @@
+"""Matrix products with Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 weights: blocks of 32, activations in the q8_0 format.
+
+Block layouts: ggml's block_q4_0 .. block_q8_0. Weights are unpacked to bytes that are not negative; what that added is
+taken off again through the activations' block sums, before scaling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from localmoe.kernels.matmul_driver import MINS, SCALES, TileCode, UnpackCode, make_matmul
+from localmoe.kernels.tile import (
+    BIASED,
+    F32T,
+    F32V,
+    I32T,
+    I32V,
+    PITCH,
+    Cells,
+    Tile,
+    Value,
+    fma,
+    gather16,
+    loop,
+    row_vectors,
+    store_vectors,
+    tile_dot4,
+    tile_dot4s,
+    tile_spread,
+    tile_store,
+    tile_zero,
+    zero,
+)
+
+_BLOCK = 32
+_VECTORS = _BLOCK // 4
+
+
+# --- unpacking: see make_matmul -----------------------------------------------------------------------------
+
+
+def _unpack_q8_0(block: Value, step: Value, weights: Value, scales: Value, mins: Value, factors: Value) -> None:
+    scales.store(gather16(block, step)[0].half(0))
+    for half in range(2):
+        qs = gather16(block + 2 + 16 * half, step)
+        store_vectors(weights + 4 * half * PITCH, [q ^ 0x80808080 if BIASED else q for q in qs])
+
+
+def _spread_bits(bits: Value) -> Value:
+    """Bits 0..3 of each lane as bit 4 of bytes 0..3: bit i moves up by 7 i, then by 4."""
+    return (((bits & 0xF) * 0x204081) & 0x01010101) << 4
+
+
+def _make_unpack_nibbles(qs_at: int, *, has_min: bool, has_high: bool) -> UnpackCode:
+    """Nibbles of 16 bytes, low halves first; their fifth bits in the 4 bytes before them; d and perhaps m in front."""
+
+    def unpack(block: Value, step: Value, weights: Value, scales: Value, mins: Value, factors: Value) -> None:
+        head = gather16(block, step)
+        scales.store(head[0].half(0))
+        if has_min:
+            mins.store(head[0].half(1))
+        qs = gather16(block + qs_at, step)
+        low, high = [q & 0x0F0F0F0F for q in qs], [(q >> 4) & 0x0F0F0F0F for q in qs]
+        if has_high:
+            fifth = head[1] if has_min else (head[0] >> 16) | (head[1] << 16)
+            low = [q | _spread_bits(fifth >> (4 * j)) for j, q in enumerate(low)]
+            high = [q | _spread_bits(fifth >> (16 + 4 * j)) for j, q in enumerate(high)]
+        store_vectors(weights, low + high)
+
+    unpack.__qualname__ = f"unpack_nibbles_{qs_at}"
+    return unpack
+
+
+# --- tiles ----------------------------------------------------------------------------------------------------
+
+
+def _scale_both(total: Tile, part: Tile, scales: Value, ds: Sequence[Value]) -> Tile:
+    """total + part * scales * d: one float32 a row at `scales`, one a token in ds."""
+    by = row_vectors(scales, F32V)
+    pairs = [d * x for d in ds for x in by]
+    return [fma(p.to_f32(), scale, t) for t, p, scale in zip(total, part, pairs, strict=True)]
+
+
+def _add_mins(total: Tile, mins: Value, ds: Sequence[Value], sums: Sequence[Value]) -> Tile:
+    """total + mins * d * s."""
+    xs = [x for d, s in zip(ds, sums, strict=True) for x in [d * s.to_f32()]]
+    by = row_vectors(mins, F32V)
+    return [fma(x, m, t) for t, (x, m) in zip(total, [(x, m) for x in xs for m in by], strict=True)]
+
+
+def _make_tile(shift: int | None, *, signed: bool = False) -> TileCode:
+    """Blocks with a scale, weights plus 1 << shift; or with a scale and a min (no shift)."""
+
+    def run(
+        tokens: Sequence[Value], outs: Sequence[Value], scratch: Value, k: Value, n_k: Value, n_cols: Value
+    ) -> None:
+        total = Cells(tile_zero(tokens, F32V))
+        nothing = zero(k.b, I32V)
+        with loop(k.b, n_k // _BLOCK) as b:
+            ds_at = n_cols + k // 8 + b * 4
+            ds = [(token + ds_at).load_splat(F32T) for token in tokens]
+            sums = [(token + ds_at + n_cols // 8).load_splat(I32T) for token in tokens]
+            start = tile_zero(tokens, I32V)
+            if shift is not None and (BIASED or not signed):
+                start = tile_spread([nothing - (s << shift) for s in sums])
+            rows = [token + k + b * _BLOCK for token in tokens]
+            dots = tile_dot4s if signed else tile_dot4
+            part = dots(start, rows, scratch + b * (_VECTORS * PITCH), _VECTORS)
+            sums_f = _scale_both(total.get(), part, scratch + SCALES + b * PITCH, ds)
+            if shift is None:
+                sums_f = _add_mins(sums_f, scratch + MINS + b * PITCH, ds, sums)
+            total.put(sums_f)
+        tile_store(outs, total.get(), k)
+
+    run.__qualname__ = f"tile_{shift}_{signed}"
+    return run
+
+
+# --- kernels: see matmul_driver -------------------------------------------------------------------------------
+
+_tile_8, _tile_16, _tile_min, _tile_signed = _make_tile(3), _make_tile(4), _make_tile(None), _make_tile(7, signed=True)
+
+_q8_0 = make_matmul(_unpack_q8_0, _tile_signed, unit=_BLOCK, unit_bytes=34, vectors=_VECTORS, scales=1)
+_q4_0 = make_matmul(
+    _make_unpack_nibbles(2, has_min=False, has_high=False),
+    _tile_8,
+    unit=_BLOCK,
+    unit_bytes=18,
+    vectors=_VECTORS,
+    scales=1,
+)
+_q4_1 = make_matmul(
+    _make_unpack_nibbles(4, has_min=True, has_high=False),
+    _tile_min,
+    unit=_BLOCK,
+    unit_bytes=20,
+    vectors=_VECTORS,
+    scales=1,
+    mins=1,
+)
+_q5_0 = make_matmul(
+    _make_unpack_nibbles(6, has_min=False, has_high=True),
+    _tile_16,
+    unit=_BLOCK,
+    unit_bytes=22,
+    vectors=_VECTORS,
+    scales=1,
+)
+_q5_1 = make_matmul(
+    _make_unpack_nibbles(8, has_min=True, has_high=True),
+    _tile_min,
+    unit=_BLOCK,
+    unit_bytes=24,
+    vectors=_VECTORS,
+    scales=1,
+    mins=1,
+)
+
+
+def matmul_q8_0(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
+    _q8_0(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)
+
+
+def matmul_q4_0(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
+    _q4_0(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)
+
+
+def matmul_q4_1(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
+    _q4_1(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)
+
+
+def matmul_q5_0(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
+    _q5_0(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)
+
+
+def matmul_q5_1(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
+    _q5_1(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)
