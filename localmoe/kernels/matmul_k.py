@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from llvmlite import ir
 
 from localmoe.kernels.matmul_driver import FACTORS, MINS, SCALES, SUMS, SUMS_PITCH, make_matmul
+from localmoe.kernels.simd import LANES, call, splat
 from localmoe.kernels.tile import (
     BIASED,
     F32T,
@@ -24,7 +25,6 @@ from localmoe.kernels.tile import (
     Cells,
     Tile,
     Value,
-    call,
     gather16,
     loop,
     store_vectors,
@@ -73,6 +73,70 @@ def _unpack_q4_k(block: Value, step: Value, weights: Value, scales: Value, mins:
             at = weights + 4 * half * PITCH + c * (16 * PITCH)
             store_vectors(at, [q & 0x0F0F0F0F for q in qs])
             store_vectors(at + 8 * PITCH, [(q >> 4) & 0x0F0F0F0F for q in qs])
+
+
+def _unpack_q5_k(block: Value, step: Value, weights: Value, scales: Value, mins: Value, factors: Value) -> None:
+    _unpack_scales6(block, step, scales, mins, factors)
+    low, high = 0x0F0F0F0F, 0x10101010
+    for half in range(2):
+        qh = gather16(block + 16 + 16 * half, step)
+        later = Cells(qh)  # bits 0 and 1 of each byte belong to the two sub-blocks at hand
+        with loop(block.b, 4) as c:
+            qs = gather16(block + 48 + 16 * half + c * 32, step)
+            at = weights + 4 * half * PITCH + c * (16 * PITCH)
+            h = later.get()
+            store_vectors(at, [(q & low) | ((x << 4) & high) for q, x in zip(qs, h, strict=True)])
+            store_vectors(at + 8 * PITCH, [((q >> 4) & low) | ((x << 3) & high) for q, x in zip(qs, h, strict=True)])
+            later.put([x >> 2 for x in h])
+
+
+def _unpack_q2_k(block: Value, step: Value, weights: Value, scales: Value, mins: Value, factors: Value) -> None:
+    packed = gather16(block, step)
+    tail = gather16(block + 68, step)[3]
+    store_vectors(factors, [tail.half(0), zero(block.b, F32V) - tail.half(1)])
+    store_vectors(mins, [pair for p in packed for pair in _min_pairs((p >> 4) & 0x0F0F0F0F)])
+    for n in range(2):
+        for half in range(2):
+            qs = gather16(block + 16 + 32 * n + 16 * half, step)
+            for j in range(4):
+                sub = 8 * n + 2 * j + half
+                scale = (packed[sub // 4] >> (8 * (sub % 4))) & 0xF
+                # no byte exceeds 3 * 15, so one multiplication does four
+                store_vectors(weights + 4 * sub * PITCH, [((q >> (2 * j)) & 0x03030303) * scale for q in qs])
+
+
+def _times_byte(v: Value, scale: Value) -> Value:
+    """Each byte of the lanes (0..7) less 4, times the int16 pair -scale, as signed bytes."""
+    even, odd = (((v >> up) & 0x00FF00FF).bits(I16V) - 4 for up in (0, 8))
+    low, high = ((x * scale).bits(I32V) for x in (even, odd))
+    return (low & 0x00FF00FF) | ((high << 8) & 0xFF00FF00)
+
+
+def _unpack_q3_k(block: Value, step: Value, weights: Value, scales: Value, mins: Value, factors: Value) -> None:
+    """Stores -(q - 4) * (scale - 32): from -128 to 124, which fits a byte where its negative does not."""
+    tail = gather16(block + 94, step)
+    factors.store(zero(block.b, F32V) - tail[3].half(1))
+    u0, u1, u2 = ((tail[i] >> 16) | (tail[i + 1] << 16) for i in range(3))
+    low, two = 0x0F0F0F0F, 0x30303030
+    packed = [
+        (u0 & low) | ((u2 << 4) & two),
+        (u1 & low) | ((u2 << 2) & two),
+        ((u0 >> 4) & low) | (u2 & two),
+        ((u1 >> 4) & low) | ((u2 >> 2) & two),
+    ]
+    nothing = zero(block.b, I32V)
+    for half in range(2):
+        mask = gather16(block + 16 * half, step)
+        for n in range(2):
+            qs = gather16(block + 32 + 32 * n + 16 * half, step)
+            for j in range(4):
+                sub = 8 * n + 2 * j + half
+                scale = nothing - (((packed[sub // 4] >> (8 * (sub % 4))) & 0xFF) - 32)
+                pair = ((scale & 0xFFFF) | (scale << 16)).bits(I16V)
+                bit = 4 * n + j
+                for g, (q, m) in enumerate(zip(qs, mask, strict=True)):
+                    three = ((q >> (2 * j)) & 0x03030303) | (((m >> bit) & 0x01010101) << 2)
+                    (weights + (4 * sub + g) * PITCH).store(_times_byte(three, pair) ^ _FLIP)
 
 
 def _unpack_q6_k(block: Value, step: Value, weights: Value, scales: Value, mins: Value, factors: Value) -> None:
@@ -153,16 +217,75 @@ def _tile_q6_k(
         _add_to_outputs(outs, total.get(), tokens, n_cols, k, b)
 
 
+def _block_sums(start: Tile, tokens: Sequence[Value], weights: Value, signed: bool) -> Tile:
+    """A block's 256 products summed in int32."""
+    total = Cells(start)
+    with loop(weights.b, 8) as s:
+        rows = [token + s * 32 for token in tokens]
+        total.put((tile_dot4s if signed else tile_dot4)(total.get(), rows, weights + s * (8 * PITCH), 8))
+    return total.get()
+
+
+def _tile_q2_k(
+    tokens: Sequence[Value], outs: Sequence[Value], scratch: Value, k: Value, n_k: Value, n_cols: Value
+) -> None:
+    """Weights with their scales multiplied in, and a min for 16 of them."""
+    with loop(k.b, n_k // _BLOCK) as b:
+        rows = [token + k + b * _BLOCK for token in tokens]
+        part = _block_sums(tile_zero(tokens, I32V), rows, scratch + b * (_VECTORS * PITCH), False)
+        factors = scratch + FACTORS + b * (2 * PITCH)
+        total = tile_scale(tile_zero(tokens, F32V), part, factors)
+        mins = tile_dot2(tile_zero(tokens, I32V), _sums(tokens, n_cols, k, b), scratch + MINS + b * (8 * PITCH), 8)
+        _add_to_outputs(outs, tile_scale(total, mins, factors + PITCH), tokens, n_cols, k, b)
+
+
+def _tile_q3_k(
+    tokens: Sequence[Value], outs: Sequence[Value], scratch: Value, k: Value, n_k: Value, n_cols: Value
+) -> None:
+    """Signed weights with their scales multiplied in."""
+    i32x16 = ir.VectorType(I32T, 16)
+    with loop(k.b, n_k // _BLOCK) as b:
+        start = tile_zero(tokens, I32V)
+        if BIASED:
+            totals = []
+            for source in _sums(tokens, n_cols, k, b):
+                s = source.load(_BSUMS).signed(i32x16)
+                total = call(k.b, "llvm.vector.reduce.add.v16i32", I32T, [s.v])
+                totals.append(Value(k.b, splat(k.b, k.b.mul(total, I32T(-128)), LANES)))
+            start = tile_spread(totals)
+        rows = [token + k + b * _BLOCK for token in tokens]
+        part = _block_sums(start, rows, scratch + b * (_VECTORS * PITCH), True)
+        total = tile_scale(tile_zero(tokens, F32V), part, scratch + FACTORS + b * PITCH)
+        _add_to_outputs(outs, total, tokens, n_cols, k, b)
+
+
 # --- kernels: see matmul_driver -------------------------------------------------------------------------------
 
+_q2_k = make_matmul(_unpack_q2_k, _tile_q2_k, unit=_BLOCK, unit_bytes=84, vectors=_VECTORS, mins=8, factors=2)
+_q3_k = make_matmul(_unpack_q3_k, _tile_q3_k, unit=_BLOCK, unit_bytes=110, vectors=_VECTORS, factors=1)
 _q4_k = make_matmul(
     _unpack_q4_k, _tile_min32, unit=_BLOCK, unit_bytes=144, vectors=_VECTORS, scales=8, mins=4, factors=1
+)
+_q5_k = make_matmul(
+    _unpack_q5_k, _tile_min32, unit=_BLOCK, unit_bytes=176, vectors=_VECTORS, scales=8, mins=4, factors=1
 )
 _q6_k = make_matmul(_unpack_q6_k, _tile_q6_k, unit=_BLOCK, unit_bytes=210, vectors=_VECTORS, scales=16)
 
 
+def matmul_q2_k(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
+    _q2_k(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)
+
+
+def matmul_q3_k(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
+    _q3_k(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)
+
+
 def matmul_q4_k(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
     _q4_k(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)
+
+
+def matmul_q5_k(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
+    _q5_k(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)
 
 
 def matmul_q6_k(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
