@@ -3,8 +3,8 @@
     python benchmarks/kernels.py [TYPE ...] [--cols 2048] [--mb 192] [--runs 12]
 
 `one` and `two` are from memory on one and two threads, `cache` is 256 KB again and again on one thread, `read_*` the
-same bytes summed as float32 with nothing else done, and `share` is `two` / `read_two`: runs of both alternate, so that a
-busy machine slows both. Best of `--runs`.
+same bytes summed as float32 with nothing else done, and `share` is `two` / `read_two`: runs of both alternate, so that
+a busy machine slows both. Best of `--runs`.
 """
 
 from __future__ import annotations
