@@ -1,0 +1,101 @@
+"""Encoding against ggml's own encoders (libgguf), byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import gguf
+import libgguf
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Type
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from localmoe.errors import UsageError
+from localmoe.quants.encode import encode
+from localmoe.quants.formats import FORMATS, Format, parse_type
+
+PLAIN = [Type.F32, Type.F16, Type.BF16]
+ENCODED = [form for form in FORMATS.values() if form.encodes and form.quantized]
+SHAPE = (6, 768)
+LARGEST = np.float32(3e38)
+
+_Make = Callable[[np.random.Generator], np.ndarray]
+ROWS: dict[str, _Make] = {
+    "normal": lambda rng: rng.standard_normal(SHAPE) * 0.02,
+    "heavy tails": lambda rng: rng.standard_t(1.5, SHAPE) * 0.02,
+    "constant": lambda rng: np.full(SHAPE, 0.37),
+    "negative constant": lambda rng: np.full(SHAPE, -0.37),
+    "zero": lambda rng: np.zeros(SHAPE),
+    "negative zero": lambda rng: -np.zeros(SHAPE),
+    "zeros of both signs": lambda rng: np.where(rng.random(SHAPE) < 0.5, -0.0, 0.0),
+    "tiny": lambda rng: rng.standard_normal(SHAPE) * 1e-12,
+    "below 1e-15": lambda rng: rng.standard_normal(SHAPE) * 1e-20,
+    "subnormal": lambda rng: rng.standard_normal(SHAPE) * 1e-40,
+    "large": lambda rng: rng.standard_normal(SHAPE) * 1e6,
+    "huge": lambda rng: rng.standard_normal(SHAPE) * 1e38,
+    "positive": lambda rng: rng.random(SHAPE) + 1,
+    "negative": lambda rng: -rng.random(SHAPE) - 1,
+    "sparse": lambda rng: np.where(rng.random(SHAPE) < 0.02, rng.standard_normal(SHAPE), 0),
+    "halves": lambda rng: rng.integers(-8, 8, SHAPE) / 8,
+    "scales apart": lambda rng: rng.standard_normal(SHAPE) * 10.0 ** rng.integers(-30, 5, (6, 48)).repeat(16, 1),
+}  # fmt: skip
+
+
+def ggml(kind: Type, x: np.ndarray) -> np.ndarray:
+    """ggml's bytes for the rows of `x`."""
+    if kind in PLAIN:
+        with np.errstate(over="ignore"):
+            return gguf.quants.quantize(x, kind).view(np.uint8).reshape(x.shape[0], -1)
+    return np.asarray(libgguf.quantize_rows(x, kind)).view(np.uint8).reshape(x.shape[0], -1)
+
+
+@pytest.mark.parametrize("kind", [*PLAIN, *(form.type for form in ENCODED)], ids=lambda kind: kind.name)
+def test_every_kind_of_row_encodes_to_ggmls_bytes(kind: Type) -> None:
+    rng = np.random.default_rng(kind)
+    for name, make in ROWS.items():
+        x = np.clip(make(rng), -LARGEST, LARGEST).astype(np.float32)
+        np.testing.assert_array_equal(encode(kind, x), ggml(kind, x), err_msg=name)
+
+
+@pytest.mark.parametrize("form", ENCODED, ids=lambda form: form.name)
+@pytest.mark.parametrize("blocks", [1, 2, 3, 15, 17])
+def test_a_number_of_blocks_that_does_not_fill_the_lanes(form: Format, blocks: int) -> None:
+    x = np.random.default_rng(blocks).standard_normal((1, blocks * form.block_size)).astype(np.float32)
+    np.testing.assert_array_equal(encode(form.type, x), ggml(form.type, x))
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 33])
+def test_plain_floats_of_any_number(n: int) -> None:
+    x = np.random.default_rng(n).standard_normal((3, n)).astype(np.float32)
+    for kind in PLAIN:
+        np.testing.assert_array_equal(encode(kind, x), ggml(kind, x))
+
+
+def test_bf16_keeps_a_nan_and_rounds_to_even() -> None:
+    """By hand: 0x7F800001 is a NaN whose upper half alone would be infinity; 0x3F808000 is a tie, 0x3F818000 too."""
+    x = np.array([[0x7F800001, 0xFFFFFFFF, 0x3F808000, 0x3F818000]], np.uint32).view(np.float32)
+    assert encode(Type.BF16, x).view(np.uint16)[0].tolist() == [0x7FC0, 0xFFFF, 0x3F80, 0x3F82]
+
+
+_values = st.floats(width=32, allow_nan=False, allow_infinity=False)
+_rows = st.lists(_values, min_size=1, max_size=40).map(lambda v: np.resize(np.array(v, np.float32), (1, 512)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(x=_rows)
+def test_any_finite_floats_encode_to_ggmls_bytes(x: np.ndarray) -> None:
+    for form in ENCODED:
+        np.testing.assert_array_equal(encode(form.type, x), ggml(form.type, x), err_msg=form.name)
+
+
+def test_what_cannot_be_written_is_refused() -> None:
+    x = np.zeros((1, 256), np.float32)
+    with pytest.raises(UsageError, match="cannot write this type, got Q2_K"):
+        encode(Type.Q2_K, x)
+    with pytest.raises(UsageError, match="importance"):
+        encode(Type.Q4_K, x, np.ones(256, np.float32))
+    with pytest.raises(UsageError, match="unknown tensor type, got IQ9"):
+        parse_type("IQ9")
+    assert parse_type("q6_k") == Type.Q6_K
