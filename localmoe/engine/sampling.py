@@ -153,7 +153,7 @@ class Sampler:
         self.seed = secrets.randbits(32) if params.seed is None or params.seed < 0 else int(params.seed)
         self._breakers: Breakers = {}
         if params.dry_matters and tokenizer is not None:
-            self._breakers = find_breakers(params.dry_sequence_breakers, tokenizer, n_vocab)
+            self._breakers = find_breakers(params.dry_sequence_breakers, tokenizer)
         self.reset()
 
     def reset(self) -> None:
