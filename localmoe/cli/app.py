@@ -94,8 +94,7 @@ def one_line(text: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; failures become one `error:` line on stderr."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+    _ready_streams()
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         code = _run(arguments)
@@ -115,6 +114,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         code = _fail(1, f"internal: {type(error).__name__}: {error} (LOCALMOE_DEBUG=1 shows where)")
     return code if _flushed() else code or BROKEN_PIPE
+
+
+def _ready_streams() -> None:
+    """Make stdout and stderr usable: one that was closed swallows its text, one of few characters replaces others."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  for the process's life
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _run(arguments: list[str]) -> int:

@@ -150,6 +150,13 @@ def test_output_that_cannot_be_written_is_an_io_error() -> None:
     assert (done.returncode, done.stderr) == (4, "error: standard output: No space left on device\n")
 
 
+def test_closed_streams_are_no_bug() -> None:
+    closed = "exec >&- 2>&-; exec "
+    for arguments, code in (("--version", 0), ("nothing", 2)):
+        command = ["sh", "-c", f'{closed} "{sys.executable}" -m localmoe {arguments}']
+        assert subprocess.run(command, cwd=ROOT, check=False).returncode == code
+
+
 def test_terminal_app_without_a_model_or_terminal_is_a_usage_error(tmp_path: Path) -> None:
     done = localmoe("tui", "-m", str(tmp_path / "none.gguf"), stdin=subprocess.DEVNULL)
     assert done.returncode == 2
