@@ -43,13 +43,16 @@ def collected(writer: GGUFWriter) -> dict[str, MetaValue]:
 
     Raises ValueError where a text is none: the writer itself would notice only while writing.
     """
-    keys = {name: MetaValue(v.value, v.type, v.sub_type) for name, v in writer.kv_data[0].items()}
-    for name, value in keys.items():
-        is_text = GGUFValueType.STRING in (value.type, value.element)
-        texts = value.value if value.type == GGUFValueType.ARRAY else [value.value]
-        if is_text and not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{name} is not text: {value.value!r}")
-    return {name: value for name, value in keys.items() if name != "general.architecture"}
+    keys: dict[str, MetaValue] = {}
+    for name, entry in writer.kv_data[0].items():
+        is_array = entry.type == GGUFValueType.ARRAY
+        values = entry.value if is_array else [entry.value]
+        element = GGUFValueType.get_type(values[0]) if is_array and values else None
+        if GGUFValueType.STRING in (entry.type, element) and not all(isinstance(text, str) for text in values):
+            raise ValueError(f"{name} is not text: {entry.value!r}")
+        if values and name != "general.architecture":
+            keys[name] = MetaValue(entry.value, entry.type, element)
+    return keys
 
 
 def general_keys(folder: Path, config: dict[str, Any], tensors: list[SourceTensor], warn: Warn) -> dict[str, MetaValue]:
