@@ -1,0 +1,150 @@
+"""The types chosen, against what llama-quantize chose (recorded by tests/parity/quantize_parity.py)."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf import GGMLQuantizationType as Type
+from localmoe.converters.recipe import (
+    RECIPES,
+    Options,
+    category,
+    choose_types,
+    file_order,
+    find_recipe,
+    may_quantize,
+)
+from localmoe.converters.source import SourceModel, SourceTensor
+
+from localmoe.errors import BadInputError, UsageError
+from tests.parity.quantize_parity import by_kind, shape_model
+
+RECORDED = json.loads((Path(__file__).parent / "data" / "llama_quantize_types.json").read_text())
+MIXTRAL = RECORDED["shapes"]["mixtral-8x7b"]
+
+
+def types(model: SourceModel, file_type: str, options: Options | None = None) -> dict[str, str]:
+    return {choice.tensor.name: choice.type.name for choice in choose_types(model, file_type, options or Options())}
+
+
+def matrix(name: str, *shape: int) -> SourceTensor:
+    return SourceTensor(name, shape, Type.F16, [])
+
+
+@pytest.mark.parametrize("file_type", RECIPES)
+@pytest.mark.parametrize("shape", RECORDED["shapes"])
+def test_types_are_llama_quantizes(shape: str, file_type: str) -> None:
+    chosen = types(shape_model(RECORDED["shapes"][shape]), file_type)
+    assert by_kind(chosen) == RECORDED["types"][shape][file_type]
+
+
+def test_tensors_are_written_by_layer_and_then_by_name() -> None:
+    """llama-quantize's order: what is in no layer first; 10 comes after 2; bytes decide, so `_` after capitals."""
+    model = shape_model(MIXTRAL | {"n_layer": 11})
+    names = [tensor.name for tensor in file_order(replace(model, tensors=model.tensors[::-1]), "Q4_K_M")]
+    assert names[:4] == ["output.weight", "output_norm.weight", "token_embd.weight", "blk.0.attn_k.weight"]
+    assert [name for name in names if "attn_q." in name] == [f"blk.{i}.attn_q.weight" for i in range(11)]
+    assert names[-1] == "blk.10.ffn_up_exps.weight"
+
+
+def test_a_checkpoint_keeps_the_converters_order_in_the_converters_types() -> None:
+    model = replace(shape_model(MIXTRAL), origin="checkpoint")
+    assert file_order(model, "F16") == model.tensors
+    assert file_order(model, "Q8_0") == model.tensors
+    assert file_order(model, "Q4_K_M") != model.tensors
+
+
+def test_a_checkpoints_norms_and_router_become_f32() -> None:
+    router = replace(matrix("blk.0.ffn_gate_inp.weight", 8, 4096), type=Type.BF16)
+    for origin, wanted in (("checkpoint", "F32"), ("gguf", "BF16")):
+        model: Any = replace(shape_model(MIXTRAL), tensors=[router], origin=origin)
+        assert types(model, "Q6_K") == {router.name: wanted}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "allowed"),
+    [
+        ("blk.0.attn_q.weight", (8, 8), True),
+        ("blk.0.attn_q.weight", (1, 8), False),  # ggml counts axes up to the last that is longer than 1
+        ("blk.0.ffn_up_exps.weight", (2, 1, 8), True),
+        ("blk.0.attn_norm.weight", (8,), False),
+        ("blk.0.attn_q_norm.weight", (8, 8), False),
+        ("blk.0.ffn_gate_inp.weight", (8, 8), False),
+        ("blk.0.attn_q.bias", (8, 8), False),
+        ("position_embd.weight", (8, 8), False),
+    ],
+)
+def test_what_is_never_quantized(name: str, shape: tuple[int, ...], allowed: bool) -> None:
+    assert may_quantize(matrix(name, *shape)) is allowed
+
+
+def test_categories() -> None:
+    assert category("output.weight") == "output"
+    assert category("blk.3.attn_output.weight") == "attn_output"
+    assert category("blk.3.attn_qkv.weight") == "attn_v"
+    assert category("blk.3.ffn_down_exps.weight") == "ffn_down"
+    assert category("rope_freqs.weight") == "other"
+
+
+def test_pure_gives_one_type_to_all_matrices() -> None:
+    chosen = types(shape_model(MIXTRAL), "Q4_K_M", Options(pure=True))
+    assert {chosen[n] for n in chosen if not n.endswith("norm.weight") and "gate_inp" not in n} == {"Q4_K"}
+
+
+def test_overrides_come_first_and_are_not_counted() -> None:
+    """llama-quantize: the counter of attn_v moves only where its rules are asked (here: layers 1, 2, ... are 0, 1)."""
+    model = shape_model(MIXTRAL | {"n_expert": 4, "n_layer": 8})
+    overrides = ((re.compile(r"blk\.0\.attn_v"), Type.F16), (re.compile("attn_v"), Type.Q4_0))
+    assert types(model, "Q4_K_M", Options(overrides=overrides))["blk.0.attn_v.weight"] == "F16"
+    assert types(model, "Q4_K_M", Options(overrides=overrides))["blk.5.attn_v.weight"] == "Q4_0"
+    plain, moved = types(model, "Q4_K_M"), types(model, "Q4_K_M", Options(overrides=overrides[:1]))
+    values = [f"blk.{i}.attn_v.weight" for i in range(8)]
+    assert [moved[n] for n in values[1:]] == [plain[n] for n in values[:-1]]
+
+
+def test_output_and_embedding_types() -> None:
+    options = Options(output_type=Type.Q8_0, token_embedding_type=Type.Q5_1)
+    chosen = types(shape_model(MIXTRAL), "Q4_K_M", options)
+    assert (chosen["output.weight"], chosen["token_embd.weight"]) == ("Q8_0", "Q5_1")
+    tied = types(shape_model(MIXTRAL | {"tied": True}), "Q4_K_M", Options(output_type=Type.Q8_0))
+    assert tied["token_embd.weight"] == "Q8_0"
+
+
+def test_an_imatrix_spares_the_first_eighth_of_q4_0() -> None:
+    chosen = types(shape_model(MIXTRAL), "Q4_0", Options(has_imatrix=True))
+    assert [chosen[f"blk.{i}.ffn_down_exps.weight"] for i in (0, 3, 4, 31)] == ["Q4_1", "Q4_1", "Q4_0", "Q4_0"]
+
+
+def test_rows_that_do_not_divide_fall_back_and_say_so() -> None:
+    """By facts of llama-quantize: Q4_K -> Q5_0, Q5_K -> Q5_1, Q6_K -> Q8_0; F16 where 32 does not divide either."""
+    tensors = [matrix("blk.0.attn_q.weight", 64, 96), matrix("blk.0.attn_k.weight", 64, 40)]
+    model = replace(shape_model(MIXTRAL | {"n_expert": 0}), tensors=tensors)
+    for file_type, wanted in (("Q4_K_S", "Q5_0"), ("Q5_K_S", "Q5_1"), ("Q6_K", "Q8_0")):
+        key, query = choose_types(model, file_type, Options())
+        assert (query.type.name, key.type.name) == (wanted, "F16")
+        assert query.notice == (
+            f"blk.0.attn_q.weight: rows of 96 do not divide into blocks of 256 ({file_type[:4]}): {wanted} instead"
+        )
+
+
+def test_copy_changes_nothing() -> None:
+    model = shape_model(MIXTRAL)
+    assert [(c.tensor, c.type) for c in choose_types(model, "COPY", Options())] == [(t, t.type) for t in model.tensors]
+
+
+def test_an_expert_in_a_layer_that_is_not_there() -> None:
+    model = replace(shape_model(MIXTRAL), tensors=[matrix("blk.40.ffn_up_exps.weight", 8, 64, 256)])
+    with pytest.raises(BadInputError, match=r"blk\.40\.ffn_up_exps\.weight: the layer is not in the model"):
+        types(model, "Q4_K_M")
+
+
+def test_file_types_by_name() -> None:
+    assert find_recipe("q4_k").name == "Q4_K_M"
+    assert find_recipe(" Q8_0 ").file_type == 7
+    with pytest.raises(UsageError, match="unknown file type, got Q2_X, expected one of F32, F16"):
+        find_recipe("Q2_X")
