@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from textual.message import Message
@@ -95,8 +95,7 @@ class EngineWorker:
         """The text since the last call and the newest figures."""
         with self._lock:
             text, self._text = "".join(self._text), []
-            state = Progressed(**{**vars(self._state), "text": text})
-        return state
+            return replace(self._state, text=text)
 
     def _main(self) -> None:
         finished = False

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class AppOptions:
-    """`load` goes to `localmoe.load` and `sampling` to every `model.chat` as keywords; `system` is the system prompt."""
+    """Keywords: `load` for `localmoe.load`, `sampling` for every `model.chat`; `system` is the system prompt."""
 
     load: Mapping[str, Any] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)

@@ -83,7 +83,7 @@ class FakeTrace:
 
 
 class FakeModel:
-    """Says `answer` in small pieces; `delay` seconds a token, `prompt_delay` a prompt chunk, `gate` holds every token."""
+    """Says `answer` in small pieces; `delay` seconds a token, `prompt_delay` a prompt chunk; `gate` holds tokens."""
 
     def __init__(
         self,

@@ -45,7 +45,7 @@ class Cells:
 def fit(n_layer: int, n_expert: int, width: int, height: int, *, shaded: bool) -> Cells:
     """The largest cells that show n_layer x n_expert in width x height; shaded cells cannot share a line.
 
-    Two-line cells, then full cells, then two layers a line, then layers pooled; likewise from eight columns down to one,
+    Two-line cells, then full cells, then two layers a line, then layers pooled; likewise from MAX_CELL columns to one,
     then experts pooled.
     """
     gutter = len(str(max(n_layer - 1, 0))) + 1
@@ -62,7 +62,7 @@ def fit(n_layer: int, n_expert: int, width: int, height: int, *, shaded: bool) -
 
 
 def pool(values: NDArray[np.float64], cells: Cells) -> NDArray[np.float64]:
-    """The busiest of the layers and experts behind each cell, (rows, columns); never a sum over layers. NaN is absence."""
+    """The busiest of the layers and experts behind each cell, (rows, columns); never a sum. NaN is absence."""
     if not cells.pooled:
         return values
     layers, experts = cells.rows * cells.per_row, cells.columns * cells.per_column

@@ -172,7 +172,7 @@ class ExpertPane(Vertical):
         name = MODES[self.mode].split(",")[0] if self.content_size.width < 40 else MODES[self.mode]
         parts: list[str | Content | tuple[str, str]] = ["EXPERTS ", (name, MUTED)]
         if compact:
-            scale = Text.assemble(*((part.text, part.style or "") for part in self.query_one(Heatmap).scale(8)))
+            scale = Text.assemble(*((part.text, part.style or "") for part in self.query_one(Heatmap).scale(4)))
             parts += [("  –", MUTED), Content.from_rich_text(scale), ("+", MUTED)]
         self.query_one("#experts-title", Static).update(Content.assemble(*parts))
 

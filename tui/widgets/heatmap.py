@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,21 @@ MARK = "•"
 _FEW_COLOURS = {None, "standard", "windows"}
 
 
+@dataclass(frozen=True)
+class Look:
+    """What the app's theme and terminal give: styles of text, a dark ground, glyphs in place of colours."""
+
+    base: Style
+    dim: Style
+    dark: bool
+    shaded: bool
+
+
 class Heatmap(Widget):
     """Each expert's load over even load, a line or half a line a layer; the newest token's choices carry a dot.
 
-    Line 0 names the experts; below the picture come the legend, unless `legend` is off, and a note where cells are pooled. Where colours are few (16 colours, NO_COLOR) cells are
-    shaded glyphs instead.
+    Line 0 names the experts; below the picture come the legend, unless `legend` is off, and a note where cells are
+    pooled. Where colours are few (16 colours, NO_COLOR) cells are shaded glyphs instead.
     """
 
     DEFAULT_CSS = "Heatmap { height: 1fr; width: 1fr; }"
@@ -42,6 +53,8 @@ class Heatmap(Widget):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.legend = True
+        self._look: Look | None = None
+        self._width = 0
         self._ratio: NDArray[np.float64] = np.full((0, 0), np.nan)
         self._chosen: NDArray[np.bool_] | None = None
         self._span = 1.0
@@ -51,9 +64,18 @@ class Heatmap(Widget):
         self._strips: dict[int, tuple[bytes, Strip]] = {}
 
     @property
-    def shaded(self) -> bool:
-        """Whether glyphs stand for colours here."""
-        return self.app.no_color or self.app.console.color_system in _FEW_COLOURS
+    def look(self) -> Look:
+        """The styles, read once: asking the style sheet for them again on every line took three quarters of a frame."""
+        if self._look is None:
+            base = self.rich_style
+            shaded = self.app.no_color or self.app.console.color_system in _FEW_COLOURS
+            self._look = Look(base, base + Style(dim=True), self.app.current_theme.dark, shaded)
+        return self._look
+
+    def notify_style_update(self) -> None:
+        super().notify_style_update()
+        self._look = None
+        self._strips.clear()
 
     @property
     def cells(self) -> Cells | None:
@@ -73,12 +95,14 @@ class Heatmap(Widget):
     def _refit(self) -> bool:
         """Fit the values to the size; True when the picture changed."""
         n_layer, n_expert = self._ratio.shape
-        if not n_layer or not n_expert or not self.size:
+        size = self.size
+        self._width = size.width
+        if not n_layer or not n_expert or not size:
             return False
-        room = self.size.height - self.ABOVE - self.legend
-        cells = fit(n_layer, n_expert, self.size.width, room, shaded=self.shaded)
+        room = size.height - self.ABOVE - self.legend
+        cells = fit(n_layer, n_expert, size.width, room, shaded=self.look.shaded)
         if cells.pooled:
-            cells = fit(n_layer, n_expert, self.size.width, room - 1, shaded=self.shaded)
+            cells = fit(n_layer, n_expert, size.width, room - 1, shaded=self.look.shaded)
         shown = palette.levels(pool(self._ratio, cells), self._span)
         marks = self._chosen if not cells.pooled and not cells.half and cells.width > 1 else None
         same = cells == self._cells and np.array_equal(shown, self._levels) and _same(marks, self._marks)
@@ -88,119 +112,105 @@ class Heatmap(Widget):
         return not same
 
     def render_line(self, y: int) -> Strip:
-        cells, width = self._cells, self.size.width
+        cells, width = self._cells, self._width
         if cells is None:
-            return Strip.blank(width, self.rich_style)
+            return Strip.blank(width, self.look.base)
         line = y - self.ABOVE
         if line < 0:
-            return self._header(cells).adjust_cell_length(width, self.rich_style)
+            return self._header(cells).adjust_cell_length(width, self.look.base)
         if cells.row_at(line) is not None:
             return self._row(cells, line, width)
         if line == cells.lines and self.legend:
-            return self._legend().adjust_cell_length(width, self.rich_style)
+            return self._legend().adjust_cell_length(width, self.look.base)
         if line == cells.lines + self.legend and cells.pooled:
-            return self._note(cells).adjust_cell_length(width, self.rich_style)
-        return Strip.blank(width, self.rich_style)
+            return self._note(cells).adjust_cell_length(width, self.look.base)
+        return Strip.blank(width, self.look.base)
 
     def _row(self, cells: Cells, line: int, width: int) -> Strip:
         row = cells.row_at(line)
         assert row is not None
-        dark = self.app.current_theme.dark
-        below = row + 1 if cells.half else row
-        key = self._levels[row : below + 1].tobytes() + bytes((dark, self.shaded))
-        if self._marks is not None:
-            key += self._marks[row].tobytes()
+        dark, shaded = self.look.dark, self.look.shaded
+        below = row + 2 if cells.half else row + 1
+        first = not cells.half and line % cells.height == 0
+        marks = self._marks[row] if self._marks is not None and (first or shaded) else None
+        key = self._levels[row:below].tobytes() + (b"" if marks is None else marks.tobytes()) + bytes((dark, shaded))
         known = self._strips.get(line)
         if known is not None and known[0] == key:
             return known[1]
-        first = not cells.half and line % cells.height == 0
         number = str(row * cells.per_row) if first or cells.half else ""
-        segments = [Segment(number.rjust(cells.gutter - 1) + " ", self._dim)]
-        if self.shaded:
-            segments += self._shades(cells, row)
+        segments = [Segment(number.rjust(cells.gutter - 1) + " ", self.look.dim)]
+        if shaded:
+            segments.append(self._shades(cells, row, marks))
         elif cells.half:
             segments += self._half_blocks(cells, row, dark)
         else:
-            segments += self._blocks(cells, row, dark, first)
-        strip = Strip(segments).adjust_cell_length(width, self.rich_style)
+            segments += self._blocks(cells, row, dark, marks)
+        strip = Strip(segments, cells.gutter + cells.columns * cells.width).adjust_cell_length(width, self.look.base)
         self._strips[line] = key, strip
         return strip
 
-    def _blocks(self, cells: Cells, row: int, dark: bool, first: bool) -> list[Segment]:
-        marks = self._marks[row].tolist() if self._marks is not None and first else [False] * cells.columns
-        blank, mark = " " * cells.width, MARK.center(cells.width)
-        out = []
-        for (level, marked), run in groupby(zip(self._levels[row].tolist(), marks, strict=True)):
-            n = sum(1 for _ in run)
-            out.append(Segment((mark if marked else blank) * n, palette.ground(level, dark)))
-        return out
+    def _blocks(self, cells: Cells, row: int, dark: bool, marks: NDArray[np.bool_] | None) -> list[Segment]:
+        if marks is not None:  # marked cells stand apart, the rest is drawn in runs
+            code = self._levels[row].astype(np.int64) * 2 + marks
+            return [
+                palette.block(at >> 1, width, MARK if at & 1 else "", dark)
+                for at, width in _runs(code, cells.width, apart=marks)
+            ]
+        return [palette.block(level, width, "", dark) for level, width in _runs(self._levels[row], cells.width)]
 
     def _half_blocks(self, cells: Cells, row: int, dark: bool) -> list[Segment]:
-        upper = self._levels[row].tolist()
-        lower = self._levels[row + 1].tolist() if row + 1 < cells.rows else None
-        if lower is None:
-            edge = self.rich_style.bgcolor
-            return [
-                Segment("▀" * cells.width, Style(color=palette.ground(level, dark).bgcolor, bgcolor=edge))
-                for level in upper
-            ]
-        block, halves = "▀" * cells.width, palette.halves
-        return [
-            Segment(block * sum(1 for _ in run), halves(above, below, dark))
-            for (above, below), run in groupby(zip(upper, lower, strict=True))
-        ]
+        upper = self._levels[row].astype(np.int64)
+        if row + 1 < cells.rows:
+            code = upper * palette.N_LEVELS + self._levels[row + 1]
+            pairs = ((*divmod(at, palette.N_LEVELS), width) for at, width in _runs(code, cells.width))
+            return [palette.half_block(above, below, width, dark) for above, below, width in pairs]
+        ground = self.look.base.bgcolor
+        singles = ((palette.half_block(level, level, width, dark)) for level, width in _runs(upper, cells.width))
+        return [Segment(text, Style(color=style.color, bgcolor=ground)) for text, style, _ in singles if style]
 
-    def _shades(self, cells: Cells, row: int) -> list[Segment]:
-        marks = self._marks[row].tolist() if self._marks is not None else [False] * cells.columns
-        out = []
-        for level, marked in zip(self._levels[row].tolist(), marks, strict=True):
-            shade = palette.glyph(level) * cells.width
-            if marked:
-                shade = "[" + shade[1:-1] + "]"
-            out.append(shade)
-        return [Segment("".join(out), self.rich_style)]
-
-    @property
-    def _dim(self) -> Style:
-        return self.rich_style + Style(dim=True)
+    def _shades(self, cells: Cells, row: int, marks: NDArray[np.bool_] | None) -> Segment:
+        shades = [palette.glyph(level) * cells.width for level in self._levels[row].tolist()]
+        for column in () if marks is None else np.flatnonzero(marks).tolist():
+            shades[column] = "[" + shades[column][1:-1] + "]"
+        return Segment("".join(shades), self.look.base)
 
     def _header(self, cells: Cells) -> Strip:
         n_expert = self._ratio.shape[1]
         digits = len(str(n_expert - 1))
         if cells.per_column == 1 and cells.width > digits:
             text = "".join(str(e).center(cells.width) for e in range(n_expert))
-            return Strip([Segment(" " * cells.gutter + text, self._dim)])
+            return Strip([Segment(" " * cells.gutter + text, self.look.dim)])
         step = 4 * cells.per_column
         while step // cells.per_column * cells.width < digits + 2:
             step *= 2
         text = ""
         for expert in range(0, n_expert, step):
             at = expert // cells.per_column * cells.width
-            if cells.gutter + at + len(str(expert)) <= self.size.width:
+            if cells.gutter + at + len(str(expert)) <= self._width:
                 text = text.ljust(at) + str(expert)
-        return Strip([Segment(" " * cells.gutter + text, self._dim)])
+        return Strip([Segment(" " * cells.gutter + text, self.look.dim)])
 
     def _legend(self) -> Strip:
         """From an expert that is hardly used to the busiest, with even load in the middle."""
         indent = " " * (self._cells.gutter if self._cells else 0)
-        if self.shaded:
-            return Strip([Segment(f"{indent}· never ░ less ▒ even ▓ █ more", self._dim)])
+        if self.look.shaded:
+            return Strip([Segment(f"{indent}· never ░ less ▒ even ▓ █ more", self.look.dim)])
         low, high = f"1/{2**self._span:.2g} ", f" {2**self._span:.2g}× even"
-        return Strip([Segment(indent + low, self._dim), *self.scale(3), Segment(high, self._dim)])
+        return Strip([Segment(indent + low, self.look.dim), *self.scale(1), Segment(high, self.look.dim)])
 
     def scale(self, step: int) -> list[Segment]:
         """The scale of loads from left to right, every `step`-th level."""
-        if self.shaded:
-            return [Segment("░▒▓█", self._dim)]
-        dark = self.app.current_theme.dark
-        return [Segment("▀", palette.halves(at, at, dark)) for at in range(palette.LOWEST, palette.UNKNOWN, step)]
+        if self.look.shaded:
+            return [Segment("░▒▓█", self.look.dim)]
+        dark = self.look.dark
+        return [palette.half_block(at, at, 1, dark) for at in range(palette.LOWEST, palette.UNKNOWN, step)]
 
     def _note(self, cells: Cells) -> Strip:
         parts = [f"{n} {name}" for n, name in ((cells.per_row, "layers"), (cells.per_column, "experts")) if n > 1]
         text = f"busiest of {' × '.join(parts)}"
-        if cells.gutter + len(text) > self.size.width:
+        if cells.gutter + len(text) > self._width:
             text = f"busiest of {cells.per_row}×{cells.per_column}"
-        return Strip([Segment(" " * cells.gutter + text, self._dim)])
+        return Strip([Segment(" " * cells.gutter + text, self.look.dim)])
 
     def cell_at(self, x: int, y: int) -> tuple[int, int] | None:
         """The first layer and expert of the cell at a place in the widget, None outside the picture."""
@@ -217,6 +227,18 @@ class Heatmap(Widget):
 
     def on_leave(self) -> None:
         self.post_message(self.Pointed(None, None))
+
+
+def _runs(
+    row: NDArray[np.integer[Any]], cell: int, apart: NDArray[np.bool_] | None = None
+) -> Iterator[tuple[int, int]]:
+    """Values of a row of cells and the columns they take; equal neighbours together, unless they stand `apart`."""
+    new = row[1:] != row[:-1]
+    if apart is not None:
+        new |= apart[1:] | apart[:-1]
+    starts = np.concatenate(([0], np.flatnonzero(new) + 1))
+    widths = np.diff(starts, append=row.size) * cell
+    return zip(row[starts].tolist(), widths.tolist(), strict=True)
 
 
 def _same(one: NDArray[np.bool_] | None, other: NDArray[np.bool_] | None) -> bool:

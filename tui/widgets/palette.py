@@ -12,12 +12,13 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 from rich.color import Color
+from rich.segment import Segment
 from rich.style import Style
 
 Levels = NDArray[np.uint8]
 RGB = tuple[int, int, int]
 
-STEPS = 32
+STEPS = 16
 """Levels between the two ends of the scale; the middle one is even load."""
 NEVER = 0
 LOWEST, EVEN, HIGHEST = 1, 1 + STEPS // 2, 1 + STEPS
@@ -77,17 +78,19 @@ def glyph(level: int) -> str:
 
 
 @cache
-def ground(level: int, dark: bool) -> Style:
-    """A style whose background is the level's colour, with a mark on it that stands out."""
+def block(level: int, width: int, mark: str, dark: bool) -> Segment:
+    """Columns on the level's colour, with a mark that stands out in the middle of each cell (or "" for none)."""
     red, green, blue = colour(level, dark)
     bright = 0.3 * red + 0.59 * green + 0.11 * blue > 128
-    return Style(color=_rich((20, 20, 24) if bright else (250, 250, 250)), bgcolor=_rich((red, green, blue)), bold=True)
+    front = (20, 20, 24) if bright else (250, 250, 250)
+    style = Style(color=_rich(front), bgcolor=_rich((red, green, blue)), bold=True)
+    return Segment(mark.center(width) if mark else " " * width, style)
 
 
 @cache
-def halves(upper: int, lower: int, dark: bool) -> Style:
-    """A style for an upper half block: the upper level in front, the lower one behind."""
-    return Style(color=_rich(colour(upper, dark)), bgcolor=_rich(colour(lower, dark)))
+def half_block(upper: int, lower: int, width: int, dark: bool) -> Segment:
+    """Upper half blocks: the upper level in front, the lower one behind."""
+    return Segment("▀" * width, Style(color=_rich(colour(upper, dark)), bgcolor=_rich(colour(lower, dark))))
 
 
 def _rich(rgb: RGB) -> Color:

@@ -73,6 +73,7 @@ class TokenPath(Widget):
         """With `headed` the first line names the token and each layer has a line of its own below it."""
         super().__init__(id=id)
         self._headed = headed
+        self._ink: tuple[Style, Style] | None = None
         self._name_of_token = ""
         self._experts: NDArray[np.int32] = np.zeros((0, 0), np.int32)
         self._weights: NDArray[np.float32] = np.zeros((0, 0), np.float32)
@@ -87,6 +88,17 @@ class TokenPath(Widget):
         self._n_expert = n_expert
         self.refresh()
 
+    def notify_style_update(self) -> None:
+        super().notify_style_update()
+        self._ink = None
+
+    @property
+    def ink(self) -> tuple[Style, Style]:
+        """Plain and dim text, read from the style sheet once."""
+        if self._ink is None:
+            self._ink = self.rich_style, self.rich_style + Style(dim=True)
+        return self._ink
+
     def on_resize(self, _: events.Resize) -> None:
         self.refresh()
 
@@ -99,14 +111,14 @@ class TokenPath(Widget):
         width = self.size.width
         n_layer, n_used = self._experts.shape
         if not n_layer or not n_used:
-            return Strip.blank(width, self.rich_style)
+            return Strip.blank(width, self.ink[0])
         if self._headed and y == 0:
-            strip = Strip([Segment(self._name_of_token, self.rich_style)])
-            return strip.adjust_cell_length(width, self.rich_style)
+            strip = Strip([Segment(self._name_of_token, self.ink[0])])
+            return strip.adjust_cell_length(width, self.ink[0])
         y -= self._headed
         layout = self.layout_now
         segments = self._firsts(layout, y) if layout.form == "first" else self._entries(layout, y)
-        return Strip(segments).adjust_cell_length(width, self.rich_style)
+        return Strip(segments).adjust_cell_length(width, self.ink[0])
 
     def _firsts(self, layout: PathLayout, y: int) -> list[Segment]:
         """Each layer's first expert; single digits in groups of five layers."""
@@ -119,13 +131,13 @@ class TokenPath(Widget):
         text = (ARROW if y == 0 else " " * len(ARROW)) + text
         if y == self.size.height - 1 and start + layout.columns < self._experts.shape[0]:
             text = text.ljust(self.size.width)[: self.size.width - 1] + "…"
-        return [Segment(text, self.rich_style)]
+        return [Segment(text, self.ink[0])]
 
     def _entries(self, layout: PathLayout, y: int) -> list[Segment]:
         n_layer, n_used = self._experts.shape
         rows, digits = layout.rows(n_layer), len(str(n_layer - 1))
         wide = len(str(max(self._n_expert - 1, 0)))
-        plain, dim = self.rich_style, self.rich_style + Style(dim=True)
+        plain, dim = self.ink
         out: list[Segment] = []
         for layer in range(y, n_layer, rows) if y < rows else ():
             out.append(Segment(str(layer).rjust(digits), dim))

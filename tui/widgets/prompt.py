@@ -7,7 +7,6 @@ from textual.widgets import TextArea
 
 from ..messages import Submitted
 
-
 HINT = "Message the model"
 NEW_LINE = ("ctrl+j", "shift+enter", "alt+enter")
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from localmoe.text.visible import visible
 from markdown_it import MarkdownIt
 from textual.content import Content
 from textual.widgets import Markdown, Static
-
-from localmoe.text.visible import visible
 
 # Rules that turn a model's text into something else than text to look at: links that open, addresses shown decoded,
 # raw HTML, entities that spell control characters.
@@ -17,7 +16,7 @@ _LINE_ENDS = dict.fromkeys((0x0B, 0x0C, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029),
 
 
 def harmless_markdown() -> MarkdownIt:
-    """A parser for text from a model: emphasis, lists, tables and code; links, images and HTML stay as they are typed."""
+    """A parser for text from a model: emphasis, lists, tables, code; links, images and HTML stay as typed."""
     return MarkdownIt("commonmark").enable(["table", "strikethrough"]).disable(list(_OFF))
 
 

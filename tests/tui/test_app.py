@@ -1,0 +1,423 @@
+"""The app around the chat: loading, errors, the expert pane, keys, sizes and a real terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from localmoe.tui.app import run_app
+from localmoe.tui.options import AppOptions
+from localmoe.tui.screens.help import HelpScreen
+from localmoe.tui.screens.loading import ErrorScreen, LoadingScreen
+from localmoe.tui.widgets.expert_pane import MODES
+from localmoe.tui.widgets.heatmap import Heatmap
+from localmoe.tui.widgets.path import TokenPath, path_layout
+from localmoe.tui.widgets.prompt import Prompt
+
+from localmoe.errors import BadInputError, MemoryLimitError, UsageError
+
+from .driving import ask, chat, lines, running, screen_text, until
+from .fake_model import FakeModel
+
+LABELS = ["Once upon a time", "def fibonacci(n):", "What is 17 + 25?", "Hi! How are you?"]
+
+
+@pytest.fixture(autouse=True)
+def truecolour(monkeypatch):
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+async def test_loading_says_what_it_does():
+    """Messages and progress of loading are on the screen until the model is there."""
+    steps = []
+
+    def loader(progress):
+        progress("compiling the kernels", 1, 4)
+        while not steps:
+            time.sleep(0.01)
+        return FakeModel()
+
+    async with running(loader=loader) as (app, pilot):
+        await until(pilot, lambda: "compiling the kernels" in screen_text(app))
+        assert isinstance(app.screen, LoadingScreen)
+        assert "demo.gguf" in screen_text(app)
+        steps.append(1)
+        await until(pilot, lambda: app.screen.query("#transcript"))
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BadInputError("bad magic", file="demo.gguf", got="'[bold]\x1b[2J'"), 3),
+        (MemoryLimitError("needs 90 GB"), 5),
+        (FileNotFoundError(2, "No such file", "demo.gguf"), 4),
+    ],
+)
+async def test_a_model_that_cannot_be_opened_is_a_panel(error, code):
+    """One readable line, no crash, and the exit code is kept."""
+
+    def loader(progress):
+        raise error
+
+    async with running(loader=loader, size=(80, 24)) as (app, pilot):
+        await until(pilot, lambda: isinstance(app.screen, ErrorScreen))
+        assert "cannot be opened" in screen_text(app)
+        assert "\x1b" not in screen_text(app)
+        await pilot.press("enter")
+        await pilot.pause()
+        assert app.return_code == code
+
+
+async def test_a_bug_in_the_engine_is_not_hidden():
+    """Anything that is not an expected error reaches the app's thread and ends it."""
+
+    def loader(progress):
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        await _watch(loader)
+
+
+async def _watch(loader):
+    async with running(loader=loader) as (_, pilot):
+        for _ in range(100):
+            await pilot.pause(0.02)
+
+
+async def test_the_model_is_closed_at_the_end():
+    model = FakeModel()
+    async with running(model) as (_, pilot):
+        await pilot.press("ctrl+q")
+    assert model.closed
+
+
+async def test_modes_go_round():
+    """F2 goes through what the heatmap shows, and the title says so."""
+    async with running(FakeModel()) as (app, pilot):
+        await ask(app, pilot)
+        pane = chat(app).experts
+        for mode in [*list(MODES)[1:], "moving"]:
+            await pilot.press("f2")
+            await pilot.pause()
+            assert pane.mode == mode
+            assert MODES[mode] in screen_text(app)
+
+
+async def test_the_heatmap_follows_the_trace():
+    """All tokens of prompt and reply are counted, each in its phase, whatever the screen's pace."""
+    model = FakeModel(answer=["a"] * 30)
+    async with running(model) as (app, pilot):
+        await ask(app, pilot, "some words here")
+        stats = chat(app).experts.stats
+        assert stats.n_tokens == model.trace.count
+        assert stats.layers(1).tokens.tolist() == [30] * 30
+        assert app.screen.query_one(Heatmap).cells is not None
+
+
+async def test_the_path_is_the_newest_tokens():
+    """Each layer's experts with their weights, as the last step had them."""
+    model = FakeModel(n_layer=6, n_expert=8, answer=["one", " two"])
+    async with running(model) as (app, pilot):
+        await ask(app, pilot)
+        experts, weights = model.trace.rows[-1][2:]
+        shown = " ".join(lines(app.screen.query_one("#path", TokenPath)))
+        for layer in range(6):
+            entry = f"{layer} {experts[layer, 0]} {f'{weights[layer, 0]:.2f}'[1:]} {experts[layer, 1]}"
+            assert entry in shown
+        assert "“ two”" in screen_text(app)
+
+
+@pytest.mark.parametrize(
+    ("n_layer", "n_used", "n_expert", "width", "height", "form"),
+    [
+        (30, 2, 4, 68, 30, "weights"),
+        (30, 2, 4, 49, 7, "bars"),
+        (30, 2, 4, 29, 2, "first"),
+        (48, 8, 128, 49, 20, "bars"),
+    ],
+)
+def test_paths_are_written_as_fully_as_there_is_room(n_layer, n_used, n_expert, width, height, form):
+    """Weights as numbers, as bars, or each layer's first expert."""
+    layout = path_layout(n_layer, n_used, n_expert, width, height)
+    assert layout.form == form
+    assert form == "first" or layout.rows(n_layer) <= height
+
+
+async def test_top_k_changes_between_one_and_all():
+    """F5 and F4 change the number for the next reply; brackets do outside the input; it never leaves 1..E."""
+    model = FakeModel(answer="ok")
+    async with running(model) as (app, pilot):
+        await pilot.press("f5")
+        assert "top-3 of 4 experts" in screen_text(app)
+        await ask(app, pilot)
+        assert model.asked[-1]["n_expert_used"] == 3
+        await pilot.press(*["f5"] * 5)
+        assert chat(app).n_used == 4
+        await pilot.press(*["f4"] * 9)
+        assert chat(app).n_used == 1
+        await pilot.press("]")
+        assert app.screen.query_one(Prompt).text == "]"
+        await pilot.press("tab", "]", "]", "[")
+        assert chat(app).n_used == 2
+        await ask_again(app, pilot, model)
+        assert model.asked[-1]["n_expert_used"] == 2
+
+
+async def ask_again(app, pilot, model):
+    """Send what is in the input and wait."""
+    app.screen.query_one(Prompt).focus()
+    before = len(model.asked)
+    await pilot.press("enter")
+    await until(pilot, lambda: len(model.asked) > before and not chat(app).busy)
+
+
+async def test_options_set_the_first_top_k():
+    async with running(FakeModel(), options=AppOptions(load={"n_expert_used": 1})) as (app, _):
+        assert "top-1 of 4 experts" in screen_text(app)
+
+
+async def test_the_palette_knows_the_actions():
+    """Ctrl+P finds the app's own commands."""
+    async with running(FakeModel()) as (app, pilot):
+        await pilot.press("ctrl+p")
+        await pilot.pause(0.2)
+        await pilot.press(*"more experts")
+        await pilot.pause(0.6)
+        await pilot.press("enter")
+        await until(pilot, lambda: app.screen is chat(app))
+        await until(pilot, lambda: chat(app).n_used == 3)
+
+
+async def test_help_explains_the_words():
+    """F1 opens and closes; every word of the view is there."""
+    async with running(FakeModel(), size=(120, 50)) as (app, pilot):
+        await pilot.press("f1")
+        await pilot.pause()
+        assert isinstance(app.screen, HelpScreen)
+        for word in ("router", "expert", "top-k", "share", "entropy", "dead expert"):
+            assert word in screen_text(app)
+        await pilot.press("f1")
+        await pilot.pause()
+        assert app.screen is chat(app)
+
+
+async def test_a_dense_model_says_that_it_has_no_experts():
+    """No heatmap, no keys for experts, and the chat works."""
+    async with running(FakeModel(n_expert=0, n_used=0)) as (app, pilot):
+        await ask(app, pilot)
+        shown = screen_text(app)
+        assert "dense" in shown
+        assert "has no experts" in shown.replace("\n", " ")
+        assert "mixture of experts" in shown
+        await pilot.press("f5", "f2")
+        assert not app.screen.query_one(Heatmap).display or not app.screen.query_one(Heatmap).size
+
+
+async def test_labels_are_shown_as_prompts_of_router_rows():
+    """Where the file has them and there is room; never as what an expert is good at."""
+    async with running(FakeModel(labels=LABELS)) as (app, _):
+        shown = screen_text(app)
+        assert "were made from these prompts" in shown
+        assert all(label in shown for label in LABELS)
+
+
+@pytest.mark.parametrize("shape", [(30, 4, 2), (48, 128, 8), (96, 256, 8), (2, 8, 2)])
+async def test_every_size_shows_the_chat_and_the_experts(shape):
+    """Input, status, reply and heatmap are on the screen at any size, and nothing is drawn past its edge."""
+    n_layer, n_expert, n_used = shape
+    model = FakeModel(n_layer=n_layer, n_expert=n_expert, n_used=n_used, answer="short answer")
+    async with running(model, size=(80, 24)) as (app, pilot):
+        await ask(app, pilot, "x")
+        for size in ((80, 24), (60, 16), (120, 40), (160, 50), (200, 60)):
+            await pilot.resize_terminal(*size)
+            await pilot.pause(0.1)
+            shown = screen_text(app)
+            assert all(len(line) <= size[0] for line in shown.splitlines())
+            for part in ("short answer", "ready", "context", "EXPERTS", "›"):
+                assert part in shown, (size, part)
+            heatmap = app.screen.query_one(Heatmap)
+            assert heatmap.cells is not None
+            assert heatmap.cells.lines <= heatmap.size.height - 1, size
+            assert heatmap.region.right <= size[0]
+
+
+async def test_resizing_keeps_everything():
+    """From wide to small and back, with the same chat and the same statistics."""
+    async with running(FakeModel(), size=(160, 50)) as (app, pilot):
+        await ask(app, pilot)
+        first = screen_text(app)
+        for size in ((80, 24), (120, 40), (160, 50)):
+            await pilot.resize_terminal(*size)
+            await pilot.pause(0.1)
+            assert "EXPERTS" in screen_text(app)
+        assert screen_text(app) == first
+
+
+async def test_the_pane_can_be_hidden():
+    """F3 gives the chat the whole width and back."""
+    async with running(FakeModel(), size=(80, 24)) as (app, pilot):
+        await pilot.press("f3")
+        await pilot.pause()
+        assert "EXPERTS" not in screen_text(app)
+        assert chat(app).transcript.size.width > 70
+        await pilot.press("f3")
+        await pilot.pause()
+        assert "EXPERTS" in screen_text(app)
+
+
+async def test_hovering_a_cell_names_it():
+    """The line of figures tells the layer, the expert and its load."""
+    async with running(FakeModel(n_layer=6, n_expert=8)) as (app, pilot):
+        await ask(app, pilot)
+        await pilot.hover(Heatmap, offset=(4, 2))
+        await pilot.pause()
+        assert "layer 0 expert 0" in screen_text(app)
+
+
+def test_run_app_needs_a_model_and_a_terminal(capsys):
+    """Usage errors, before anything is drawn."""
+    with pytest.raises(UsageError, match="no model given"):
+        run_app(None)
+    with capsys.disabled(), pytest.raises(UsageError, match="needs a terminal"):
+        _without_terminal()
+
+
+def _without_terminal() -> None:
+    """Run with stdin from a pipe, whatever the test's own is."""
+    read, write = os.pipe()
+    os.close(write)
+    saved, sys.stdin = sys.stdin, os.fdopen(read)
+    try:
+        run_app(Path("demo.gguf"))
+    finally:
+        sys.stdin.close()
+        sys.stdin = saved
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from localmoe.errors import BadInputError
+from localmoe.tui.app import run_app
+from tests.tui.fake_model import FakeModel
+what = sys.argv[1]
+def load(progress):
+    if what == "fail":
+        raise BadInputError("bad magic", file="demo.gguf")
+    if what == "bug":
+        raise ZeroDivisionError("a bug")
+    return FakeModel(delay=0.05, answer=["\\x1b", "[2J", "\\x9b5m", "word "] * 200)
+sys.exit(run_app(Path("demo.gguf"), None, load))
+"""
+ENTERED, LEFT = b"\x1b[?1049h", b"\x1b[?1049l"
+RESET = [LEFT, b"\x1b[?25h", b"\x1b[?1000l", b"\x1b[?1003l", b"\x1b[?2004l"]
+
+
+class Terminal:
+    """A process on a real pseudo-terminal of 80 x 24."""
+
+    def __init__(self, what: str) -> None:
+        import fcntl
+        import struct
+        import termios
+
+        self.end, child = pty.openpty()
+        fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        root = Path(__file__).parents[2]
+        env = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join([str(root), *_extra_path()])}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, what], stdin=child, stdout=child, stderr=child, env=env, cwd=root
+        )
+        os.close(child)
+        self.output = b""
+
+    def read_until(self, what: bytes, seconds: float = 20.0) -> None:
+        end = time.monotonic() + seconds
+        while what not in self.output:
+            assert time.monotonic() < end, f"no {what!r} in {self.output[-500:]!r}"
+            self._read(0.1)
+
+    def _read(self, seconds: float) -> None:
+        if select.select([self.end], [], [], seconds)[0]:
+            try:
+                self.output += os.read(self.end, 65536)
+            except OSError:  # the other end is closed
+                time.sleep(seconds)
+
+    def finish(self) -> int:
+        end = time.monotonic() + 20
+        while self.process.poll() is None and time.monotonic() < end:
+            self._read(0.1)
+        self._read(0.1)
+        os.close(self.end)
+        return self.process.wait(1)
+
+
+def _extra_path() -> list[str]:
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+
+
+def _assert_restored(output: bytes) -> None:
+    for code in RESET:
+        assert code in output[output.index(ENTERED) :], code
+
+
+@pytest.mark.parametrize("when", ["idle", "writing"])
+def test_sigterm_restores_the_terminal(when):
+    """Alternate screen, cursor, mouse and paste modes are reset, also while a reply is written; exit 143."""
+    terminal = Terminal("chat")
+    terminal.read_until(b"Message")
+    if when == "writing":
+        os.write(terminal.end, b"hello\r")
+        terminal.read_until(b"word")
+    terminal.process.send_signal(signal.SIGTERM)
+    assert terminal.finish() == 143
+    _assert_restored(terminal.output)
+
+
+def test_a_crash_restores_the_terminal():
+    """A bug in the engine's thread: the terminal is reset before the traceback, exit 1."""
+    terminal = Terminal("bug")
+    assert terminal.finish() == 1
+    _assert_restored(terminal.output)
+    assert terminal.output.rindex(LEFT) < terminal.output.index(b"ZeroDivisionError")
+
+
+def test_a_failed_load_keeps_its_exit_code():
+    """Enter leaves the panel; the line is repeated on stderr and the code is the error's."""
+    terminal = Terminal("fail")
+    terminal.read_until(b"bad magic")
+    os.write(terminal.end, b"\r")
+    assert terminal.finish() == 3
+    _assert_restored(terminal.output)
+    assert b"error: demo.gguf: bad magic" in terminal.output[terminal.output.rindex(LEFT) :]
+
+
+@pytest.mark.parametrize("key", [b"\x11", b"\x03"])
+def test_quitting_restores_the_terminal(key):
+    """Ctrl+Q and Ctrl+C."""
+    terminal = Terminal("chat")
+    terminal.read_until(b"Message")
+    os.write(terminal.end, key)
+    assert terminal.finish() == 0
+    _assert_restored(terminal.output)
+
+
+def test_model_text_does_not_reach_a_real_terminal_as_control():
+    """A clear-screen and a C1 sequence split over tokens never appear in what the terminal is sent."""
+    terminal = Terminal("chat")
+    terminal.read_until(b"Message")
+    os.write(terminal.end, b"hello\r")
+    terminal.read_until(b"word")
+    terminal.process.send_signal(signal.SIGTERM)
+    terminal.finish()
+    assert b"\x1b[2J" not in terminal.output[terminal.output.index(b"Message") :]
+    assert "\x9b".encode() not in terminal.output
