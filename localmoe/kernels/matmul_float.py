@@ -9,8 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from localmoe.kernels.matmul_driver import FLOAT_CHUNK, UnpackCode, make_matmul
-from localmoe.kernels.tile import F16T, F32V, PITCH, Cells, Value, gather16, loop, store_vectors, tile_fma, tile_store
-from localmoe.kernels.tile import tile_zero
+from localmoe.kernels.tile import (
+    F16T,
+    F32V,
+    PITCH,
+    Cells,
+    Value,
+    gather16,
+    loop,
+    store_vectors,
+    tile_fma,
+    tile_store,
+    tile_zero,
+)
 
 _UNIT = 16  # columns unpacked at a time
 _UNROLL = 4

@@ -238,12 +238,12 @@ def tile_scale(total: Tile, part: Tile, scales: Value) -> Tile:
 def tile_store(outs: Sequence[Value], tile: Tile, keep: Value, ds: Sequence[Value] | None = None) -> None:
     """Write a float32 tile, times `ds[t]` a token, to its output rows; add it to what is there if keep is not 0."""
     b = keep.b
-    kept = Value(b, b.icmp_signed("!=", keep.v, I64T(0)))
-    nothing = zero(b, F32V)
+    kept = b.sext(b.icmp_signed("!=", keep.v, I64T(0)), I32T)
+    mask = Value(b, splat(b, kept, LANES))  # a select would become a branch around each load
     for t, row in enumerate(outs):
         for rv in range(ROW_VECS):
             at = row + rv * VEC_BYTES
-            before = kept.choose(at.load(F32V), nothing)
+            before = (at.load(I32V) & mask).bits(F32V)
             part = tile[t * ROW_VECS + rv]
             at.store(before + part if ds is None else fma(part, ds[t], before))
 
@@ -300,7 +300,7 @@ def gather16(address: Value, step: Value) -> list[Value]:
     v = [_join([(address + step * i).load(quad) for i in range(j, LANES, 4)]) for j in range(4)]
     low = [_shuffle(v[j], v[j + 1], (0, 4, 1, 5)) for j in (0, 2)]
     high = [_shuffle(v[j], v[j + 1], (2, 6, 3, 7)) for j in (0, 2)]
-    return [_shuffle(*pair, pattern) for pair in (low, high) for pattern in ((0, 1, 4, 5), (2, 3, 6, 7))]
+    return [_shuffle(x, y, pattern) for x, y in (low, high) for pattern in ((0, 1, 4, 5), (2, 3, 6, 7))]
 
 
 def store_vectors(target: Value, vectors: Sequence[Value], step: int = 1) -> None:
