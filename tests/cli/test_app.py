@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +60,13 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_help_takes_less_than_300_ms_warm() -> None:
+    """Processor time, which a busy machine does not stretch; the least of five."""
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        before = os.times()
         assert localmoe("--help").returncode == 0
-        times.append(time.perf_counter() - start)
+        after = os.times()
+        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
     assert min(times) < 0.3
 
 

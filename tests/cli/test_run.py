@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,34 @@ def test_an_end_forced_by_the_context_is_said_before(model: FakeModel, capfd: py
     assert capfd.readouterr().err.splitlines()[0] == said
     assert main(["run", "-m", "m.gguf", "-p", "x" * 53, "-n", "10"]) == 0
     assert "note" not in capfd.readouterr().err
+
+
+def test_a_context_beyond_the_trained_one_is_said(model: FakeModel, capfd: pytest.CaptureFixture[str]) -> None:
+    model.n_ctx = 100
+    assert main(["run", "-m", "m.gguf", "-p", "Hi", "-c", "100"]) == 0
+    said = "note: a context of 100 is more than the 64 tokens the model was trained on"
+    assert capfd.readouterr().err.splitlines()[0] == said
+
+
+def test_escape_sequences_split_over_tokens_do_not_reach_a_terminal(
+    model: FakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    model.reply = "a\x1b]0;owned\x07b\x9b1m\n"
+    monkeypatch.setattr("sys.stdout", Terminal())
+    assert main(["run", "-m", "m.gguf", "-p", "Hi"]) == 0
+    shown = sys.stdout.getvalue()  # type: ignore[attr-defined]
+    assert not {"\x1b", "\x07", "\x9b"} & set(shown)
+    assert shown.startswith("a")
+
+
+def test_a_file_gets_the_text_as_it_is(model: FakeModel, capfd: pytest.CaptureFixture[str]) -> None:
+    model.reply = "a\x1b[1mb"
+    main(["run", "-m", "m.gguf", "-p", "Hi"])
+    assert capfd.readouterr().out == "a\x1b[1mb\n"
 
 
 def test_a_failure_keeps_the_text_so_far(model: FakeModel, capfd: pytest.CaptureFixture[str]) -> None:
