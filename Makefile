@@ -23,7 +23,7 @@ lint: .venv/.dev types
 
 # Against Hugging Face transformers and llama.cpp; each script starts what it needs of PARITY_PYTHON and LLAMA_PYTHON.
 parity: .venv/.dev .venv-parity/.ready .venv-llama/.ready
-	@for script in tests/parity/*.py; do echo "$$script"; $(BIN)/python "$$script" || failed=1; done; exit $${failed:-0}
+	@for script in tests/parity/*.py; do echo "$$script"; PYTHONPATH=$(CURDIR) $(BIN)/python "$$script" || failed=1; done; exit $${failed:-0}
 
 # MODEL=model.gguf; BENCH="-p 512 -n 128 -d 0,4096"
 bench: .venv/.dev .venv-llama/.ready

@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Annotated, Any, cast
 
@@ -141,7 +142,8 @@ def _run(arguments: list[str]) -> int:
 
 
 def _fail(code: int, message: str) -> int:
-    print(f"error: {one_line(message)}", file=sys.stderr)
+    with suppress(OSError):  # nobody reads stderr: the code still tells
+        print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
     return code
 
 
