@@ -172,9 +172,7 @@ def _bytes_of(text: str) -> bytes:
         return bytes([CHAR_TO_BYTE[char] for char in text])
     except KeyError:
         known = {char: bytes([byte]) for char, byte in CHAR_TO_BYTE.items()}
-        return b"".join(
-            known.get(char) or f"[UNK_BYTE_0x{char.encode().hex()}{text}]".encode() for char in text
-        )
+        return b"".join(known.get(char) or f"[UNK_BYTE_0x{char.encode().hex()}{text}]".encode() for char in text)
 
 
 class StreamDecoder:
