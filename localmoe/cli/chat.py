@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +25,7 @@ from localmoe.cli.common import (
     OptionalModelPath,
     Threads,
     count_experts,
+    expert_legend,
     experts_table,
     given_or_demo_model,
     load_arguments,
@@ -101,7 +102,8 @@ def _lines() -> Iterator[str]:
     """Lines typed until Ctrl-D, or a second Ctrl-C in a row."""
     interactive = sys.stdin.isatty()
     if interactive:
-        import readline  # noqa: F401  input() edits lines with it
+        with suppress(ImportError):  # Windows' input() edits lines by itself
+            import readline  # noqa: F401
     interrupted = False
     while True:
         try:
@@ -180,7 +182,8 @@ def _regenerate(state: Chat, argument: str) -> None:  # noqa: ARG001
 
 
 def _stats(state: Chat, argument: str) -> None:  # noqa: ARG001
-    for line in experts_table(state.counts) or ["no experts were used yet"]:
+    lines = experts_table(state.counts)
+    for line in [*lines, *expert_legend(state.model)] if lines else ["no experts were used yet"]:
         say(line)
 
 

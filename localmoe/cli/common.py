@@ -15,8 +15,10 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from localmoe.cli.app import one_line
 from localmoe.engine.sampling import INTEGERS, SamplingParams
 from localmoe.errors import BadInputError, UsageError
+from localmoe.experts.labels import expert_labels
 
 if TYPE_CHECKING:
     from localmoe.engine.api import Model, Step
@@ -190,6 +192,12 @@ def experts_table(counts: NDArray[np.int64]) -> list[str]:
             shares = "  ".join(f"{expert:3d} {100 * row[expert] / total:3.0f}%" for expert in order if row[expert])
             lines.append(f"layer {layer:3d}: {shares}")
     return lines
+
+
+def expert_legend(model: Model) -> list[str]:
+    """A line for each expert of a frankenMoE: the prompts its router row was made from (no claim about its skill)."""
+    labels = expert_labels(model.gguf.metadata, model.config.n_expert)
+    return [f"expert {expert:3d}: router row made from: {one_line(label)}" for expert, label in enumerate(labels)]
 
 
 def given_or_demo_model(path: Path | None) -> Path:

@@ -18,6 +18,7 @@ from localmoe.cli.common import (
     ModelPath,
     Threads,
     count_experts,
+    expert_legend,
     experts_table,
     load_arguments,
     open_model,
@@ -92,7 +93,7 @@ def run(
             print(json.dumps(_report(request, steps, opened.timings, summary), ensure_ascii=False))
         say(timings_line(opened.timings, steps[-1].stop_reason if steps else None))
         if expert_summary:
-            for line in experts_table(summary):
+            for line in experts_table(summary) + expert_legend(opened):
                 say(line)
 
 

@@ -130,6 +130,19 @@ def test_expert_summary(model: FakeModel, capfd: pytest.CaptureFixture[str]) -> 
     assert model.config.n_expert == EXPERTS
 
 
+def test_expert_summary_tells_the_prompts_behind_the_router(
+    model: FakeModel, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model.gguf.metadata["localmoe.expert.labels"] = ["tell a story", "def f():\x1b[2J", "2 + 2", "hi"]
+    assert main(["run", "-m", "m.gguf", "-p", "Hi", "-n", "4", "--expert-summary"]) == 0
+    assert capfd.readouterr().err.splitlines()[3:] == [
+        "expert   0: router row made from: tell a story",
+        "expert   1: router row made from: def f():\\x1b[2J",
+        "expert   2: router row made from: 2 + 2",
+        "expert   3: router row made from: hi",
+    ]
+
+
 def test_a_prompt_that_does_not_fit_is_said_before(model: FakeModel, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "-m", "m.gguf", "-p", "x" * 63]) == 2
     assert capfd.readouterr() == (
