@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,25 +155,55 @@ def test_a_nearly_full_context_is_said(talk: Talk) -> None:
     assert talk("x" * 40)[2] == "note: 51 of 64 tokens of context used; /reset starts again\n"
 
 
+class Demo:
+    """Stands for `localmoe.cli.demo`: building the demo model takes minutes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def demo_model_path(self) -> Path:
+        return self.path
+
+    def build_demo(self) -> None:
+        self.path.touch()
+
+
+@pytest.fixture
+def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Demo:
+    fake = Demo(tmp_path / "demo.gguf")
+    monkeypatch.setitem(sys.modules, "localmoe.cli.demo", fake)  # type: ignore[arg-type]
+    return fake
+
+
+class Typist(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_without_a_model_and_a_terminal_it_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    demo: Demo, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("localmoe.cli.demo.demo_model_path", lambda: tmp_path / "none.gguf")
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert main(["chat"]) == 2
     said = "error: no model given, expected -m MODEL (`localmoe demo` builds the demo model)\n"
     assert capfd.readouterr().err == said
+    assert not demo.path.exists()
 
 
-def test_a_bare_chat_uses_the_demo_model(
-    talk: Talk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    demo = tmp_path / "demo.gguf"
-    demo.touch()
+def test_a_bare_chat_uses_the_demo_model(talk: Talk, demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo.path.touch()
     opened: list[str] = []
-    monkeypatch.setattr("localmoe.cli.demo.demo_model_path", lambda: demo)
     monkeypatch.setattr("localmoe.load", lambda path, **options: opened.append(path) or talk.model)
     monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n"))
     assert main(["chat"]) == 0
-    assert opened == [str(demo)]
-    assert capfd.readouterr().out == "Hello there\n"
+    assert opened == [str(demo.path)]
+    assert talk.conversations == [[("user", "Hi")]]
+
+
+@pytest.mark.parametrize(("answer", "code"), [("", 0), ("y", 0), ("n", 2)])
+def test_a_bare_chat_offers_to_build_the_demo_model(
+    talk: Talk, demo: Demo, answer: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", Typist(f"{answer}\n"))
+    assert main(["chat"]) == code
+    assert demo.path.exists() == (code == 0)
