@@ -28,12 +28,13 @@ MAX_JSON_BYTES = 256_000_000  # the largest tokenizer.json in use is about 35 MB
 INDEX_NAME = "model.safetensors.index.json"
 SHARD_NAME = re.compile(r"model.*-(\d{5})-of-(\d{5})\.safetensors")
 
-# safetensors dtype -> (bytes an element, NumPy dtype; BF16 is kept as its 16 bits), or None where it is not read
-DTYPES: dict[str, np.dtype[Any] | None] = {
+# The dtypes that are read, and how; BF16 is kept as its 16 bits.
+DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
 }
+# Bytes an element of every dtype that a file may hold.
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2,
     "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "C64": 8,
@@ -173,7 +174,7 @@ def _entry_range(name: str, entry: object, file: Path) -> tuple[int, int]:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise BadInputError("header entry needs exactly dtype, shape and data_offsets", file=file, item=name)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in DTYPE_BYTES:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise BadInputError("unknown dtype", file=file, item=name, got=repr(dtype))
     if not isinstance(shape, list) or not all(_is_count(n) for n in shape):
         raise BadInputError("shape is not a list of sizes", file=file, item=name, got=shape)

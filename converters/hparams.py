@@ -117,9 +117,7 @@ def read_hparams(config: dict[str, Any], file: Path, warn: Warn) -> HParams:
     head_dim_given = "head_dim" in values or family != "mixtral"
     _complete_heads(values, size, file)
     n_expert, n_used = _experts(family, size, file)
-    window = values.get("sliding_window")
-    if isinstance(window, int) and window < size("max_position_embeddings") and values.get("use_sliding_window", True):
-        warn(f"sliding_window {window} is not kept: attention reaches over the whole context, as in llama.cpp")
+    _note_window(config.get("sliding_window", values.get("sliding_window")), values["max_position_embeddings"], warn)
     return HParams(
         family=family,
         vocab_size=size("vocab_size"),
@@ -163,6 +161,12 @@ def _refuse_unsupported(values: dict[str, Any], file: Path) -> None:
         raise BadInputError(
             "is not supported", file=file, item="partial_rotary_factor", got=values["partial_rotary_factor"], expected=1
         )
+
+
+def _note_window(window: object, context: object, warn: Warn) -> None:
+    """Say that a sliding window is dropped, where it would have had an effect; null in config.json means none."""
+    if isinstance(window, int) and isinstance(context, int) and window < context:
+        warn(f"sliding_window {window} is not kept: attention reaches over the whole context, as in llama.cpp")
 
 
 class _SizeReader:
