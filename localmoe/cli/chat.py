@@ -85,6 +85,8 @@ def chat(
     path = given_or_demo_model(model)
     load = load_arguments(ctx_size, threads, experts_used, cache_type_k, cache_type_v)
     with closing(open_model(path, load)) as opened:
+        if opened.chat_template is None:
+            raise UsageError("the model has no chat template", file=path, expected="one; `localmoe run` needs none")
         state = Chat(opened, sampling, n_predict, system)
         if sys.stdin.isatty():
             say(f"{path.name}: context {opened.n_ctx}. /help tells the commands, Ctrl-D leaves.")

@@ -70,6 +70,7 @@ class FakeModel:
         self.gguf = SimpleNamespace(
             n_bytes=3 * 2**20, tensors={"a": SimpleNamespace(n_elements=2_000_000)}, metadata={}
         )
+        self.chat_template: object | None = "a template"
         self.sessions: list[FakeSession] = []
         self.closed = False
         self.on_step: Any = None

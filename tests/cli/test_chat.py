@@ -151,6 +151,14 @@ def test_a_message_that_does_not_fit_is_taken_back(talk: Talk, monkeypatch: pyte
     assert talk.conversations == [[("user", "Hi")]]
 
 
+def test_a_model_without_a_template_is_refused(talk: Talk) -> None:
+    talk.model.chat_template = None
+    code, out, err = talk("Hi")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: m.gguf: the model has no chat template")
+    assert talk.model.closed
+
+
 def test_a_nearly_full_context_is_said(talk: Talk) -> None:
     assert talk("x" * 40)[2] == "note: 51 of 64 tokens of context used; /reset starts again\n"
 
