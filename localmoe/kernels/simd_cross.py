@@ -10,7 +10,9 @@ from numba.core import cgutils, types
 
 from localmoe.kernels.simd_emit import (
     F32T,
+    I16T,
     I64T,
+    ISA,
     VNNI,
     Vec,
     call,
@@ -19,10 +21,13 @@ from localmoe.kernels.simd_emit import (
     emit_dot4,
     emit_dot4_scaled,
     emit_dot4s,
+    emit_lookup,
     intrinsic,
     lanes,
     llvm_type,
+    opaque,
     suffix,
+    wide,
 )
 
 
@@ -44,6 +49,26 @@ def make_shuffle2(mask: Sequence[int]) -> Any:
     def op(typingctx: Any, x: Any, y: Any) -> Any:
         to = Vec(x.lane, len(mask))
         return to(x, x), lambda ctx, b, sig, args: lanes(b, args[0], args[1], mask)
+
+    return op
+
+
+def make_permute(mask: Sequence[int]) -> Any:
+    """`make_shuffle` of int16 lanes into 32, as one instruction where the hardware has it.
+
+    LLVM would move a shuffle before the widening of bytes and widen every result; an index that it cannot see through
+    (a weak global) keeps it where it is: 1 instruction instead of 2 (Q4_K matvec, in cache: 34 -> 38 GB/s).
+    """
+
+    @intrinsic
+    def op(typingctx: Any, x: Any) -> Any:
+        def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+            if ISA != "avx512vnni":
+                return lanes(b, args[0], args[0], mask)
+            to = ir.VectorType(I16T, 32)
+            return call(b, "llvm.x86.avx512.permvar.hi.512", to, [wide(b, args[0], 32), opaque(b, to, mask)])
+
+        return Vec("i16", 32)(x), codegen
 
     return op
 
@@ -125,6 +150,12 @@ def dot4(typingctx: Any, acc: Any, unsigned: Any, signed: Any) -> Any:
 def dot4s(typingctx: Any, acc: Any, x: Any, y: Any) -> Any:
     """acc[i] + sum over j < 4 of x[4i+j] * y[4i+j], both signed, y never -128."""
     return acc(acc, x, y), lambda ctx, b, sig, args: emit_dot4s(b, *args)
+
+
+@intrinsic
+def lookup(typingctx: Any, table: Any, index: Any) -> Any:
+    """table[16 * (i // 16) + index[i]] for each byte i: a table of 16 bytes each 16 lanes; indices at most 15."""
+    return index(table, index), lambda ctx, b, sig, args: emit_lookup(b, *args)
 
 
 DOT4_BIAS = 128 if VNNI else 0

@@ -6,6 +6,7 @@ where an operation is a machine instruction; LLVM cuts everything else by itself
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +14,14 @@ from llvmlite import ir
 from numba.core import cgutils, extending, types
 from numba.core.datamodel import models
 
-from localmoe.jit import isa
+from localmoe.jit import _target_features, isa
 
 ISA = isa()
 LANES = {"avx512vnni": 16, "avxvnni": 8, "avx2": 8}.get(ISA, 4)
 X86 = ISA in ("avx512vnni", "avxvnni", "avx2")
 VNNI = ISA in ("avx512vnni", "avxvnni")
+GFNI = VNNI and "gfni" in _target_features()
+VBMI = ISA == "avx512vnni" and "avx512vbmi" in _target_features()
 
 I8T, I16T, I32T, I64T = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F16T, F32T = ir.HalfType(), ir.FloatType()
@@ -73,6 +76,29 @@ def splat(builder: Any, scalar: Any, n: int) -> Any:
     one = ir.Constant(ir.VectorType(scalar.type, n), ir.Undefined)
     one = builder.insert_element(one, scalar, ir.Constant(I32T, 0))
     return lanes(builder, one, one, [0] * n)
+
+
+def wide(builder: Any, x: Any, n: int) -> Any:
+    """x with undefined lanes up to `n`, a power of two times as many as it has."""
+    while x.type.count < n:
+        x = lanes(builder, x, ir.Constant(x.type, ir.Undefined), range(2 * x.type.count))
+    return x
+
+
+def opaque(builder: Any, kind: Any, values: Any) -> Any:
+    """A vector constant that LLVM does not see through: loaded from a weak global, which a linker might replace."""
+    text = "_".join(str(v) for v in values)
+    name = f"localmoe.{kind.count}.{hashlib.sha1(text.encode()).hexdigest()[:12]}"
+    module = builder.module
+    constant = module.globals.get(name)
+    if constant is None:
+        constant = ir.GlobalVariable(module, kind, name)
+        constant.linkage = "weak"
+        constant.initializer = ir.Constant(kind, list(values))
+    value = builder.load(constant)
+    value.align = 1
+    value.set_metadata("invariant.load", module.add_metadata([]))
+    return value
 
 
 def load_at(builder: Any, address: Any, kind: Any) -> Any:
@@ -183,6 +209,52 @@ def emit_dot4_scaled(b: Any, acc: Any, unsigned: Any, signed: Any, scale: Any) -
     unsigned lanes must be <= 127 and int16 lanes 2i and 2i+1 of `scale` equal: x86 multiplies sums of pairs.
     """
     return in_pieces(b, _dot4_scaled, acc, unsigned, signed, scale)
+
+
+def emit_field(b: Any, x: Any, shifts: Any, mask: int, plus: int) -> Any:
+    """LLVM for ((x >> shift) & mask) ^ plus on bytes, one shift each part of the lanes; to the left if shift < 0.
+
+    GFNI does it in one instruction: a bit matrix a byte gives any bits of it in any order; row 7 - i of its eight bytes
+    says which bits make bit i.
+    """
+    n = x.type.count
+    if GFNI and n <= 4 * LANES:
+        rows = [
+            [1 << (i + shift) if mask >> i & 1 and 0 <= i + shift < 8 else 0 for i in reversed(range(8))]
+            for shift in shifts
+        ]
+        matrix = ir.Constant(x.type, [v for row in rows for _ in range(n // 8 // len(shifts)) for v in row])
+        return call(b, f"llvm.x86.vgf2p8affineqb.{8 * n}", x.type, [x, matrix, I8T(plus)])
+    if len(shifts) > 1:
+        k = n // 2
+        cut = [lanes(b, x, x, range(i * k, i * k + k)) for i in range(2)]
+        both = [emit_field(b, part, [shift], mask, plus) for part, shift in zip(cut, shifts, strict=True)]
+        return lanes(b, both[0], both[1], range(n))
+    i16 = ir.VectorType(I16T, n // 2)
+    move = b.lshr if shifts[0] >= 0 else b.shl
+    moved = b.bitcast(move(b.bitcast(x, i16), ir.Constant(i16, [abs(shifts[0])] * (n // 2))), x.type)
+    field = b.and_(moved, ir.Constant(x.type, [mask] * n))
+    return b.xor(field, ir.Constant(x.type, [plus] * n)) if plus else field
+
+
+_LOOKUPS = {
+    "avx512vnni": (64, "llvm.x86.avx512.pshuf.b.512"),
+    "avxvnni": (32, "llvm.x86.avx2.pshuf.b"),
+    "avx2": (32, "llvm.x86.avx2.pshuf.b"),
+    "neon": (16, "llvm.aarch64.neon.tbl1.v16i8"),
+}
+HAS_LOOKUP = ISA in _LOOKUPS
+
+
+def emit_lookup(b: Any, table: Any, index: Any) -> Any:
+    """LLVM for table[16 * (i // 16) + index[i]] on bytes."""
+    n = index.type.count
+    size, name = _LOOKUPS[ISA]
+    if n <= size:
+        return call(b, name, index.type, [table, index])
+    k = n // 2
+    halves = [emit_lookup(b, *(lanes(b, a, a, range(i, i + k)) for a in (table, index))) for i in (0, k)]
+    return lanes(b, halves[0], halves[1], range(n))
 
 
 def emit_exp(b: Any, x: Any) -> Any:

@@ -8,7 +8,20 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 
-from localmoe.kernels.simd_emit import F16T, F32T, LLVM, Vec, call, const, emit_exp, intrinsic, llvm_type, splat, suffix
+from localmoe.kernels.simd_emit import (
+    F16T,
+    F32T,
+    LLVM,
+    Vec,
+    call,
+    const,
+    emit_exp,
+    emit_field,
+    intrinsic,
+    llvm_type,
+    splat,
+    suffix,
+)
 from localmoe.kernels.simd_memory import F32, I8, I16, I32
 
 
@@ -109,6 +122,34 @@ def make_mask(vec: Vec, values: Sequence[int] | int) -> Any:
     @intrinsic
     def op(typingctx: Any, x: Any) -> Any:
         return vec(vec), lambda ctx, b, sig, args: b.and_(args[0], ir.Constant(llvm_type(vec), filled))
+
+    return op
+
+
+def make_field(shifts: Sequence[int], mask: int, plus: int = 0) -> Any:
+    """An intrinsic that gives ((x >> shift) & mask) ^ plus of bytes, to the left if shift < 0.
+
+    `shifts` has one shift for all lanes, or one for each half of them.
+    """
+
+    @intrinsic
+    def op(typingctx: Any, x: Any) -> Any:
+        return x(x), lambda ctx, b, sig, args: emit_field(b, args[0], shifts, mask, plus)
+
+    return op
+
+
+def make_blend(vec: Vec, bits: Sequence[int]) -> Any:
+    """An intrinsic that takes a lane's `bits` from x and the others from y."""
+    rest = [~bit for bit in bits]
+
+    @intrinsic
+    def op(typingctx: Any, x: Any, y: Any) -> Any:
+        def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+            from_x = b.and_(args[0], ir.Constant(llvm_type(vec), list(bits)))
+            return b.or_(from_x, b.and_(args[1], ir.Constant(llvm_type(vec), rest)))
+
+        return vec(vec, vec), codegen
 
     return op
 

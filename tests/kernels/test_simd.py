@@ -106,6 +106,62 @@ def test_byte_vectors_shuffle_shift_mask_widen_and_pick() -> None:
     np.testing.assert_array_equal(out[:484], np.concatenate(expected))
 
 
+def make_byte_fields(n: int):
+    """Fields of bytes, the same for all and one for each half; blended bits; permuted int16 lanes; lookups."""
+    load, vec = simd.make_load(Vec("i8", n)), Vec("i8", n)
+    right, left = simd.make_field((3,), 0x0F, 0x50), simd.make_field((-4, -2), 0x30)
+    blend = simd.make_blend(vec, [0x0F] * (n // 2) + [0xF0] * (n // 2))
+
+    @njit
+    def fields(x, y, out):
+        simd.store(out, right(load(x)))
+        simd.store(out + n, left(load(x)))
+        simd.store(out + 2 * n, blend(load(x), load(y)))
+
+    return fields
+
+
+@pytest.mark.parametrize("n", [16, 32, 64])
+def test_fields_of_bytes_and_blends(n: int) -> None:
+    fields = make_byte_fields(n)
+    x, y = RNG.integers(0, 256, (2, n)).astype(np.uint8)
+    out = np.zeros((3, n), np.uint8)
+    fields(at(x), at(y), at(out))
+    bits = np.repeat([0x0F, 0xF0], n // 2).astype(np.uint8)
+    shifts = np.repeat([4, 2], n // 2)
+    np.testing.assert_array_equal(out[0], ((x >> 3) & 0x0F) ^ 0x50)
+    np.testing.assert_array_equal(out[1], (x.astype(np.uint32) << shifts & 0x30).astype(np.uint8))
+    np.testing.assert_array_equal(out[2], (x & bits) | (y & ~bits))
+
+
+permuted = simd.make_permute([(7 * i + 3) % 16 for i in range(32)])
+load_b64, load_h16 = simd.make_load(Vec("i8", 64)), simd.make_load(Vec("i16", 16))
+
+
+@njit
+def permute_words(x, out):
+    simd.store(out, permuted(load_h16(x)))
+
+
+def test_permuted_int16_lanes() -> None:
+    x, out = RNG.integers(-(2**15), 2**15, 16).astype(np.int16), np.zeros(32, np.int16)
+    permute_words(at(x), at(out))
+    np.testing.assert_array_equal(out, x[(7 * np.arange(32) + 3) % 16])
+
+
+@njit
+def look_up(table, index, out):
+    simd.store(out, simd.lookup(load_b64(table), load_b64(index)))
+
+
+@pytest.mark.skipif(not simd.HAS_LOOKUP, reason="plain LLVM has no table lookup; kernels multiply there")
+def test_lookup_stays_within_16_lanes() -> None:
+    table, index = RNG.integers(0, 256, 64).astype(np.uint8), RNG.integers(0, 16, 64).astype(np.uint8)
+    out = np.zeros(64, np.uint8)
+    look_up(at(table), at(index), at(out))
+    np.testing.assert_array_equal(out, table[np.arange(64) // 16 * 16 + index])
+
+
 @njit
 def float_ops(x, y, out, sums):
     v = load_f16(x)
