@@ -168,8 +168,8 @@ def show_text(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """A line to stderr."""
-    print(text, file=sys.stderr)
+    """Lines to stderr; nothing of a file's or a model's making controls the terminal."""
+    print("\n".join(map(one_line, text.split("\n"))), file=sys.stderr)
 
 
 def count_experts(steps: Iterable[Step], n_layer: int, n_expert: int) -> NDArray[np.int64]:

@@ -73,6 +73,7 @@ class FakeModel:
         self.chat_template: object | None = "a template"
         self.sessions: list[FakeSession] = []
         self.closed = False
+        self.n_used = USED
         self.on_step: Any = None
 
     def close(self) -> None:
@@ -103,8 +104,8 @@ class FakeModel:
                 none = np.zeros((LAYERS, 0))
                 yield Step("", -1, none.astype(np.int32), none.astype(np.float32), i, n_prompt + i, stopped)
                 return
-            experts = np.array([[i % EXPERTS, 3], [0, 1]], np.int32)
-            weights = np.full((LAYERS, USED), 0.5, np.float32)
+            experts = np.array([[i % EXPERTS, 3], [0, 1]], np.int32)[:, : self.n_used]
+            weights = np.full(experts.shape, 0.5, np.float32)
             token = ord(letter) if letter else 0
             yield Step(letter, token, experts, weights, i, n_prompt + i, None if letter else "eos")
             if self.on_step:

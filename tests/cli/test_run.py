@@ -130,6 +130,14 @@ def test_expert_summary(model: FakeModel, capfd: pytest.CaptureFixture[str]) -> 
     assert model.config.n_expert == EXPERTS
 
 
+def test_a_dense_model_has_no_expert_summary(model: FakeModel, capfd: pytest.CaptureFixture[str]) -> None:
+    model.config.n_expert, model.n_used = 0, 0
+    assert main(["run", "-m", "m.gguf", "-p", "Hi", "-n", "4", "--expert-summary", "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["experts"] == []
+    assert err.count("\n") == 1
+
+
 def test_expert_summary_tells_the_prompts_behind_the_router(
     model: FakeModel, capfd: pytest.CaptureFixture[str]
 ) -> None:
