@@ -43,6 +43,12 @@ def test_help_names_every_command(flag: str | None, capfd: pytest.CaptureFixture
     assert err == ""
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "-h"]) == 0
+    assert capfd.readouterr().out.startswith(f"Usage: localmoe {command} ")
+
+
 def test_version(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capfd.readouterr().out == "localmoe 0.1.0\n"
