@@ -76,6 +76,7 @@ async def test_a_model_that_cannot_be_opened_is_a_panel(error, code):
         assert app.return_code == code
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_a_bug_in_the_engine_is_not_hidden():
     """Anything that is not an expected error reaches the app's thread and ends it."""
 

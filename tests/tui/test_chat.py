@@ -202,8 +202,9 @@ async def test_a_full_context_is_said():
 
 HOSTILE = [
     "a\x1b", "[2J", "\x1b]0;title\x07", "\x9b31m", "\x1b]8;;http://evil\x1b\\link",
-    "\r\x08\x7f", "[bold red]x[/]",
-    "[@click=app.quit]y[/]", " [link](http://evil \"t\")", " ![img](http://evil)", " <b>html</b>", " &#27;[3J &#x9b;1m",
+    "\r\x08\x7f", "\n\n[bold red]x[/]",
+    "[@click=app.quit]y[/]",
+    " [link](http://evil \"t\")", " ![img](http://evil)", " <b>html</b>", " &#27;[3J &#x9b;1m",
     " <http://a.b/%1B%5B2J>", "\u2028", "\u202eright", "\n\n[ref]: http://evil\n\n[ref]", "\n\n```\n\x1b[5m\n```\n",
 ]  # fmt: skip
 

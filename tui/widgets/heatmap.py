@@ -91,6 +91,7 @@ class Heatmap(Widget):
     def on_resize(self, _: events.Resize) -> None:
         self._strips.clear()
         self._refit()
+        self.refresh()  # Textual may have drawn the new size with the old cells already
 
     def _refit(self) -> bool:
         """Fit the values to the size; True when the picture changed."""

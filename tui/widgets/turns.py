@@ -22,7 +22,7 @@ def harmless_markdown() -> MarkdownIt:
 
 def shown(text: str) -> str:
     """Untrusted text as it may reach the terminal; works piece by piece, since it looks at single characters."""
-    return visible(text.translate(_LINE_ENDS))
+    return visible(text.translate(_LINE_ENDS), keep_newlines=True)
 
 
 def shown_line(text: str) -> str:
