@@ -47,11 +47,12 @@ def collected(writer: GGUFWriter) -> dict[str, MetaValue]:
     for name, entry in writer.kv_data[0].items():
         is_array = entry.type == GGUFValueType.ARRAY
         values = entry.value if is_array else [entry.value]
-        element = GGUFValueType.get_type(values[0]) if is_array and values else None
-        if GGUFValueType.STRING in (entry.type, element) and not all(isinstance(text, str) for text in values):
-            raise ValueError(f"{name} is not text: {entry.value!r}")
+        if is_array or entry.type == GGUFValueType.STRING:
+            if not all(isinstance(text, str) for text in values):
+                raise ValueError(f"{name} is not text: {entry.value!r}")
+            "".join(values).encode("utf-8")  # raises UnicodeEncodeError, a ValueError, for half a surrogate pair
         if values and name != "general.architecture":
-            keys[name] = MetaValue(entry.value, entry.type, element)
+            keys[name] = MetaValue(entry.value, entry.type, GGUFValueType.STRING if is_array else None)
     return keys
 
 

@@ -16,7 +16,7 @@ from .card import collected
 from .checkpoint import find_file, read_json, read_text
 from .hparams import Warn
 from .source import MetaValue
-from .vocab import TokenizerFiles, listed_tokens
+from .vocab import TokenizerFiles, check_texts, listed_tokens
 
 ID_KEYS = {
     "bos": "tokenizer.ggml.bos_token_id",
@@ -161,6 +161,7 @@ def _template_keys(files: TokenizerFiles) -> dict[str, MetaValue]:
     entries = [{"name": "default", "template": template}] if isinstance(template, str) else template
     if not isinstance(entries, list) or not all(_is_named_template(entry) for entry in entries):
         raise BadInputError("is neither a text nor a list of named templates", file=file, item="chat_template")
+    check_texts([text for entry in entries for text in (entry["name"], entry["template"])], file)
     writer = GGUFWriter(path=None, arch="llama")
     writer.add_chat_template(template)
     return collected(writer)

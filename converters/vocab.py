@@ -150,12 +150,12 @@ def _added_entry(entry: object, token_id: object, file: Path) -> tuple[int, str,
 
 
 def check_texts(tokens: Sequence[str], file: Path) -> None:
-    """Raise BadInputError for a piece that is no Unicode text (JSON can spell half a surrogate pair)."""
+    """Raise BadInputError for a text that is no Unicode (JSON can spell half a surrogate pair)."""
     for i, token in enumerate(tokens):
         try:
             token.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise BadInputError("token is not valid Unicode", file=file, item=f"id {i}", got=ascii(token)) from error
+            raise BadInputError("text is not valid Unicode", file=file, item=f"number {i}", got=ascii(token)) from error
 
 
 def vocabulary_keys(vocabulary: Vocabulary, files: TokenizerFiles, warn: Warn) -> dict[str, MetaValue]:

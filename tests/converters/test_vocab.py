@@ -363,6 +363,8 @@ def test_chat_templates_from_all_their_places(tmp_path: Path) -> None:
     }
     with pytest.raises(BadInputError, match="chat_template: is neither a text nor a list"):
         chat("e", tokenizer_config={"chat_template": [{"name": 1}]})
+    with pytest.raises(BadInputError, match="not valid Unicode"):
+        chat("f", tokenizer_config={"chat_template": "\ud800"})
 
 
 def test_files_are_not_changed_by_reading(tmp_path: Path) -> None:
