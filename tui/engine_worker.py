@@ -149,12 +149,8 @@ class EngineWorker:
                 now = time.perf_counter()
                 began = began or now
                 self._record(step, started, began, now)
-                reason = step.stop_reason or "eos"
-                if self._cancel.is_set():
-                    reason = step.stop_reason or "cancelled"
-                    break
-            else:
-                self._measured(model)
+                reason = step.stop_reason or reason
+            self._measured(model)
         except LocalMoeError as error:
             self.post(ReplyFailed(str(error)))
         except MemoryError:
@@ -174,7 +170,7 @@ class EngineWorker:
         """Take the engine's own figures for a whole reply in place of those seen from outside."""
         timings = model.timings
         with self._lock:
-            self._state.prompt_total = self._state.prompt_done = timings.n_prompt
+            self._state.prompt_total = self._state.prompt_done = timings.n_prompt - timings.n_cached
             self._state.prompt_s, self._state.gen_s = timings.prompt_s, timings.gen_s
             self._state.n_gen = timings.n_gen
 
@@ -183,7 +179,10 @@ class EngineWorker:
             if step.text:
                 self._text.append(step.text)
             state = self._state
-            state.step, state.n_past = step, step.n_past
+            state.n_past = step.n_past
+            if step.token < 0:  # the end of a generation that was stopped: no token ran
+                return
+            state.step = step
             state.n_gen += 1
             state.prompt_s = began - started
             state.gen_s = now - began

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +114,7 @@ class ExpertStatistics:
         experts: NDArray[np.int32],
         weights: NDArray[np.float32],
         router: NDArray[np.float32] | None,
-        phase: int | NDArray[np.int_],
+        phase: int | NDArray[np.integer[Any]],
     ) -> None:
         """Add tokens in order: experts and weights (N, L, K), router (N, L, E) or None, phase 0, 1 or (N,) of them."""
         n = experts.shape[0]

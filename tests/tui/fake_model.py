@@ -154,10 +154,14 @@ class FakeModel:
             if self.gate is not None:
                 self.gate.acquire(timeout=10)
             time.sleep(self.delay)
+            if cancel.is_set():
+                none = np.zeros((self.config.n_layer, 0))
+                yield Step("", -1, none.astype(np.int32), none.astype(np.float32), index, self.n_past, "cancelled")
+                return
             experts, weights = self._route(k, 1)
             self.n_past += 1
             last = index == len(self.pieces) - 1
-            reason = "cancelled" if cancel.is_set() else "eos" if last else None
+            reason = "eos" if last else None
             gen_s = time.perf_counter() - began - prompt_s
             self.timings = Timings(n_prompt, prompt_s, index + 1, gen_s)
             yield Step(text, index, experts, weights, index, self.n_past, reason)

@@ -102,12 +102,12 @@ async def test_escape_stops_within_one_token_and_keeps_the_text():
         model.gate.release(5)
         await until(pilot, lambda: not chat(app).busy)
         turn = chat(app).conversation.turns[-1]
-        assert turn.text == "w0 w1 w2 w3 "
+        assert turn.text == "w0 w1 w2 "
         assert turn.stop_reason == "cancelled"
         assert "stopped" in screen_text(app)
         model.gate.release(100)
         await ask(app, pilot, "on")
-        assert model.asked[1]["prompt"][1]["content"] == "w0 w1 w2 w3 "
+        assert model.asked[1]["prompt"][1]["content"] == "w0 w1 w2 "
 
 
 async def test_new_chat_forgets_everything():
@@ -204,13 +204,14 @@ HOSTILE = [
     "a\x1b", "[2J", "\x1b]0;title\x07", "\x9b31m", "\x1b]8;;http://evil\x1b\\link",
     "\r\x08\x7f", "\n\n[bold red]x[/]",
     "[@click=app.quit]y[/]",
-    " [link](http://evil \"t\")", " ![img](http://evil)", " <b>html</b>", " &#27;[3J &#x9b;1m",
+    " [link](http://evil \"t\")", " ![img](http://evil)", " <b>html</b>",
+    " &#27;[3J &#x9b;1m",
     " <http://a.b/%1B%5B2J>", "\u2028", "\u202eright", "\n\n[ref]: http://evil\n\n[ref]", "\n\n```\n\x1b[5m\n```\n",
 ]  # fmt: skip
 
 
 async def test_no_control_sequence_or_markup_reaches_the_terminal():
-    """Escape sequences, also split over tokens, entities and encoded addresses stay harmless text; nothing is a link."""
+    """Escape sequences, also split over tokens, entities and encoded addresses stay text; nothing is a link."""
     name = "evil\x1b[2J[bold]name[/]\nsecond"
     model = FakeModel(answer=HOSTILE, name=name, labels=["\x1b[2J[red]label", "b", "c", "d"])
     async with running(model, size=(160, 50)) as (app, pilot):

@@ -44,7 +44,7 @@ class ChatScreen(Screen[None]):
         Binding("left_square_bracket", "used(-1)", "Fewer experts", id="experts.fewer.bracket", show=False),
         Binding("right_square_bracket", "used(1)", "More experts", id="experts.more.bracket", show=False),
     ]
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (100, "-normal"), (140, "-wide")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (140, "-wide")]  # noqa: RUF012 - the base declares it so
 
     def __init__(self, model: Model, worker: EngineWorker, options: AppOptions) -> None:
         super().__init__()

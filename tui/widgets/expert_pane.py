@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,7 +151,7 @@ class ExpertPane(Vertical):
 
     def _share(self) -> NDArray[np.float64]:
         stats = self.stats
-        table = {
+        table: dict[str, Callable[[], NDArray[np.float64]]] = {
             "moving": stats.moving_share,
             "start": lambda: stats.layers().share,
             "last": stats.last_share,

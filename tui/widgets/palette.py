@@ -47,7 +47,7 @@ def levels(ratio: NDArray[np.float64], span: float) -> Levels:
     with np.errstate(divide="ignore", invalid="ignore"):
         place = np.log2(ratio) * (STEPS / 2 / span)
     known = np.nan_to_num(np.clip(np.rint(place), -STEPS // 2, STEPS // 2), nan=0.0)
-    out = (known + EVEN).astype(np.uint8)
+    out: Levels = (known + EVEN).astype(np.uint8)
     out[ratio <= 0] = NEVER
     out[np.isnan(ratio)] = UNKNOWN
     return out

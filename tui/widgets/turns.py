@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from localmoe.text.visible import visible
 from markdown_it import MarkdownIt
 from textual.content import Content
 from textual.widgets import Markdown, Static
+
+from localmoe.text.visible import visible
 
 # Rules that turn a model's text into something else than text to look at: links that open, addresses shown decoded,
 # raw HTML, entities that spell control characters.
