@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +10,10 @@ from gguf import GGMLQuantizationType as Type
 
 from localmoe.quants import checks, floats
 from localmoe.quants.decode import decode
-from localmoe.quants.encode import encode_into
+from localmoe.quants.encode import encode_into, needs_compiling
 from localmoe.quants.formats import FORMATS, Format
 
+_ROW = 256  # elements: whole blocks of every type
 CHUNK = 1 << 17  # elements widened to float32 at a time: they and the result stay in the cache
 
 
@@ -39,6 +41,15 @@ def convert(rows: np.ndarray, source: Type, target: Type, n_columns: int) -> Row
         bad = checks.first_not_finite(source, raw)
         return Rows(raw.data, n, raw.size, bad)
     return _encode(raw, form, FORMATS[target], n)
+
+
+def prepare(pairs: Collection[tuple[Type, Type]], notify: Callable[[str], None]) -> None:
+    """Compile, or load, all that converting these (source, target) types takes; announced if it takes a while."""
+    if needs_compiling([target for source, target in pairs if source != target]):
+        notify("compiling the encoders, this first time only ...")
+    for source, target in sorted(pairs):
+        rows = np.zeros((1, FORMATS[source].row_bytes(_ROW)), np.uint8)
+        convert(rows, source, target, _ROW)
 
 
 def _encode(raw: np.ndarray, source: Format, target: Format, n: int) -> Rows:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import mmap
+from collections import deque
 from functools import partial
 
 import numpy as np
@@ -18,6 +20,8 @@ from localmoe.quants.formats import format_of
 from .source import MetaValue, Piece, SourceModel, SourceTensor, row_runs
 
 _PIECE_BYTES = 16 << 20  # small enough that two threads end together, large enough to hide Python
+_HELD_PIECES = 20  # more than any number of threads works on at once
+_Held = deque[tuple[mmap.mmap, int, int]]
 _VIEWS = {Type.F32: np.float32, Type.F16: np.float16, Type.BF16: np.uint16}
 
 
@@ -35,10 +39,11 @@ def gguf_source(gguf: GGUFFile) -> SourceModel:
         config = ModelConfig.from_metadata(gguf)
         for problem in tensor_problems(gguf, config, supported_types()):
             raise problem
+    held: _Held = deque()
     metadata = {key: MetaValue(value, *gguf.metadata_types[key]) for key, value in gguf.metadata.items()}
     return SourceModel(
         metadata=metadata,
-        tensors=[_tensor(gguf, info, label) for info in gguf.tensors.values()],
+        tensors=[_tensor(gguf, info, label, held) for info in gguf.tensors.values()],
         n_expert=_whole(gguf, f"{arch}.expert_count", label, 0),
         n_layer=_whole(gguf, f"{arch}.block_count", label, None),
         label=label,
@@ -55,7 +60,7 @@ def _whole(gguf: GGUFFile, key: str, label: str, default: int | None) -> int:
     return value
 
 
-def _tensor(gguf: GGUFFile, info: TensorInfo, label: str) -> SourceTensor:
+def _tensor(gguf: GGUFFile, info: TensorInfo, label: str, held: _Held) -> SourceTensor:
     form = format_of(info.type, file=label, item=visible(info.name))
     row_bytes = form.row_bytes(info.shape[-1])
     matrices, rows = (info.shape[0], info.shape[1:-1]) if len(info.shape) > 2 else (1, info.shape[:-1])
@@ -64,13 +69,26 @@ def _tensor(gguf: GGUFFile, info: TensorInfo, label: str) -> SourceTensor:
     for matrix in range(matrices):
         first = matrix * per_matrix
         pieces += [
-            partial(_read, gguf, info, row_bytes, first + start, first + stop)
+            partial(_read, gguf, info, held, row_bytes, first + start, first + stop)
             for start, stop in row_runs(per_matrix, row_bytes, _PIECE_BYTES)
         ]
     return SourceTensor(info.name, info.shape, info.type, pieces)
 
 
-def _read(gguf: GGUFFile, info: TensorInfo, row_bytes: int, start: int, stop: int) -> np.ndarray:
-    """Rows start .. stop - 1, in place."""
-    rows = gguf.raw(info.name)[start * row_bytes : stop * row_bytes].reshape(stop - start, row_bytes)
+def _read(gguf: GGUFFile, info: TensorInfo, held: _Held, row_bytes: int, start: int, stop: int) -> np.ndarray:
+    """Rows start .. stop - 1, in place. Pages of pieces read long before are given back."""
+    raw = gguf.raw(info.name)
+    pages = getattr(raw.base, "obj", None)  # the map that NumPy's memoryview is of
+    if isinstance(pages, mmap.mmap):
+        held.append((pages, info.offset + start * row_bytes, info.offset + stop * row_bytes))
+    while len(held) > _HELD_PIECES:
+        _give_back(*held.popleft())
+    rows = raw[start * row_bytes : stop * row_bytes].reshape(stop - start, row_bytes)
     return rows.view(_VIEWS[info.type]) if info.type in _VIEWS else rows
+
+
+def _give_back(pages: mmap.mmap, start: int, stop: int) -> None:
+    """Let go of the whole pages within a range of a read-only map: they come back from the file if they are read."""
+    first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first and hasattr(mmap, "MADV_DONTNEED"):
+        pages.madvise(mmap.MADV_DONTNEED, first, last - first)

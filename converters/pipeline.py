@@ -23,7 +23,7 @@ from localmoe.gguf_file import visible
 from localmoe.progress import Progress, Silent
 from localmoe.quants.formats import FORMATS, format_of
 
-from .convert_rows import Rows, convert
+from .convert_rows import Rows, convert, prepare
 from .output import OutputFile, TensorHeader, check_space, check_target, header_bytes, padded, replacing
 from .recipe import CONVERTER_TYPES, COPY, Choice, Options, choose_types, find_recipe
 from .source import MetaValue, Piece, SourceModel
@@ -107,6 +107,7 @@ def write_model(
     n_bytes = len(head) + sum(padded(row.n_bytes) for row in rows)
     if not dry_run:
         check_space(target, n_bytes)
+        prepare({(row.source_type, row.type) for row in rows}, notify)
         work = _Work(model, choices, rows, progress or Silent(), _threads(n_threads))
         with replacing(target) as file:
             file.write(head)

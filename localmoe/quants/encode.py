@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 from localmoe.errors import UsageError
+from localmoe.jit import cache_dir
 
 from . import floats, kencode, legacy
 from .formats import FORMATS, Format
@@ -35,6 +36,12 @@ def encoder_of(type_: Type) -> Format:
         expected = ", ".join(f.name for f in FORMATS.values() if f.encodes)
         raise UsageError("cannot write this type", got=type_.name, expected=f"one of {expected}")
     return form
+
+
+def needs_compiling(types: Collection[Type]) -> bool:
+    """Whether an encoder among these types has yet to be compiled: seconds that should be announced."""
+    names = [_BLOCKS[type_].__name__ for type_ in types if type_ in _BLOCKS]
+    return not all(any(cache_dir().rglob(f"*.{name}-*.nbi")) for name in names)
 
 
 def encode(type_: Type, x: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
