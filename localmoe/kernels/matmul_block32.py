@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from localmoe.kernels.matmul_driver import MINS, SCALES, TileCode, UnpackCode, make_matmul
+from localmoe.kernels.matmul_driver import MINS, SCALES, Ahead, TileCode, UnpackCode, make_matmul
 from localmoe.kernels.tile import (
     BIASED,
     F32T,
@@ -92,11 +92,18 @@ def _make_tile(shift: int | None, *, signed: bool = False) -> TileCode:
     """Blocks with a scale, weights plus 1 << shift; or with a scale and a min (no shift)."""
 
     def run(
-        tokens: Sequence[Value], outs: Sequence[Value], scratch: Value, k: Value, n_k: Value, n_cols: Value
+        tokens: Sequence[Value],
+        outs: Sequence[Value],
+        scratch: Value,
+        k: Value,
+        n_k: Value,
+        n_cols: Value,
+        ahead: Ahead,
     ) -> None:
         total = Cells(tile_zero(tokens, F32V))
         nothing = zero(k.b, I32V)
         with loop(k.b, n_k // _BLOCK) as b:
+            ahead()
             ds_at = n_cols + k // 8 + b * 4
             ds = [(token + ds_at).load_splat(F32T) for token in tokens]
             sums = [(token + ds_at + n_cols // 8).load_splat(I32T) for token in tokens]

@@ -36,6 +36,7 @@ from localmoe.kernels.tile import (
     token_rows,
 )
 
+UNPACK_LINES = 64  # cache lines of the next chunk to ask for while unpacking one
 CHUNK = 1024  # columns of quantized weights unpacked at a time: 32 KB of them with 16 lanes
 FLOAT_CHUNK = 256  # columns of float weights: the same bytes, and short sums keep float32's rounding small
 
@@ -49,7 +50,8 @@ SUMS_PITCH = CHUNK // 16 * 4
 _SPARE = SUMS + BIG * SUMS_PITCH  # output rows of tokens and of weight rows that are not there
 _STAGE_STEP = 320
 _STAGE = _SPARE + BIG * PITCH  # copies of blocks at the ends of a matrix
-_SCRATCH = _STAGE + LANES * _STAGE_STEP
+_AHEAD = _STAGE + LANES * _STAGE_STEP  # what of the next chunk has been asked for
+_SCRATCH = _AHEAD + 40
 
 
 def matmul_scratch_bytes(n_cols: int) -> int:
@@ -79,7 +81,36 @@ def _emit_tail(out: Value, stride: Value, idx: Value, n: Value, n_rows: Value, s
 _stage = compiled(_emit_stage, 5)  # copies n_bytes of n_rows rows to where blocks can be read whole for every lane
 _tail = compiled(_emit_tail, 7)  # copies n_rows floats of n tokens' output rows to (load) or from their spare rows
 
-TileCode = Callable[[Sequence[Value], Sequence[Value], Value, Value, Value, Value], None]
+
+def _emit_ahead(scratch: Value, lines: Value) -> None:
+    """Ask for the next `lines` cache lines of the next chunk.
+
+    Its state in scratch: address of a row's part, bytes asked for of it, bytes of a part, step, end. A burst of more
+    lines than a core has miss buffers would stall the loads behind it, so a few are asked for at a time.
+    """
+    b = scratch.b
+    state = scratch + _AHEAD
+    row, done, size, step, end = ((state + 8 * i).load(I64T) for i in range(5))
+    with b.if_then((row < end).v):
+        with loop(b, lines) as i:
+            (row + done + i * 64).prefetch()
+        done = done + lines * 64
+        more = done < size
+        state.store(more.choose(row, row + step))
+        (state + 8).store(more.choose(done, done - done))
+
+
+def _emit_ahead_start(scratch: Value, row: Value, size: Value, step: Value, end: Value) -> None:
+    state = scratch + _AHEAD
+    for i, value in enumerate((row, row - row, size, step, end)):
+        (state + 8 * i).store(value)
+
+
+_ahead = compiled(_emit_ahead, 2)
+_ahead_start = compiled(_emit_ahead_start, 5)
+
+Ahead = Callable[[], None]
+TileCode = Callable[[Sequence[Value], Sequence[Value], Value, Value, Value, Value, Ahead], None]
 UnpackCode = Callable[[Value, Value, Value, Value, Value, Value], None]
 
 
@@ -87,13 +118,13 @@ def _tile_step(run_tile: TileCode, n: int) -> Any:
     """One tile of n tokens as code that a kernel calls."""
 
     def emit(*args: Value) -> None:
-        act, act_stride, in_idx, out, out_stride, out_idx, first, n_tok, end, scratch, k, n_k, n_cols = args
+        act, act_stride, in_idx, out, out_stride, out_idx, first, n_tok, end, scratch, lines, k, n_k, n_cols = args
         tokens = token_rows(n, act, act_stride, in_idx, first, n_tok)
         outs = output_rows(n, out, out_stride, out_idx, first, end, scratch + _SPARE)
-        run_tile(tokens, outs, scratch, k, n_k, n_cols)
+        run_tile(tokens, outs, scratch, k, n_k, n_cols, lambda: _emit_ahead(scratch, lines))
 
     emit.__module__, emit.__qualname__ = run_tile.__module__, f"{run_tile.__qualname__}.{n}"
-    return compiled(emit, 13)
+    return compiled(emit, 14)
 
 
 def make_matmul(
@@ -107,16 +138,19 @@ def make_matmul(
     mins: int = 0,
     factors: int = 0,
     chunk: int = CHUNK,
+    ahead_every: int = 32,
 ) -> Any:
     """The whole product for one weight type, inlined into the kernel that calls it.
 
     unpack_block(block, step, weights, scales, mins, factors) writes code that unpacks `unit` columns, the `unit_bytes`
     bytes at block + i * step of each lane i, to vectors PITCH bytes apart: `vectors` of weights, then `scales`, `mins`
-    and `factors` of those. run_tile(tokens, outs, scratch, k, n_k, n_cols) writes code that multiplies columns k..k +
-    n_k and stores to the output rows if k is 0, adds to them otherwise.
+    and `factors` of those. run_tile(tokens, outs, scratch, k, n_k, n_cols, ahead) writes code that multiplies columns
+    k..k + n_k and stores to the output rows if k is 0, adds to them otherwise; every `ahead_every` columns it has
+    `ahead()` write code that asks for some of the next chunk.
     """
     w_step, scale_step, min_step, factor_step = (n * PITCH for n in (vectors, scales, mins, factors))
     unpack = compiled(unpack_block, 6)
+    unpack_lines = max(1, UNPACK_LINES * unit // chunk)
     big_step, small_step = _tile_step(run_tile, BIG), _tile_step(run_tile, SMALL)
 
     def product(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
@@ -126,6 +160,13 @@ def make_matmul(
             target = out + 4 * r
             for k in range(0, n_cols, chunk):
                 n_k = min(chunk, n_cols - k)
+                part = chunk // unit * unit_bytes  # bytes of the chunk in a row
+                there = w + r * row_bytes + k // unit * unit_bytes + part
+                if k + chunk >= n_cols:
+                    there = w + (r + ROWS) * row_bytes
+                _ahead_start((scratch, there, part, row_bytes, min(there + ROWS * row_bytes, w + r1 * row_bytes)))
+                slots = (n_tok + BIG - 1) // BIG * (n_k // ahead_every)
+                lines = ROWS * part // 64 // max(slots, 1) + 1
                 for rv in range(ROW_VECS):
                     here = min(n_rows - rv * LANES, LANES)
                     if here > 0:
@@ -134,6 +175,7 @@ def make_matmul(
                         block = w + (r + rv * LANES) * row_bytes + at
                         for u in range((n_k + unit - 1) // unit):
                             areas = (SCALES + u * scale_step, MINS + u * min_step, FACTORS + u * factor_step)
+                            _ahead((scratch, unpack_lines))
                             source, step = block, row_bytes
                             if here < LANES or at + unit_bytes > row_bytes:
                                 source, step = scratch + _STAGE, _STAGE_STEP
@@ -150,7 +192,7 @@ def make_matmul(
                     if n_rows < ROWS:  # every token writes to its spare row
                         end = first
                         _tail((target, out_stride, out_idx + 4 * first, min(n, left), n_rows, spare, 1))
-                    args = (act, act_stride, in_idx, target, out_stride, out_idx, first, n_tok, end, scratch)
+                    args = (act, act_stride, in_idx, target, out_stride, out_idx, first, n_tok, end, scratch, lines)
                     if n == BIG:
                         big_step((*args, k, n_k, n_cols))
                     else:

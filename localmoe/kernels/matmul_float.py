@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from localmoe.kernels.matmul_driver import FLOAT_CHUNK, UnpackCode, make_matmul
+from localmoe.kernels.matmul_driver import FLOAT_CHUNK, Ahead, UnpackCode, make_matmul
 from localmoe.kernels.tile import (
     F16T,
     F32V,
@@ -24,7 +24,7 @@ from localmoe.kernels.tile import (
 )
 
 _UNIT = 16  # columns unpacked at a time
-_UNROLL = 4
+_UNROLL = 8
 
 
 def _unpack_f32(block: Value, step: Value, weights: Value, scales: Value, mins: Value, factors: Value) -> None:
@@ -42,10 +42,11 @@ def _make_unpack_half(kind: object) -> UnpackCode:
 
 
 def _tile_f32(
-    tokens: Sequence[Value], outs: Sequence[Value], scratch: Value, k: Value, n_k: Value, n_cols: Value
+    tokens: Sequence[Value], outs: Sequence[Value], scratch: Value, k: Value, n_k: Value, n_cols: Value, ahead: Ahead
 ) -> None:
     total = Cells(tile_zero(tokens, F32V))
     with loop(k.b, n_k // _UNROLL) as i:
+        ahead()
         rows = [token + k * 4 + i * (4 * _UNROLL) for token in tokens]
         total.put(tile_fma(total.get(), rows, scratch + i * (_UNROLL * PITCH), _UNROLL))
     done = n_k // _UNROLL * _UNROLL
@@ -55,9 +56,15 @@ def _tile_f32(
     tile_store(outs, total.get(), k)
 
 
-_f32 = make_matmul(_unpack_f32, _tile_f32, unit=_UNIT, unit_bytes=64, vectors=_UNIT, chunk=FLOAT_CHUNK)
-_f16 = make_matmul(_make_unpack_half(F16T), _tile_f32, unit=_UNIT, unit_bytes=32, vectors=_UNIT, chunk=FLOAT_CHUNK)
-_bf16 = make_matmul(_make_unpack_half(None), _tile_f32, unit=_UNIT, unit_bytes=32, vectors=_UNIT, chunk=FLOAT_CHUNK)
+_f32 = make_matmul(
+    _unpack_f32, _tile_f32, unit=_UNIT, unit_bytes=64, vectors=_UNIT, chunk=FLOAT_CHUNK, ahead_every=_UNROLL
+)
+_f16 = make_matmul(
+    _make_unpack_half(F16T), _tile_f32, unit=_UNIT, unit_bytes=32, vectors=_UNIT, chunk=FLOAT_CHUNK, ahead_every=_UNROLL
+)
+_bf16 = make_matmul(
+    _make_unpack_half(None), _tile_f32, unit=_UNIT, unit_bytes=32, vectors=_UNIT, chunk=FLOAT_CHUNK, ahead_every=_UNROLL
+)
 
 
 def matmul_f32(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]

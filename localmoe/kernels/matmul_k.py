@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from localmoe.kernels.matmul_driver import FACTORS, MINS, SCALES, SUMS, SUMS_PITCH, make_matmul
+from localmoe.kernels.matmul_driver import FACTORS, MINS, SCALES, SUMS, SUMS_PITCH, Ahead, make_matmul
 from localmoe.kernels.simd import LANES, call, splat
 from localmoe.kernels.tile import (
     BIASED,
@@ -173,7 +173,7 @@ def _add_to_outputs(
 
 
 def _tile_min32(
-    tokens: Sequence[Value], outs: Sequence[Value], scratch: Value, k: Value, n_k: Value, n_cols: Value
+    tokens: Sequence[Value], outs: Sequence[Value], scratch: Value, k: Value, n_k: Value, n_cols: Value, ahead: Ahead
 ) -> None:
     """Sub-blocks of 32 with a scale and a min (Q4_K, Q5_K)."""
     n_blocks = n_k // _BLOCK
@@ -187,6 +187,7 @@ def _tile_min32(
     with loop(k.b, n_blocks) as b:
         total = Cells(tile_zero(tokens, F32V))
         with loop(k.b, 8) as s:
+            ahead()
             at = b * 8 + s
             rows = [token + k + at * 32 for token in tokens]
             part = tile_dot4(tile_zero(tokens, I32V), rows, scratch + at * (8 * PITCH), 8)
@@ -198,7 +199,7 @@ def _tile_min32(
 
 
 def _tile_q6_k(
-    tokens: Sequence[Value], outs: Sequence[Value], scratch: Value, k: Value, n_k: Value, n_cols: Value
+    tokens: Sequence[Value], outs: Sequence[Value], scratch: Value, k: Value, n_k: Value, n_cols: Value, ahead: Ahead
 ) -> None:
     """Sub-blocks of 16 with a scale, weights plus 32."""
     n_blocks = n_k // _BLOCK
@@ -209,6 +210,7 @@ def _tile_q6_k(
     with loop(k.b, n_blocks) as b:
         total = Cells(tile_zero(tokens, F32V))
         with loop(k.b, 16) as s:
+            ahead()
             at = b * 16 + s
             rows = [token + k + at * 16 for token in tokens]
             start = tile_spread([(table + at * 4).load_splat(I32T) for table in tables])
@@ -217,22 +219,23 @@ def _tile_q6_k(
         _add_to_outputs(outs, total.get(), tokens, n_cols, k, b)
 
 
-def _block_sums(start: Tile, tokens: Sequence[Value], weights: Value, signed: bool) -> Tile:
+def _block_sums(start: Tile, tokens: Sequence[Value], weights: Value, ahead: Ahead, signed: bool) -> Tile:
     """A block's 256 products summed in int32."""
     total = Cells(start)
     with loop(weights.b, 8) as s:
+        ahead()
         rows = [token + s * 32 for token in tokens]
         total.put((tile_dot4s if signed else tile_dot4)(total.get(), rows, weights + s * (8 * PITCH), 8))
     return total.get()
 
 
 def _tile_q2_k(
-    tokens: Sequence[Value], outs: Sequence[Value], scratch: Value, k: Value, n_k: Value, n_cols: Value
+    tokens: Sequence[Value], outs: Sequence[Value], scratch: Value, k: Value, n_k: Value, n_cols: Value, ahead: Ahead
 ) -> None:
     """Weights with their scales multiplied in, and a min for 16 of them."""
     with loop(k.b, n_k // _BLOCK) as b:
         rows = [token + k + b * _BLOCK for token in tokens]
-        part = _block_sums(tile_zero(tokens, I32V), rows, scratch + b * (_VECTORS * PITCH), False)
+        part = _block_sums(tile_zero(tokens, I32V), rows, scratch + b * (_VECTORS * PITCH), ahead, False)
         factors = scratch + FACTORS + b * (2 * PITCH)
         total = tile_scale(tile_zero(tokens, F32V), part, factors)
         mins = tile_dot2(tile_zero(tokens, I32V), _sums(tokens, n_cols, k, b), scratch + MINS + b * (8 * PITCH), 8)
@@ -240,7 +243,7 @@ def _tile_q2_k(
 
 
 def _tile_q3_k(
-    tokens: Sequence[Value], outs: Sequence[Value], scratch: Value, k: Value, n_k: Value, n_cols: Value
+    tokens: Sequence[Value], outs: Sequence[Value], scratch: Value, k: Value, n_k: Value, n_cols: Value, ahead: Ahead
 ) -> None:
     """Signed weights with their scales multiplied in."""
     i32x16 = ir.VectorType(I32T, 16)
@@ -254,7 +257,7 @@ def _tile_q3_k(
                 totals.append(Value(k.b, splat(k.b, k.b.mul(total, I32T(-128)), LANES)))
             start = tile_spread(totals)
         rows = [token + k + b * _BLOCK for token in tokens]
-        part = _block_sums(start, rows, scratch + b * (_VECTORS * PITCH), True)
+        part = _block_sums(start, rows, scratch + b * (_VECTORS * PITCH), ahead, True)
         total = tile_scale(tile_zero(tokens, F32V), part, scratch + FACTORS + b * PITCH)
         _add_to_outputs(outs, total, tokens, n_cols, k, b)
 
@@ -269,7 +272,7 @@ _q4_k = make_matmul(
 _q5_k = make_matmul(
     _unpack_q5_k, _tile_min32, unit=_BLOCK, unit_bytes=176, vectors=_VECTORS, scales=8, mins=4, factors=1
 )
-_q6_k = make_matmul(_unpack_q6_k, _tile_q6_k, unit=_BLOCK, unit_bytes=210, vectors=_VECTORS, scales=16)
+_q6_k = make_matmul(_unpack_q6_k, _tile_q6_k, unit=_BLOCK, unit_bytes=210, vectors=_VECTORS, scales=16, ahead_every=16)
 
 
 def matmul_q2_k(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]

@@ -116,6 +116,13 @@ class Value:
     def store(self, value: Value) -> None:
         store_at(self.b, self.v, value.v)
 
+    def prefetch(self) -> None:
+        """Ask for the cache line at this address, into the second level."""
+        pointer = self.b.inttoptr(self.v, cgutils.voidptr_t)
+        signature = ir.FunctionType(ir.VoidType(), [pointer.type, I32T, I32T, I32T])
+        fn = cgutils.get_or_insert_function(self.b.module, signature, "llvm.prefetch.p0")
+        self.b.call(fn, [pointer, I32T(0), I32T(2), I32T(1)])
+
     def half(self, high: int, kind: Any = F16T) -> Value:
         """The low or high 16 bits of each int32 lane as a float16, or bfloat16 (kind None), widened to float32."""
         if kind is None:
