@@ -104,7 +104,7 @@ class PreTokenizer:
     `steps` are expressions or splitters in order. `ignore_merges`: a word that is a token is taken whole. `add_bos`:
     the default where the file has no `add_bos_token`. `clean_spaces`: llama.cpp's detokenizer tidies spaces.
     `byte_level` False: words stay UTF-8 with U+2581 for spaces and `<0xXX>` for unknown bytes. `newline_runs`: a run
-    of newlines that is a token is taken whole.
+    of newlines that is a token is taken whole, and BOS is added whatever the file says (Gemma 4).
     """
 
     steps: tuple[str | Callable[[str, int, int], Spans], ...]
@@ -205,7 +205,7 @@ _ROWS: dict[str, PreTokenizer] = {
         r"|\s*[\r\n]|\s+(?!\S)|\s+"
     ),
     "kimi-k2": _exact(_KIMI, han=True, need_merges=False),
-    "gemma4 granite-embed-multi-311m": _plain(_LINES, byte_level=False, newline_runs=True),
+    "gemma4 granite-embed-multi-311m": _plain(_LINES, byte_level=False, newline_runs=True, add_bos=True),
     "sarvam-moe": _exact(_LINES, byte_level=False),
 }  # fmt: skip
 

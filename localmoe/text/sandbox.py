@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.filters import make_attrgetter
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_STEPS = 1_000_000
+CALL_STEPS = 10  # a call costs some ten loop steps
 MAX_SECONDS = 5.0
 MAX_SIZE = 4_000_000  # characters of a string, items of a list
 MAX_RANGE = 100_000
@@ -37,6 +39,7 @@ TEMPLATE_FAULTS = (
 _DROPPED_FILTERS = ("filesizeformat", "format", "pprint", "random", "striptags", "sum", "urlize", "wordwrap", "xmlattr")
 _DROPPED_GLOBALS = ("lipsum", "cycler", "joiner")
 _DROPPED_METHODS = ("translate", "expandtabs", "maketrans")
+_POSITIONS = ("count", "find", "rfind", "index", "truncate", "split", "rsplit", "batch", "slice")
 _LONG_NUMBER = re.compile(r"\d{4}|\*")
 _SIZED = (str, bytes, list, tuple, dict)
 
@@ -97,7 +100,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, _Generation], optimized=False,
             cache_size=0,
         )  # fmt: skip
-        self.concat = self.budget.concat  # type: ignore[assignment]
+        self.concat = self.budget.concat  # type: ignore[method-assign]
         for name in _DROPPED_FILTERS:
             self.filters.pop(name, None)
         for name in _DROPPED_GLOBALS:
@@ -116,11 +119,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         template = super()._parse(source, name, filename)
         for loop in list(template.find_all(nodes.For)):
             loop.iter = nodes.Filter(loop.iter, "_counted", [], [], None, None, lineno=loop.lineno)
-        return _joining(template)
+        _join_by_budget(template)
+        return template
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         self = __self
-        self.budget.step(1 + max((len(a) for a in args if isinstance(a, (list, tuple, dict))), default=0))
+        self.budget.step(CALL_STEPS + max((len(a) for a in args if isinstance(a, (list, tuple, dict))), default=0))
         self._check_arguments(args, kwargs)
         method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps str.format
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
@@ -188,11 +192,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
             for values in args:
                 self.budget.size(sum(len(owner) + len(value) for value in values if isinstance(value, (str, bytes))))
         elif name == "indent":
-            lines = owner.count("\n" if isinstance(owner, str) else b"\n") + 1
+            lines = str(owner).count("\n") + 1
             self.budget.size(lines * (max(numbers, default=4) + max(map(len, texts), default=0)) + len(owner))
-        elif name not in ("count", "find", "rfind", "index", "truncate", "split", "rsplit", "batch", "slice"):
-            if any(abs(number) > MAX_ARGUMENT for number in numbers):
-                raise SecurityError(f"the template asks for a width above {MAX_ARGUMENT}")
+        elif name not in _POSITIONS and any(abs(number) > MAX_ARGUMENT for number in numbers):
+            raise SecurityError(f"the template asks for a width above {MAX_ARGUMENT}")
 
     def _check_format(self, text: str) -> None:
         if _LONG_NUMBER.search(text):
@@ -223,17 +226,24 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return text
 
 
-def _joining(node: Any) -> Any:
-    """Replace every `a ~ b` below `node` by a joining that asks the budget."""
+def _join_by_budget(node: nodes.Node) -> None:
+    """Replace every `a ~ b` below `node` by a filter that asks the budget; changes the tree in place."""
     for name, value in list(node.iter_fields()):
         if isinstance(value, nodes.Node):
-            setattr(node, name, _joining(value))
+            _join_by_budget(value)
+            setattr(node, name, _budgeted(value))
         elif isinstance(value, list):
-            value[:] = [_joining(item) if isinstance(item, nodes.Node) else item for item in value]
-    if isinstance(node, nodes.Concat):
-        parts = nodes.List(node.nodes, lineno=node.lineno)
-        return nodes.Filter(parts, "_joined", [], [], None, None, lineno=node.lineno)
-    return node
+            for item in value:
+                if isinstance(item, nodes.Node):
+                    _join_by_budget(item)
+            value[:] = [_budgeted(item) for item in value]
+
+
+def _budgeted(value: Any) -> Any:
+    if not isinstance(value, nodes.Concat):
+        return value
+    parts = nodes.List(value.nodes, lineno=value.lineno)
+    return nodes.Filter(parts, "_joined", [], [], None, None, lineno=value.lineno)
 
 
 def _raise_exception(message: object) -> None:

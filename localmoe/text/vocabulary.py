@@ -158,7 +158,7 @@ def read_vocabulary(metadata: Mapping[str, Any], file: str) -> Vocabulary:
         merges=_merges(keys, pre) if pre is not None else {},
         roles=roles,
         eog=eog,
-        add_bos=(pre is None or pre.add_bos) if add_bos is None else add_bos or bool(pre and pre.newline_runs),
+        add_bos=(pre is None or pre.add_bos) if add_bos is None or (pre is not None and pre.newline_runs) else add_bos,
         add_eos=bool(add_eos),
         add_space_prefix=(kind == "spm") if add_space is None else add_space,
     )
