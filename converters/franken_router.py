@@ -1,0 +1,207 @@
+"""Router rows from prompts, as mergekit-moe makes them (mergekit/moe/router.py of mergekit 0.1.5).
+
+A prompt's tokens are the BOS token, where the vocabulary has one, and the prompt's own, special tokens parsed.
+`hidden`: the residual stream that enters each layer at the last token, averaged over the prompts; the negative
+prompts' average is taken away; each row is divided by its length. `hidden_avg`: averaged over the tokens instead.
+mergekit runs an expert's prompts as one batch, padded on the left with BOS, and its average counts the padding, whose
+attention is masked out entirely: what stays of it is the base model without attention, which is computed here too.
+`cheap_embed`: the sum of all prompts' embeddings, divided by its length before and after the negative prompts' is
+taken away, the same in every layer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+from gguf import GGUFValueType
+
+from localmoe.errors import BadInputError
+from localmoe.progress import Progress
+from localmoe.quants.decode import decode
+from localmoe.quants.formats import FORMATS
+
+from .convert_rows import convert
+from .franken_recipe import RANDOM_MODES, Recipe
+from .franken_source import Source
+from .pipeline import write_model
+from .source import MetaValue, SourceTensor
+
+if TYPE_CHECKING:
+    from localmoe.engine.api import Model
+    from localmoe.text.tokenizer import Tokenizer
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Prompts = Sequence[list[int]]  # token ids
+States = Callable[[Prompts], Array]  # prompts -> (L, D)
+_SMALLEST = 1e-8  # a shorter row is not stretched to length 1
+_NUMBERS = {GGUFValueType.INT32: np.int32, GGUFValueType.FLOAT32: np.float32}  # of a vocabulary's arrays
+
+
+def router_rows(
+    recipe: Recipe, base: Source, folder: Path, *, seed: int, n_threads: int | None, progress: Progress
+) -> Array:
+    """The router (L, E, D) float32. `folder` is where a checkpoint is written as a GGUF for as long as it runs.
+
+    `seed` decides the random modes. BadInputError: a prompt has no tokens, the base cannot run; MemoryLimitError.
+    """
+    n_layer, width = base.model.n_layer, int(base.model.metadata["llama.embedding_length"].value)
+    shape = (n_layer, len(recipe.experts), width)
+    if recipe.gate_mode in RANDOM_MODES:
+        rng = np.random.default_rng((seed, 0x726F7574))
+        if recipe.gate_mode == "random":
+            return rng.standard_normal(shape, np.float32)
+        return rng.uniform(-(width**-0.5), width**-0.5, shape).astype(np.float32)
+    positive, negative = _tokens(recipe, base)
+    if recipe.gate_mode == "cheap_embed":
+        return _rows(positive, negative, lambda prompts: _embedded(base, prompts, n_layer))
+    longest = max(len(ids) for prompts in (*positive, *negative) for ids in prompts)
+    with _running(base, folder, longest, n_threads, progress) as model:
+        return _rows(positive, negative, _hidden_states(model, average=recipe.gate_mode == "hidden_avg"))
+
+
+def base_tokenizer(base: Source) -> Tokenizer:
+    """The base model's tokenizer."""
+    from localmoe.text.tokenizer import Tokenizer
+    from localmoe.text.vocabulary import read_vocabulary
+
+    metadata = {key: _as_read(entry) for key, entry in base.model.metadata.items()}
+    return Tokenizer(read_vocabulary(metadata, str(base.path)), str(base.path))
+
+
+def _as_read(entry: MetaValue) -> Any:
+    """A metadata value as reading it from a file would give it: numeric arrays are NumPy's."""
+    if entry.type != GGUFValueType.ARRAY or entry.element == GGUFValueType.STRING:
+        return entry.value
+    return np.asarray(entry.value, _NUMBERS.get(entry.element))
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """A prompt's tokens as mergekit-moe's tokenizer call gives them."""
+    ids = tokenizer.encode(prompt, add_bos=False, parse_special=True)
+    return ids if tokenizer.bos is None else [tokenizer.bos, *ids]
+
+
+def _tokens(recipe: Recipe, base: Source) -> tuple[list[Prompts], list[Prompts]]:
+    """Every expert's positive and negative prompts as token ids."""
+    tokenizer = base_tokenizer(base)
+    sides: tuple[list[Prompts], list[Prompts]] = ([], [])
+    for i, expert in enumerate(recipe.experts):
+        for side, field, prompts in zip(
+            sides, ("positive_prompts", "negative_prompts"), (expert.positive, expert.negative), strict=True
+        ):
+            side.append([prompt_ids(tokenizer, prompt) for prompt in prompts])
+            empty = next((j for j, ids in enumerate(side[-1]) if not ids), None)
+            if empty is not None:
+                raise BadInputError("the prompt has no tokens", file=recipe.file, item=f"experts[{i}].{field}[{empty}]")
+    return sides
+
+
+def _rows(positive: Sequence[Prompts], negative: Sequence[Prompts], states: States) -> Array:
+    """Positive minus negative states of every expert, divided by their length: (L, E, D)."""
+    rows = []
+    for wanted, unwanted in zip(positive, negative, strict=True):
+        row = states(wanted)
+        rows.append(_unit(row - states(unwanted) if unwanted else row))
+    return np.stack(rows, axis=1).astype(np.float32)
+
+
+def _unit(rows: Array) -> Array:
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), _SMALLEST)
+
+
+def _hidden_states(model: Model, *, average: bool) -> States:
+    """The states of prompts by running them: of the last tokens, or of all with the padding mergekit counts."""
+    known: dict[tuple[int, ...], Array] = {}
+
+    def run(ids: list[int]) -> Array:
+        key = tuple(ids)
+        if key not in known:
+            hidden = model.hidden_states(ids)[:-1].astype(np.float64)
+            known[key] = hidden.sum(axis=1) if average else hidden[:, -1]
+        return known[key]
+
+    def states(prompts: Prompts) -> Array:
+        total: Array = np.sum([run(ids) for ids in prompts], axis=0)
+        if not average:
+            return total / len(prompts)
+        longest = max(len(ids) for ids in prompts)
+        n_pads = sum(longest - len(ids) for ids in prompts)
+        if n_pads:
+            total = total + n_pads * padding_states(model)
+        return total / (longest * len(prompts))
+
+    return states
+
+
+def padding_states(model: Model) -> Array:
+    """What enters each layer (L, D) at a padding token: the padding's embedding through feed-forward blocks alone.
+
+    The padding is the BOS token, or the EOS token where there is none.
+    """
+    pad = model.tokenizer.bos if model.tokenizer.bos is not None else model.tokenizer.eos
+    assert pad is not None  # some prompt has tokens, and mergekit has no other token to pad with
+    x = _matrix(model, "token_embd.weight")[pad].astype(np.float64)
+    states = []
+    for layer in range(model.config.n_layer):
+        states.append(x)
+        norm = _matrix(model, f"blk.{layer}.ffn_norm.weight").reshape(-1)
+        h = x / np.sqrt(np.mean(x * x) + model.config.rms_eps) * norm
+        gate = _matrix(model, f"blk.{layer}.ffn_gate.weight") @ h
+        up = _matrix(model, f"blk.{layer}.ffn_up.weight") @ h
+        x = x + _matrix(model, f"blk.{layer}.ffn_down.weight") @ (gate / (1 + np.exp(-gate)) * up)
+    return np.stack(states)
+
+
+def _matrix(model: Model, name: str) -> Array:
+    """A tensor of the running model as float32 (rows, columns)."""
+    info = model.gguf.tensors[name]
+    raw = model.gguf.raw(name).reshape(-1, FORMATS[info.type].row_bytes(info.shape[-1]))
+    return decode(info.type, raw)
+
+
+def _embedded(base: Source, prompts: Prompts, n_layer: int) -> Array:
+    """The unit vector along the sum of the prompts' embeddings, for every layer: (L, D)."""
+    ids = np.concatenate([np.asarray(prompt) for prompt in prompts])
+    total = _embeddings(base.tensors["token_embd.weight"], ids).sum(axis=0, dtype=np.float64)
+    return np.tile(_unit(total), (n_layer, 1))
+
+
+def _embeddings(tensor: SourceTensor, ids: Array) -> Array:
+    """Rows `ids` of the embedding (N, D) float32; one piece of it at a time is in memory."""
+    out = np.empty((len(ids), tensor.n_columns), np.float32)
+    start = 0
+    for piece in tensor.pieces:
+        rows = piece()
+        chosen = np.flatnonzero((ids >= start) & (ids < start + len(rows)))
+        if len(chosen):
+            picked = np.ascontiguousarray(rows[ids[chosen] - start])
+            done = convert(picked, tensor.type, Type.F32, tensor.n_columns)
+            out[chosen] = np.frombuffer(done.data, np.float32).reshape(-1, tensor.n_columns)
+        start += len(rows)
+    return out
+
+
+@contextlib.contextmanager
+def _running(base: Source, folder: Path, n_ctx: int, n_threads: int | None, progress: Progress) -> Iterator[Model]:
+    """The base model opened for inference; a checkpoint through a temporary GGUF in its own precision."""
+    import localmoe
+
+    if base.gguf is not None:
+        with localmoe.load(base.path, n_ctx=n_ctx, n_threads=n_threads) as model:
+            yield model
+        return
+    kinds = {tensor.type for tensor in base.model.tensors if len(tensor.shape) > 1}
+    file_type = kinds.pop().name if len(kinds) == 1 else "F32"
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".franken-", ignore_cleanup_errors=True) as temporary:
+        path = Path(temporary) / "base.gguf"
+        write_model(base.model, path, file_type, progress=progress, n_threads=n_threads)
+        with localmoe.load(path, n_ctx=n_ctx, n_threads=n_threads) as model:
+            with contextlib.suppress(OSError):
+                path.unlink()  # where a mapped file may lose its name, not even a kill leaves it behind
+            yield model
