@@ -59,7 +59,7 @@ def _encode(raw: np.ndarray, source: Format, target: Format, n: int) -> Rows:
     for start in range(0, n, CHUNK):
         stop = min(n, start + CHUNK)
         x = _widen(raw[_span(source, start, stop)], source, scratch[: stop - start])
-        if not floats.all_finite(x):
+        if not floats.all_finite(x.ctypes.data, x.size):
             first = int(np.flatnonzero(~np.isfinite(x))[0])
             return Rows(memoryview(b""), n, raw.size, start + first)
         part = out[_span(target, start, stop)]
@@ -83,6 +83,6 @@ def _widen(raw: np.ndarray, source: Format, scratch: np.ndarray) -> np.ndarray:
         floats.widen_f16(raw.ctypes.data, scratch.ctypes.data, scratch.size)
         return scratch
     if source.type == Type.BF16:
-        floats.widen_bf16(raw.view(np.uint16), scratch.view(np.uint32))
+        floats.widen_bf16(raw.ctypes.data, scratch.ctypes.data, scratch.size)
         return scratch
     return decode(source.type, raw)

@@ -167,8 +167,9 @@ def replacing(target: Path) -> Iterator[OutputFile]:
 def _open_unnamed(hidden: Path) -> tuple[int, bool]:
     """A descriptor to write to, and whether it already has the name `hidden`."""
     flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    with contextlib.suppress(AttributeError, OSError):  # not here, or not on this file system
-        return os.open(hidden.parent, flags | os.O_TMPFILE, 0o600), False
+    if os.path.isdir("/proc/self/fd"):  # through which it gets its name in the end
+        with contextlib.suppress(AttributeError, OSError):  # not this system, or not this file system
+            return os.open(hidden.parent, flags | os.O_TMPFILE, 0o600), False
     return os.open(hidden, flags | os.O_CREAT | os.O_EXCL, 0o600), True
 
 

@@ -251,7 +251,10 @@ class _Work:
     def _bad_value(self, choice: Choice, index: int, finite_source: bool) -> BadInputError:
         name, label = choice.tensor.name, self._model.label
         if finite_source:
-            return BadInputError(f"value at index {index} is too large for {choice.type.name}", file=label, item=name)
+            where = "in the block at" if FORMATS[choice.type].quantized else "at"
+            return BadInputError(
+                f"value {where} index {index} is too large for {choice.type.name}", file=label, item=name
+            )
         return BadInputError(f"NaN or infinity at index {index}", file=label, item=name, expected="finite weights")
 
 

@@ -17,6 +17,7 @@ from .formats import FORMATS, Format
 # (address of n blocks of float32, address of the result, n, address of scratch)
 _BLOCKS: Mapping[Type, Callable[[int, int, int, int], Any]] = {
     Type.F16: floats.encode_f16,
+    Type.BF16: floats.encode_bf16,
     Type.Q8_0: legacy.encode_q8_0,
     Type.Q4_0: legacy.encode_q4_0,
     Type.Q4_1: legacy.encode_q4_1,
@@ -70,8 +71,6 @@ def encode_into(type_: Type, x: np.ndarray, out: np.ndarray) -> None:
     assert out.size == n * form.block_bytes
     if type_ == Type.F32:
         out[:] = x.view(np.uint8)
-    elif type_ == Type.BF16:
-        floats.encode_bf16(x.view(np.uint32), out.view(np.uint16))
     else:
         scratch = np.empty(_SCRATCH + 64, np.uint8)
         aligned = -(-scratch.ctypes.data // 64) * 64

@@ -1,6 +1,11 @@
-"""F32, F16 and BF16: one element a block. Widening, rounding, and the search for NaN and infinity."""
+"""F32, F16 and BF16: one element a block. Widening, rounding, and the search for NaN and infinity.
+
+Compiled functions take addresses, so that one version serves arrays read-only and not, aligned and not.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -9,17 +14,25 @@ from localmoe.jit import njit
 from .lanes import (
     N,
     bits,
+    get_bf16,
     get_f,
     get_f16,
+    get_u8,
+    get_u16,
     larger,
     largest,
+    load_bf16,
     load_f,
     load_f16,
+    load_u16,
     put_f,
     put_f16,
+    put_u8,
+    select,
     splat_i,
     store_f,
     store_f16,
+    store_u16,
 )  # fmt: skip
 
 _INFINITY = 0x7F800000
@@ -52,10 +65,13 @@ def widen_f16(source: int, out: int, n: int) -> None:
 
 
 @njit
-def widen_bf16(source: np.ndarray, out: np.ndarray) -> None:
-    """bfloat16 bits (n,) uint16 as the bits of float32, into (n,) uint32."""
-    for i in range(source.size):
-        out[i] = np.uint32(source[i]) << np.uint32(16)
+def widen_bf16(source: int, out: int, n: int) -> None:
+    """n bfloat16 at address `source` as float32 at `out`."""
+    whole = n // N * N
+    for i in range(0, whole, N):
+        store_f(out + 4 * i, load_bf16(source + 2 * i))
+    for i in range(whole, n):
+        put_f(out + 4 * i, get_bf16(source + 2 * i))
 
 
 @njit
@@ -69,27 +85,64 @@ def encode_f16(x: int, out: int, n: int, scratch: int) -> None:  # noqa: ARG001
 
 
 @njit
-def encode_bf16(x: np.ndarray, out: np.ndarray) -> None:
-    """float32 bits (n,) uint32 to bfloat16 bits (n,) uint16: to nearest even, a NaN stays one (made quiet)."""
-    for i in range(x.size):
-        u = x[i]
-        rounded = (u + (np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
-        quiet = (u >> np.uint32(16)) | np.uint32(64)
-        out[i] = np.uint16(quiet if (u & np.uint32(_NO_SIGN)) > np.uint32(_INFINITY) else rounded)
+def _round_bf16(x: Any) -> Any:
+    """Upper halves of the lanes' bits, rounded to nearest even; a NaN stays one (made quiet)."""
+    u, sixteen = bits(x), splat_i(np.int32(16))
+    upper = u >> sixteen
+    rounded = (u + (splat_i(np.int32(0x7FFF)) + (upper & splat_i(np.int32(1))))) >> sixteen
+    nan = (u & splat_i(np.int32(_NO_SIGN))) > splat_i(np.int32(_INFINITY))
+    return select(nan, upper | splat_i(np.int32(64)), rounded)
 
 
 @njit
-def all_finite(x: np.ndarray) -> bool:
-    """Whether no element of (n,) float32 is NaN or infinite. The larger of bit patterns, so that it vectorises."""
-    address, n = x.ctypes.data, x.size
+def encode_bf16(x: int, out: int, n: int, scratch: int) -> None:
+    """n float32 at `x` to bfloat16 at `out`; the last few go through `scratch`."""
+    whole = n // N * N
+    for i in range(0, whole, N):
+        store_u16(out + 2 * i, _round_bf16(load_f(x + 4 * i)))
+    for i in range(whole, n):
+        put_f(scratch + 4 * (i - whole), get_f(x + 4 * i))
+    store_u16(scratch + 4 * N, _round_bf16(load_f(scratch)))
+    for i in range(2 * (n - whole)):
+        put_u8(out + 2 * whole + i, get_u8(scratch + 4 * N + i))
+
+
+@njit
+def all_finite(x: int, n: int) -> bool:
+    """Whether none of n float32 at `x` is NaN or infinite. The largest bit pattern tells, and vectorises."""
     whole = n // N * N
     sign = splat_i(np.int32(_NO_SIGN))
     most = splat_i(np.int32(0))
     for i in range(0, whole, N):
-        most = larger(most, bits(load_f(address + 4 * i)) & sign)
+        most = larger(most, bits(load_f(x + 4 * i)) & sign)
     if largest(most) >= _INFINITY:
         return False
     for i in range(whole, n):  # noqa: SIM110
-        if not np.isfinite(x[i]):
+        if not np.isfinite(get_f(x + 4 * i)):
             return False
     return True
+
+
+@njit
+def all_finite_16(source: int, n: int, exponent: int) -> bool:
+    """Whether none of n 16-bit floats at `source` has all bits of the mask `exponent` set."""
+    whole = n // N * N
+    mask = splat_i(np.int32(exponent))
+    most = splat_i(np.int32(0))
+    for i in range(0, whole, N):
+        most = larger(most, load_u16(source + 2 * i) & mask)
+    if largest(most) == exponent:
+        return False
+    for i in range(whole, n):  # noqa: SIM110
+        if (get_u16(source + 2 * i) & exponent) == exponent:
+            return False
+    return True
+
+
+@njit
+def first_bad_scale(blocks: int, n: int, stride: int, offset: int) -> int:
+    """The first of n blocks whose float16 at `offset` is NaN or infinite, or -1. The exponent is in the upper byte."""
+    for block in range(n):
+        if (get_u8(blocks + block * stride + offset + 1) & 0x7C) == 0x7C:
+            return block
+    return -1

@@ -69,6 +69,7 @@ _OPERATORS: tuple[tuple[Any, Lanes, Lanes, Callable[[Any, Any, Any], Any]], ...]
     (operator.lt, FLOATS, MASK, lambda b, x, y: b.fcmp_ordered("<", x, y)),
     (operator.gt, FLOATS, MASK, lambda b, x, y: b.fcmp_ordered(">", x, y)),
     (operator.eq, FLOATS, MASK, lambda b, x, y: b.fcmp_ordered("==", x, y)),
+    (operator.gt, INTS, MASK, lambda b, x, y: b.icmp_signed(">", x, y)),
     (operator.add, INTS, INTS, lambda b, x, y: b.add(x, y)),
     (operator.and_, INTS, INTS, lambda b, x, y: b.and_(x, y)),
     (operator.or_, INTS, INTS, lambda b, x, y: b.or_(x, y)),
@@ -135,6 +136,7 @@ load_f = _make_load(_vector(_F32), FLOATS, _keep)
 load_i = _make_load(_vector(_I32), INTS, _keep)
 load_f16 = _make_load(_vector(_HALF), FLOATS, lambda b, v: b.fpext(v, _vector(_F32)))
 load_bf16 = _make_load(_vector(_I16), FLOATS, _bf16_up)
+load_u16 = _make_load(_vector(_I16), INTS, lambda b, v: b.zext(v, _vector(_I32)))
 store_f = _make_store(FLOATS, _keep)
 store_i = _make_store(INTS, _keep)
 store_u16 = _make_store(INTS, lambda b, v: b.trunc(v, _vector(_I16)))
@@ -144,6 +146,8 @@ store_f16 = _make_store(FLOATS, lambda b, v: b.fptrunc(v, _vector(_HALF)))
 # one element
 get_f = _make_load(_F32, types.float32, _keep)
 get_f16 = _make_load(_HALF, types.float32, lambda b, v: b.fpext(v, _F32))
+get_bf16 = _make_load(_I16, types.float32, lambda b, v: b.bitcast(b.shl(b.zext(v, _I32), _I32(16)), _F32))
+get_u16 = _make_load(_I16, types.int32, lambda b, v: b.zext(v, _I32))
 get_u64 = _make_load(ir.IntType(64), types.uint64, _keep)
 get_u8 = _make_load(_I8, types.int32, lambda b, v: b.zext(v, _I32))
 put_f = _make_store(types.float32, _keep)
