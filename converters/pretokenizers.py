@@ -161,7 +161,8 @@ def recognise(tokenizer: dict[str, Any], file: Path) -> str:
         steps = tuple(_steps(tokenizer.get("pre_tokenizer")))
         for key in ((steps, None), (steps, ignore_merges)):
             if key in DEFINITIONS:
-                return DEFINITIONS[key]
+                name = DEFINITIONS[key]
+                return "smollm" if name == "gpt-2" and _never_joins_digits(model) else name
         problem = ", ".join(f"{kind} {what!r}" for kind, what in steps) or "none"
     raise BadInputError(
         "pre-tokenizer is not one that llama.cpp knows; if you know which it is, say so with --pre",
@@ -169,6 +170,18 @@ def recognise(tokenizer: dict[str, Any], file: Path) -> str:
         item="pre_tokenizer",
         got=problem if len(problem) <= 300 else problem[:300] + "...",
     )
+
+
+def _never_joins_digits(model: object) -> bool:
+    """Whether merges leave every digit alone, so that splitting digits off first changes nothing.
+
+    transformers 5 saves SmolLM's tokenizer (and mergekit's merges of it) without the step that does so, and llama.cpp's
+    converter, which compares ids, calls the result "smollm" still.
+    """
+    merges = model.get("merges") if isinstance(model, dict) else None
+    if not isinstance(merges, list) or not merges:
+        return False
+    return not any(digit in "".join(merge) for merge in merges for digit in "0123456789")
 
 
 def _normalizer_problem(normalizer: object) -> str | None:

@@ -19,7 +19,7 @@ import numpy as np
 
 SPACE = "\u2581"
 SPECIALS = ("<unk>", "<s>", "</s>")
-WORDS = ("the", "he", "in", "and", "moe", "expert", "token", "ing", "er", "on")
+WORDS = ("the", "he", "in", "and", "moe", "expert", "token", "ing", "er", "on", "10")
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def spm_pieces() -> list[tuple[str, float, int]]:
     pieces += [(f"<0x{b:02X}>", 0.0, 6) for b in range(256)]
     words = dict.fromkeys(a + b for a, b in _merged((*(SPACE + word for word in WORDS), *WORDS)))
     pieces += [(word, -float(i), 1) for i, word in enumerate(words)]
-    characters = dict.fromkeys(SPACE + "etaoinshrdlucmfwypvbgkxjqz.,")
+    characters = dict.fromkeys(SPACE + "etaoinshrdlucmfwypvbgkxjqz.,10")
     return pieces + [(c, -float(len(words) + i), 1) for i, c in enumerate(characters)]
 
 

@@ -119,6 +119,15 @@ def test_every_recognised_name_is_llama_cpps_and_runs() -> None:
     assert names <= set(PRE_TOKENIZERS)
 
 
+@pytest.mark.parametrize("spelling", [" ".join, list])
+def test_a_vocabulary_that_never_joins_digits_is_smollms(spelling: Any) -> None:
+    """SmolLM's tokenizer as transformers 5 saves it: GPT-2's definition, but no merge has a digit."""
+    tokenizer = {"pre_tokenizer": GPT2_BYTES, "model": {"merges": [spelling(("t", "h")), spelling(("th", "e"))]}}
+    assert pretokenizers.recognise(tokenizer, Path("x")) == "smollm"
+    tokenizer["model"]["merges"].append(spelling(("1", "0")))
+    assert pretokenizers.recognise(tokenizer, Path("x")) == "gpt-2"
+
+
 def test_pre_overrides_the_recognition(tmp_path: Path) -> None:
     """--pre is taken without looking at the definition."""
     unknown = bpe_tokenizer(pre_tokenizer={"type": "Whitespace"})
