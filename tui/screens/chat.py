@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 FRAMES = 15
 """Looks at the engine a second: text and experts are drawn this often at most."""
+PART, SLOWEST = 0.1, 0.5
+"""The part of a core that drawing may take, and the seconds after which it looks all the same."""
 
 
 class ChatScreen(Screen[None]):
@@ -45,6 +48,8 @@ class ChatScreen(Screen[None]):
         Binding("right_square_bracket", "used(1)", "More experts", id="experts.more.bracket", show=False),
     ]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (140, "-wide")]  # noqa: RUF012 - the base declares it so
+
+    _looked = _used = 0.0  # the last look: when, and the thread's processor time then
 
     def __init__(self, model: Model, worker: EngineWorker, options: AppOptions) -> None:
         super().__init__()
@@ -101,9 +106,15 @@ class ChatScreen(Screen[None]):
         self.query_one(TitleBar).show(shown_line(name), detail)
 
     async def _look(self) -> None:
-        """Take what the engine did since the last look: text into the reply, choices into the statistics."""
-        if not self.busy:
+        """Take what the engine did since the last look: text into the reply, choices into the statistics.
+
+        Left out while the screen's thread has used more than its part of a core: the engine needs both cores.
+        """
+        now = time.monotonic()
+        waited = now - self._looked
+        if not self.busy or (waited < SLOWEST and time.thread_time() - self._used > PART * waited):
             return
+        self._looked, self._used = now, time.thread_time()
         await self._take(self.worker.drain())
 
     async def _take(self, now: Progressed) -> None:

@@ -134,7 +134,8 @@ class ExpertPane(Vertical):
             return
         word = shown(text).replace("\n", "⏎")[:24]
         self.query_one("#path-title", Static).update(
-            Content.assemble("PATH ", ("of token ", MUTED), f"“{word}”") if text else "PATH"
+            Content.assemble("PATH ", ("of token ", MUTED), f"“{word}”") if text else "PATH",
+            layout=False,
         )
         for path in self.query(TokenPath):
             path.show(experts, weights, self.facts.n_expert, f"“{word}”" if text else "")
@@ -194,7 +195,7 @@ class ExpertPane(Vertical):
             if self.size.width >= 56:
                 parts += [(f"/{layers.dead.size}  reuse ", MUTED), f"{np.nanmean(layers.layer_reuse):.0%}"]
             text = Content.assemble(*parts)
-        self.query_one("#experts-figures", Static).update(text)
+        self.query_one("#experts-figures", Static).update(text, layout=False)
 
     def on_resize(self, _: events.Resize) -> None:
         self._title()
