@@ -43,13 +43,14 @@ DTYPE_BYTES = {
 
 @dataclass(frozen=True)
 class CheckpointTensor:
-    """One tensor of a checkpoint: `array` is a read-only view of the file, uint16 for BF16; may be unaligned."""
+    """One tensor of a checkpoint: `array` is a read-only view of `mapped`, uint16 for BF16; may be unaligned."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     file: Path
     array: np.ndarray[Any, np.dtype[Any]] | None
+    mapped: mmap.mmap
 
     def data(self) -> np.ndarray[Any, np.dtype[Any]]:
         """The values in `shape`; BadInputError where the dtype is one this project does not read."""
@@ -58,6 +59,16 @@ class CheckpointTensor:
                 "dtype is not read", file=self.file, item=self.name, got=self.dtype, expected=", ".join(DTYPES)
             )
         return self.array
+
+    def release(self, view: np.ndarray[Any, np.dtype[Any]]) -> None:
+        """Give back the pages that lie wholly in `view`, a contiguous part of `array`: it stays readable, from disk.
+
+        A conversion that reads every tensor once would otherwise end with the whole checkpoint resident.
+        """
+        begin = view.ctypes.data - np.frombuffer(self.mapped, np.uint8).ctypes.data
+        first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + view.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first and hasattr(mmap, "MADV_DONTNEED"):
+            self.mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def find_file(folder: Path, name: str) -> Path | None:
@@ -216,7 +227,7 @@ def _map_tensor(name: str, entry: dict[str, Any], offset: int, mapped: mmap.mmap
     array = None
     if kind is not None:
         array = np.frombuffer(mapped, dtype=kind, count=math.prod(shape), offset=offset).reshape(shape)
-    return CheckpointTensor(name, dtype, shape, file, array)
+    return CheckpointTensor(name, dtype, shape, file, array, mapped)
 
 
 def open_checkpoint(folder: Path) -> dict[str, CheckpointTensor]:

@@ -191,24 +191,27 @@ def _check_stack(
 
 @dataclass(frozen=True)
 class _Block:
-    """Rows of a checkpoint tensor: a 2-D `view` in the file's dtype; the rows of `n_head` heads are reordered."""
+    """Rows of a checkpoint tensor: a contiguous 2-D `view` of it; the rows of `n_head` heads are reordered."""
 
     view: Array
-    dtype: str
+    tensor: CheckpointTensor
     n_head: int = 0
 
     def read(self, target: GGMLQuantizationType) -> Array:
-        """The rows (rows, columns) as `target`, which is the dtype's own type or F32; aligned and contiguous."""
+        """A copy of the rows (rows, columns) as `target`, which is the dtype's own type or F32."""
         rows = self.view
         if self.n_head:
             # Half-split rotary to interleaved pairs: row (half, i) of a head becomes row (i, half).
             pairs = rows.reshape(self.n_head, 2, -1, rows.shape[-1])
             rows = pairs.swapaxes(1, 2).reshape(rows.shape)
-        if GGML_TYPES[self.dtype] == target:
-            return np.require(rows, requirements=["C", "A"])
-        if self.dtype == "BF16":
-            return (rows.astype(np.uint32) << 16).view(np.float32)
-        return rows.astype(np.float32)
+        if GGML_TYPES[self.tensor.dtype] == target:
+            rows = np.array(rows)
+        elif self.tensor.dtype == "BF16":
+            rows = (rows.astype(np.uint32) << 16).view(np.float32)
+        else:
+            rows = rows.astype(np.float32)
+        self.tensor.release(self.view)
+        return rows
 
 
 def _source_tensor(slot: Slot, parts: dict[int | None, CheckpointTensor], hparams: HParams) -> SourceTensor:
@@ -231,16 +234,16 @@ def _matrices(stem: str, parts: dict[int | None, CheckpointTensor], hparams: HPa
     """The matrices that make the tensor, in order: itself, or one an expert."""
     if None not in parts:
         for expert in range(hparams.num_local_experts):
-            yield _Block(parts[expert].data(), parts[expert].dtype)
+            yield _Block(parts[expert].data(), parts[expert])
         return
     tensor = parts[None]
     if stem not in EXPERT_STEMS:
-        yield _Block(tensor.data(), tensor.dtype)
+        yield _Block(tensor.data(), tensor)
         return
     f = hparams.intermediate_size
     rows = {"ffn_gate_exps": slice(0, f), "ffn_up_exps": slice(f, 2 * f)}.get(stem, slice(None))
     for matrix in tensor.data():
-        yield _Block(matrix[rows], tensor.dtype)
+        yield _Block(matrix[rows], tensor)
 
 
 def _cut(block: _Block) -> Iterator[_Block]:
