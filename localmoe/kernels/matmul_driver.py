@@ -106,7 +106,6 @@ def _emit_ahead_start(scratch: Value, row: Value, size: Value, step: Value, end:
         (state + 8 * i).store(value)
 
 
-_ahead = compiled(_emit_ahead, 2)
 _ahead_start = compiled(_emit_ahead_start, 5)
 
 Ahead = Callable[[], None]
@@ -149,8 +148,18 @@ def make_matmul(
     `ahead()` write code that asks for some of the next chunk.
     """
     w_step, scale_step, min_step, factor_step = (n * PITCH for n in (vectors, scales, mins, factors))
-    unpack = compiled(unpack_block, 6)
-    unpack_lines = max(1, UNPACK_LINES * unit // chunk)
+    unpack_lines = I64T(max(1, UNPACK_LINES * unit // chunk))
+
+    def emit_unpack(scratch: Value, block: Value, step: Value, first: Value, n: Value, to: Value) -> None:
+        """Unpack n units, the first of them as number `first` of the chunk."""
+        with loop(to.b, n) as i:
+            _emit_ahead(scratch, Value(to.b, unpack_lines))
+            u = first + i
+            areas = (to + SCALES + u * scale_step, to + MINS + u * min_step, to + FACTORS + u * factor_step)
+            unpack_block(block + i * unit_bytes, step, to + u * w_step, *areas)
+
+    emit_unpack.__module__, emit_unpack.__qualname__ = unpack_block.__module__, unpack_block.__qualname__
+    unpack = compiled(emit_unpack, 6)
     big_step, small_step = _tile_step(run_tile, BIG), _tile_step(run_tile, SMALL)
 
     def product(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
@@ -173,16 +182,14 @@ def make_matmul(
                         to = scratch + rv * VEC_BYTES
                         at = k // unit * unit_bytes
                         block = w + (r + rv * LANES) * row_bytes + at
-                        for u in range((n_k + unit - 1) // unit):
-                            areas = (SCALES + u * scale_step, MINS + u * min_step, FACTORS + u * factor_step)
-                            _ahead((scratch, unpack_lines))
-                            source, step = block, row_bytes
-                            if here < LANES or at + unit_bytes > row_bytes:
-                                source, step = scratch + _STAGE, _STAGE_STEP
-                                _stage((block, row_bytes, source, here, min(unit_bytes, row_bytes - at)))
-                            unpack((source, step, to + u * w_step, to + areas[0], to + areas[1], to + areas[2]))
-                            at += unit_bytes
-                            block += unit_bytes
+                        n_units = (n_k + unit - 1) // unit
+                        whole = min(n_units, (row_bytes - at) // unit_bytes) if here == LANES else 0
+                        unpack((scratch, block, row_bytes, 0, whole, to))
+                        for u in range(whole, n_units):
+                            skip = u * unit_bytes
+                            stage = scratch + _STAGE
+                            _stage((block + skip, row_bytes, stage, here, min(unit_bytes, row_bytes - at - skip)))
+                            unpack((scratch, stage, _STAGE_STEP, u, 1, to))
                 first = 0
                 while first < n_tok:
                     left = n_tok - first

@@ -1,0 +1,132 @@
+"""Speed of the matrix kernels for many tokens: one JSON line a type, GMAC/s on one core, beside the core's peak.
+
+    python benchmarks/matmul.py [TYPE ...] [--cols 2048] [--rows 1024] [--tokens 8 16 32 128] [--seconds 0.2]
+
+Wall time of the best of all runs that fit into `--seconds`. `peak` is a loop of nothing but the dot product (or FMA)
+instruction on registers, measured beside each type; `share` is GMAC/s over it. 1024 rows of 2048 stay in the caches;
+`--rows 65536` reads the weights from memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from gguf import GGMLQuantizationType
+
+from localmoe.jit import isa, kernel_address, njit
+from localmoe.kernels.matmul_driver import matmul_scratch_bytes
+from localmoe.kernels.simd import LANES, call_address, emit_dot4
+from localmoe.kernels.table import KERNELS, matmul_address
+from localmoe.kernels.tile import F32V, I8V, I32V, Cells, Value, compiled, fma, loop, zero
+from tests import naive
+
+_CHAINS, _TURNS, _UNROLL = 12, 50_000, 4
+
+
+def _emit_dots(scratch: Value, turns: Value) -> None:
+    x = scratch.load(I8V)
+    sums = Cells([zero(scratch.b, I32V)] * _CHAINS)
+    with loop(scratch.b, turns):
+        parts = sums.get()
+        for _ in range(_UNROLL):
+            parts = [Value(x.b, emit_dot4(x.b, part.v, x.v, x.v)) for part in parts]
+        sums.put(parts)
+    for i, part in enumerate(sums.get()):
+        (scratch + 64 * i).store(part)
+
+
+def _emit_fmas(scratch: Value, turns: Value) -> None:
+    x = scratch.load(F32V)
+    sums = Cells([zero(scratch.b, F32V)] * _CHAINS)
+    with loop(scratch.b, turns):
+        parts = sums.get()
+        for _ in range(_UNROLL):
+            parts = [fma(x, x, part) for part in parts]
+        sums.put(parts)
+    for i, part in enumerate(sums.get()):
+        (scratch + 64 * i).store(part)
+
+
+_dots, _fmas = compiled(_emit_dots, 2), compiled(_emit_fmas, 2)
+
+
+def dots(scratch: int, turns: int) -> None:
+    _dots((scratch, turns))
+
+
+def fmas(scratch: int, turns: int) -> None:
+    _fmas((scratch, turns))
+
+
+@njit
+def repeat(times: int, kernel: int, args: tuple[int, ...]) -> None:
+    for _ in range(times):
+        call_address(kernel, args)
+
+
+def best(work: Callable[[], None], seconds: float) -> float:
+    """The shortest time of `work` in as many runs as fit."""
+    work()
+    shortest, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        work()
+        shortest = min(shortest, time.perf_counter() - start)
+    return shortest
+
+
+def peak(block: int, seconds: float) -> float:
+    """GMAC/s of the instruction that a type's kernel is made of."""
+    address = kernel_address(fmas if block == 1 else dots, 2)
+    scratch = np.zeros(64 * _CHAINS, np.uint8)
+    taken = best(lambda: repeat(1, address, (scratch.ctypes.data, _TURNS)), seconds)
+    return _TURNS * _UNROLL * _CHAINS * LANES * (1 if block == 1 else 4) / taken / 1e9
+
+
+def measure(
+    kind: GGMLQuantizationType, rows: int, cols: int, tokens: list[int], seconds: float
+) -> dict[str, float | str]:
+    """GMAC/s of one type's kernel for each number of tokens."""
+    rng, most = np.random.default_rng(0), max(tokens)
+    raw = np.tile(naive.random_weights(kind, 64, cols, rng), (-(-rows // 64), 1))
+    row = naive.activation_row(KERNELS[kind].act, rng.normal(size=cols).astype(np.float32))
+    stride = -(-row.size // 64) * 64
+    act = np.zeros((most, stride), np.uint8)
+    act[:, : row.size] = row
+    out, index = np.zeros((most, rows), np.float32), np.arange(most, dtype=np.int32)
+    memory = np.zeros(matmul_scratch_bytes(cols) + 64, np.uint8)
+    scratch = memory.ctypes.data + -memory.ctypes.data % 64
+    address, top = matmul_address(kind), peak(KERNELS[kind].block, seconds)
+    times = max(1, (1 << 20) // (rows * cols))
+    line: dict[str, float | str] = {"type": kind.name, "isa": isa(), "cols": cols, "rows": rows, "peak": round(top)}
+    for n in tokens:
+        args = (
+            raw.ctypes.data, act.ctypes.data, stride, index.ctypes.data, out.ctypes.data, out.strides[0],
+            index.ctypes.data, n, 0, rows, cols, scratch,
+        )  # fmt: skip
+        speed = rows * cols * n * times / best(partial(repeat, times, address, args), seconds) / 1e9
+        line[f"gmacs_{n}"] = round(speed, 1)
+        line[f"share_{n}"] = round(speed / top, 3)
+    return line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("types", nargs="*", default=[kind.name for kind in KERNELS])
+    parser.add_argument("--cols", type=int, default=2048)
+    parser.add_argument("--rows", type=int, default=1024)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[8, 16, 32, 128])
+    parser.add_argument("--seconds", type=float, default=0.2)
+    options = parser.parse_args()
+    for name in options.types:
+        kind = GGMLQuantizationType[name]
+        print(json.dumps(measure(kind, options.rows, options.cols, options.tokens, options.seconds)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
