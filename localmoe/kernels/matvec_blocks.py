@@ -4,9 +4,10 @@ Every kernel: (w, act, out, r0, r1, n_cols), all int64. `w` is the address of ro
 file stores it, `act` that of a "q8_0" activation row; float32 results go to out + 4 * r for r in [r0, r1). No kernel
 reads outside of a row's own bytes: a file may end there.
 
-Two blocks fill a vector of 64 bytes; a last odd block goes through half a vector. An offset of the weights (8 in Q4_0,
-16 in Q5_0, and 128 where the hardware wants them unsigned) starts the integer sum off at minus the offset times the
-block's sum of activations, an eighth of it in each of the block's eight lanes. Layouts: ggml-common.h.
+Two blocks fill a vector of 64 bytes, and the scales of four are made at a time; the blocks that a last step lacks
+repeat its last one at d = 0. An offset of the weights (8 in Q4_0, 16 in Q5_0, and 128 where the hardware wants them
+unsigned) starts the integer sum off at minus the offset times the block's sum of activations, an eighth of it in each
+of the block's eight lanes. Layouts: ggml-common.h.
 """
 
 from __future__ import annotations
@@ -20,24 +21,19 @@ from localmoe.kernels.simd import (
     DOT4_BIAS,
     Vec,
     add,
-    bit_or,
     concat,
     dot4,
     dot4_biased,
     fma,
-    fold,
     hsum,
-    ld_f16,
     ld_f32,
     ld_i32,
-    load_bits,
-    load_bits_pair,
     load_halves_apart,
+    make_add_bits,
     make_constant,
+    make_field,
     make_load,
     make_load_twice,
-    make_mask,
-    make_shift,
     make_shuffle,
     make_shuffle2,
     make_splat,
@@ -47,159 +43,141 @@ from localmoe.kernels.simd import (
 )
 
 _B32, _B64 = Vec("i8", 32), Vec("i8", 64)
-_I2, _I8, _I16 = Vec("i32", 2), Vec("i32", 8), Vec("i32", 16)
-_F2, _F8, _F16 = Vec("f32", 2), Vec("f32", 8), Vec("f32", 16)
+_I4, _I16 = Vec("i32", 4), Vec("i32", 16)
+_F4, _F8, _F16 = Vec("f32", 4), Vec("f32", 8), Vec("f32", 16)
 
 _load_b32 = make_load(_B32)
-_load_b64 = make_load(_B64)
 _load_b16_twice = make_load_twice(_B32)
-_load_f2 = make_load(_F2)
-_load_i2 = make_load(_I2)
-_two_halves = load_halves_apart(1)
-_four_halves = load_halves_apart(2)
-_splat_f8 = make_splat(_F8)
-_splat_i8 = make_splat(_I8)
-_zero_i8 = make_constant(_I8, 0)
+_load_f4 = make_load(_F4)
+_load_i4 = make_load(_I4)
+_four_halves = load_halves_apart(1, 4)
+_four_pairs = load_halves_apart(2, 4)
+_splat_f1 = make_splat(Vec("f32", 1))
+_splat_i1 = make_splat(Vec("i32", 1))
 _zero_i16 = make_constant(_I16, 0)
 _zero_f16 = make_constant(_F16, 0)
 _zero_f8 = make_constant(_F8, 0)
-_eighth = make_constant(_F2, 0.125)
-_each = make_shuffle([0] * 8 + [1] * 8)  # lane 0 for the first block, lane 1 for the second
-_even_each = make_shuffle([0] * 8 + [2] * 8)
-_odd_each = make_shuffle([1] * 8 + [3] * 8)
-_interleave = make_shuffle2((0, 2, 1, 3))
-_nibbles_32 = make_shift("lshr", Vec("i16", 16), [0] * 8 + [4] * 8)
-_nibbles_64 = make_shift("lshr", Vec("i16", 32), ([0] * 8 + [4] * 8) * 2)
-_low4_32 = make_mask(_B32, 0x0F)
-_low4_64 = make_mask(_B64, 0x0F)
-_fifth_32 = load_bits(16)
-_fifth_64 = load_bits_pair(16)
+_each_01, _each_23 = make_shuffle([0] * 8 + [1] * 8), make_shuffle([2] * 8 + [3] * 8)
+_each_02, _each_46 = make_shuffle([0] * 8 + [2] * 8), make_shuffle([4] * 8 + [6] * 8)
+_odd = make_shuffle((1, 3, 5, 7))
+_interleave = make_shuffle2((0, 4, 1, 5, 2, 6, 3, 7))
+_nibbles = make_field([0, 4, 0, 4], 0x0F)
+_add_fifth = make_add_bits(16)
 
 
 @njit(fast=True, inline=True)
-def _q4_pair(o0, o1):  # type: ignore[no-untyped-def]
+def _q4(at0, at1):  # type: ignore[no-untyped-def]
     """64 weights from two runs of 16 bytes; each run's low nibbles come before its high ones."""
-    return _low4_64(_nibbles_64(concat(_load_b16_twice(o0), _load_b16_twice(o1))))
+    return _nibbles(concat(_load_b16_twice(at0), _load_b16_twice(at1)))
 
 
 @njit(fast=True, inline=True)
-def _q4_one(o):  # type: ignore[no-untyped-def]
-    return _low4_32(_nibbles_32(_load_b16_twice(o)))
-
-
-# One table row a type: how 64 weights of two blocks and 32 of one block are read, given the blocks' addresses.
-
-
-@njit(fast=True, inline=True)
-def _q8_0_pair(o0, o1):  # type: ignore[no-untyped-def]
+def _q8_0_weights(o0, o1):  # type: ignore[no-untyped-def]
     return concat(_load_b32(o0 + 2), _load_b32(o1 + 2))
 
 
 @njit(fast=True, inline=True)
-def _q8_0_one(o):  # type: ignore[no-untyped-def]
-    return _load_b32(o + 2)
+def _q4_0_weights(o0, o1):  # type: ignore[no-untyped-def]
+    return _q4(o0 + 2, o1 + 2)
 
 
 @njit(fast=True, inline=True)
-def _q4_0_pair(o0, o1):  # type: ignore[no-untyped-def]
-    return _q4_pair(o0 + 2, o1 + 2)
+def _q4_1_weights(o0, o1):  # type: ignore[no-untyped-def]
+    return _q4(o0 + 4, o1 + 4)
 
 
 @njit(fast=True, inline=True)
-def _q4_0_one(o):  # type: ignore[no-untyped-def]
-    return _q4_one(o + 2)
+def _q5_0_weights(o0, o1):  # type: ignore[no-untyped-def]
+    return _add_fifth(_q4(o0 + 6, o1 + 6), o0 + 2, o1 + 2)
 
 
 @njit(fast=True, inline=True)
-def _q4_1_pair(o0, o1):  # type: ignore[no-untyped-def]
-    return _q4_pair(o0 + 4, o1 + 4)
+def _q5_1_weights(o0, o1):  # type: ignore[no-untyped-def]
+    return _add_fifth(_q4(o0 + 8, o1 + 8), o0 + 4, o1 + 4)
 
 
 @njit(fast=True, inline=True)
-def _q4_1_one(o):  # type: ignore[no-untyped-def]
-    return _q4_one(o + 4)
+def _q(q0, q1):  # type: ignore[no-untyped-def]
+    return concat(_load_b32(q0), _load_b32(q1))
 
 
-@njit(fast=True, inline=True)
-def _q5_0_pair(o0, o1):  # type: ignore[no-untyped-def]
-    return bit_or(_q4_pair(o0 + 6, o1 + 6), _fifth_64(o0 + 2, o1 + 2))
+def _make_symmetric(weights: Any, offset: int, product: Any) -> Any:
+    """Four [d][...] blocks whose weights stand `offset` too high."""
+    take = make_constant(_I4, -(offset // 8))
+
+    @njit(fast=True, inline=True)
+    def four(sums, o0, o1, o2, o3, q0, q1, q2, q3, da, s):  # type: ignore[no-untyped-def]
+        acc, mins = sums
+        start = mul(s, take())
+        d = mul(_four_halves(o0, o1, o2, o3), da)
+        t0 = product(_each_01(start), weights(o0, o1), _q(q0, q1))
+        t1 = product(_each_23(start), weights(o2, o3), _q(q2, q3))
+        acc = fma(to_f32(t0), _each_01(d), acc)
+        return fma(to_f32(t1), _each_23(d), acc), mins
+
+    return four
 
 
-@njit(fast=True, inline=True)
-def _q5_0_one(o):  # type: ignore[no-untyped-def]
-    return bit_or(_q4_one(o + 6), _fifth_32(o + 2))
+def _make_with_minimum(weights: Any) -> Any:
+    """Four [d][m][...] blocks; m times the block's sum goes to the odd lanes of `mins`."""
+
+    @njit(fast=True, inline=True)
+    def four(sums, o0, o1, o2, o3, q0, q1, q2, q3, da, s):  # type: ignore[no-untyped-def]
+        acc, mins = sums
+        d = mul(_four_pairs(o0, o1, o2, o3), _interleave(da, mul(to_f32(s), da)))
+        t0 = dot4(_zero_i16(), weights(o0, o1), _q(q0, q1))
+        t1 = dot4(_zero_i16(), weights(o2, o3), _q(q2, q3))
+        acc = fma(to_f32(t0), _each_02(d), acc)
+        return fma(to_f32(t1), _each_46(d), acc), add(mins, d)
+
+    return four
 
 
-@njit(fast=True, inline=True)
-def _q5_1_pair(o0, o1):  # type: ignore[no-untyped-def]
-    return bit_or(_q4_pair(o0 + 8, o1 + 8), _fifth_64(o0 + 4, o1 + 4))
-
-
-@njit(fast=True, inline=True)
-def _q5_1_one(o):  # type: ignore[no-untyped-def]
-    return bit_or(_q4_one(o + 8), _fifth_32(o + 4))
-
-
-def _make_symmetric(pair: Any, one: Any, size: int, offset: int, product: Any) -> Any:
-    """One row's product for [d][...] blocks of `size` bytes whose weights stand `offset` too high."""
-    eighth = offset // 8
-    take = make_constant(_I2, -eighth)
+def _make_row(four: Any, size: int) -> Any:
+    """One row's product from blocks of `size` bytes, four at a time."""
 
     @njit(fast=True, inline=True)
     def row(o, act, n):  # type: ignore[no-untyped-def]
+        n_blocks = n // 32
+        q = act
         ds = act + n
-        sums = ds + n // 8
-        acc = _zero_f16()
-        for p in range(n // 64):
-            start = _each(mul(_load_i2(sums + 8 * p), take()))
-            t = product(start, pair(o, o + size), _load_b64(act + 64 * p))
-            d = mul(_two_halves(o, o + size), _load_f2(ds + 8 * p))
-            acc = fma(to_f32(t), _each(d), acc)
-            o += 2 * size
-        half = fold(acc)
-        if n % 64:
-            b = n // 32 - 1
-            start_one = _splat_i8(np.int32(ld_i32(sums + 4 * b) * -eighth))
-            t_one = product(start_one, one(o), _load_b32(act + 32 * b))
-            half = fma(to_f32(t_one), _splat_f8(ld_f16(o) * ld_f32(ds + 4 * b)), half)
-        return hsum(half)
+        ss = ds + 4 * n_blocks
+        sums = _zero_f16(), _zero_f8()
+        for _ in range(n_blocks // 4):
+            o1 = o + size
+            o2 = o1 + size
+            o3 = o2 + size
+            sums = four(sums, o, o1, o2, o3, q, q + 32, q + 64, q + 96, _load_f4(ds), _load_i4(ss))
+            o = o3 + size
+            q += 128
+            ds += 16
+            ss += 16
+        left = n_blocks % 4
+        if left:
+            i1 = min(1, left - 1)
+            i2 = left - 1
+            d1 = ld_f32(ds + 4 * i1) if left > 1 else np.float32(0.0)
+            d2 = ld_f32(ds + 4 * i2) if left > 2 else np.float32(0.0)
+            da = concat(concat(_splat_f1(ld_f32(ds)), _splat_f1(d1)), concat(_splat_f1(d2), _splat_f1(np.float32(0.0))))
+            s1 = _splat_i1(ld_i32(ss + 4 * i1))
+            s2 = _splat_i1(ld_i32(ss + 4 * i2))
+            s = concat(concat(_splat_i1(ld_i32(ss)), s1), concat(s2, s2))
+            o1 = o + i1 * size
+            o2 = o + i2 * size
+            q1 = q + 32 * i1
+            q2 = q + 32 * i2
+            sums = four(sums, o, o1, o2, o2, q, q1, q2, q2, da, s)
+        acc, mins = sums
+        return hsum(acc) + hsum(_odd(mins))
 
     return row
 
 
-def _make_with_minimum(pair: Any, one: Any, size: int) -> Any:
-    """One row's product for [d][m][...] blocks of `size` bytes."""
-
-    @njit(fast=True, inline=True)
-    def row(o, act, n):  # type: ignore[no-untyped-def]
-        ds = act + n
-        sums = ds + n // 8
-        acc = _zero_f16()
-        for p in range(n // 64):
-            t = dot4(_zero_i16(), pair(o, o + size), _load_b64(act + 64 * p))
-            da = _load_f2(ds + 8 * p)
-            of_sum = mul(mul(to_f32(_load_i2(sums + 8 * p)), da), _eighth())
-            d = mul(_four_halves(o, o + size), _interleave(da, of_sum))
-            acc = add(fma(to_f32(t), _even_each(d), acc), _odd_each(d))
-            o += 2 * size
-        half = fold(acc)
-        total = np.float32(0.0)
-        if n % 64:
-            b = n // 32 - 1
-            t_one = dot4(_zero_i8(), one(o), _load_b32(act + 32 * b))
-            da_one = ld_f32(ds + 4 * b)
-            half = fma(to_f32(t_one), _splat_f8(ld_f16(o) * da_one), half)
-            total = ld_f16(o + 2) * da_one * np.float32(ld_i32(sums + 4 * b))
-        return hsum(half) + total
-
-    return row
-
-
-_row_q8_0 = _make_symmetric(_q8_0_pair, _q8_0_one, 34, DOT4_BIAS, dot4_biased)
-_row_q4_0 = _make_symmetric(_q4_0_pair, _q4_0_one, 18, 8, dot4)
-_row_q5_0 = _make_symmetric(_q5_0_pair, _q5_0_one, 22, 16, dot4)
-_row_q4_1 = _make_with_minimum(_q4_1_pair, _q4_1_one, 20)
-_row_q5_1 = _make_with_minimum(_q5_1_pair, _q5_1_one, 24)
+_row_q8_0 = _make_row(_make_symmetric(_q8_0_weights, DOT4_BIAS, dot4_biased), 34)
+_row_q4_0 = _make_row(_make_symmetric(_q4_0_weights, 8, dot4), 18)
+_row_q5_0 = _make_row(_make_symmetric(_q5_0_weights, 16, dot4), 22)
+_row_q4_1 = _make_row(_make_with_minimum(_q4_1_weights), 20)
+_row_q5_1 = _make_row(_make_with_minimum(_q5_1_weights), 24)
 
 
 def matvec_q8_0(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> None:

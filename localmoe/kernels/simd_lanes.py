@@ -129,7 +129,7 @@ def make_mask(vec: Vec, values: Sequence[int] | int) -> Any:
 def make_field(shifts: Sequence[int], mask: int, plus: int = 0) -> Any:
     """An intrinsic that gives ((x >> shift) & mask) ^ plus of bytes, to the left if shift < 0.
 
-    `shifts` has one shift for all lanes, or one for each half of them.
+    `shifts` has one shift for all lanes, or one for each half or quarter of them.
     """
 
     @intrinsic

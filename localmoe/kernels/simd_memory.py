@@ -87,51 +87,67 @@ def make_load_bf16(n: int) -> Any:
     return load
 
 
-def load_halves_apart(n: int) -> Any:
-    """An intrinsic that loads `n` float16 (1 or 2) from each of two addresses, widened to float32: 2 * n lanes."""
+def load_halves_apart(n: int, addresses: int) -> Any:
+    """An intrinsic that loads `n` float16 (1 or 2) from each of 2 or 4 addresses, widened to float32, side by side."""
+
+    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        # joined as integers: scalar instructions are free beside the vector ones, inserting into a vector is not
+        parts = [load_at(b, a, ir.IntType(16 * n)) for a in args]
+        while len(parts) > 1 and parts[0].type.width < 64:
+            width = parts[0].type.width
+            wider = ir.IntType(2 * width)
+            parts = [
+                b.or_(b.zext(x, wider), b.shl(b.zext(y, wider), wider(width)))
+                for x, y in zip(parts[::2], parts[1::2], strict=True)
+            ]
+        vectors = [b.bitcast(part, ir.VectorType(F16T, part.type.width // 16)) for part in parts]
+        halves = vectors[0] if len(vectors) == 1 else lanes(b, vectors[0], vectors[1], range(n * addresses))
+        return b.fpext(halves, ir.VectorType(F32T, n * addresses))
+
+    kind = Vec("f32", n * addresses)
+    if addresses == 2:
+
+        @intrinsic
+        def load_2(typingctx: Any, a0: Any, a1: Any) -> Any:
+            return kind(types.int64, types.int64), codegen
+
+        return load_2
 
     @intrinsic
-    def load(typingctx: Any, first: Any, second: Any) -> Any:
+    def load_4(typingctx: Any, a0: Any, a1: Any, a2: Any, a3: Any) -> Any:
+        return kind(types.int64, types.int64, types.int64, types.int64), codegen
+
+    return load_4
+
+
+def _add_where(b: Any, x: Any, bits: Any, value: int) -> Any:
+    """x, plus `value` in the byte lanes whose bit is set."""
+    met = b.bitcast(bits, ir.VectorType(ir.IntType(1), bits.type.width))
+    return b.select(met, b.add(x, ir.Constant(x.type, [value] * x.type.count)), x)
+
+
+def make_add_bits(value: int) -> Any:
+    """An intrinsic that adds `value` to the bytes of a 64-byte vector whose bits are set in 32 bits at two addresses.
+
+    Only AVX-512 has masks of 64 bits.
+    """
+
+    @intrinsic
+    def op(typingctx: Any, x: Any, first: Any, second: Any) -> Any:
         def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
-            x, y = (load_at(b, a, ir.VectorType(F16T, n)) for a in args)
-            return b.fpext(lanes(b, x, y, range(2 * n)), ir.VectorType(F32T, 2 * n))
-
-        return Vec("f32", 2 * n)(types.int64, types.int64), codegen
-
-    return load
-
-
-def _pick(b: Any, bits: Any, value: int) -> Any:
-    """`value` in the byte lanes whose bit is set, else 0."""
-    n = bits.type.width
-    i8 = Vec("i8", n)
-    return b.select(b.bitcast(bits, ir.VectorType(ir.IntType(1), n)), const(i8, value), const(i8, 0))
-
-
-def load_bits(value: int) -> Any:
-    """An intrinsic that loads 32 bits and gives `value` in each of 32 bytes whose bit is set, else 0."""
-
-    @intrinsic
-    def load(typingctx: Any, address: Any) -> Any:
-        return Vec("i8", 32)(types.int64), lambda ctx, b, sig, args: _pick(b, load_at(b, args[0], I32T), value)
-
-    return load
-
-
-def load_bits_pair(value: int) -> Any:
-    """`load_bits` from two addresses, 64 bytes. Only AVX-512 has masks of 64 bits."""
-
-    @intrinsic
-    def load(typingctx: Any, first: Any, second: Any) -> Any:
-        def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
-            x, y = (load_at(b, a, I32T) for a in args)
+            low, high = (load_at(b, a, I32T) for a in args[1:])
             if ISA == "avx512vnni":
-                return _pick(b, b.or_(b.zext(x, I64T), b.shl(b.zext(y, I64T), I64T(32))), value)
-            return lanes(b, _pick(b, x, value), _pick(b, y, value), range(64))
+                bits = b.or_(b.zext(low, I64T), b.shl(b.zext(high, I64T), I64T(32)))
+                return _add_where(b, args[0], bits, value)
+            halves = [
+                _add_where(b, lanes(b, args[0], args[0], range(at, at + 32)), bits, value)
+                for at, bits in ((0, low), (32, high))
+            ]
+            return lanes(b, halves[0], halves[1], range(64))
 
-        return Vec("i8", 64)(types.int64, types.int64), codegen
+        return x(x, types.int64, types.int64), codegen
 
-    return load
+    return op
 
 
 load_f32 = make_load(F32)

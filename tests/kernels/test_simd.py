@@ -55,6 +55,7 @@ def test_integer_dot_products_are_exact_at_every_width(n: int) -> None:
 
 
 load_b16, load_b32 = simd.make_load(Vec("i8", 16)), simd.make_load(Vec("i8", 32))
+load_b64 = simd.make_load(Vec("i8", 64))
 load_i16, load_f16 = simd.make_load(Vec("i32", 16)), simd.make_load(Vec("f32", 16))
 twice = simd.make_load_twice(Vec("i8", 32))
 shift_up = simd.make_shift("shl", Vec("i16", 16), [3] * 8 + [5] * 8)
@@ -63,7 +64,7 @@ pick = simd.make_bit_pick(Vec("i8", 32), [1 << (i % 7) for i in range(32)], 9)
 reverse = simd.make_shuffle(range(31, -1, -1))
 weave = simd.make_shuffle2([0, 16, 1, 17])
 constant = simd.make_constant(Vec("i8", 32), range(32))
-bits, bits_pair = simd.load_bits(16), simd.load_bits_pair(16)
+add_bits = simd.make_add_bits(16)
 
 
 @njit
@@ -83,9 +84,8 @@ def bytes_ops(x, out):
     simd.store(out + 292, simd.widen_unsigned(low))
     simd.store(out + 324, simd.fold(v))
     simd.store(out + 340, simd.shr(v, 4))
-    simd.store(out + 372, bits(x))
-    simd.store(out + 404, bits_pair(x, x + 9))
-    simd.store(out + 468, simd.bit_or(low, load_b16(x + 16)))
+    simd.store(out + 372, simd.bit_or(low, load_b16(x + 16)))
+    simd.store(out + 388, add_bits(load_b64(x), x, x + 9))
 
 
 def test_byte_vectors_shuffle_shift_mask_widen_and_pick() -> None:
@@ -100,10 +100,9 @@ def test_byte_vectors_shuffle_shift_mask_widen_and_pick() -> None:
         np.where(v & (1 << (np.arange(32) % 7)), 9, 0).astype(np.uint8), v[::-1], x[[0, 16, 1, 17]],
         np.arange(32, dtype=np.uint8), np.tile(low, 2), np.concatenate([low, np.zeros(16, np.uint8)]),
         low.view(np.int8).astype(np.int16).view(np.uint8), low.astype(np.uint16).view(np.uint8),
-        x[:16] + x[16:32], v >> 4, unpacked(x[:4]), np.concatenate([unpacked(x[:4]), unpacked(x[9:13])]),
-        x[:16] | x[16:32],
+        x[:16] + x[16:32], v >> 4, x[:16] | x[16:32], x + np.concatenate([unpacked(x[:4]), unpacked(x[9:13])]),
     ]  # fmt: skip
-    np.testing.assert_array_equal(out[:484], np.concatenate(expected))
+    np.testing.assert_array_equal(out[:452], np.concatenate(expected))
 
 
 def make_byte_fields(n: int):
@@ -135,7 +134,7 @@ def test_fields_of_bytes_and_blends(n: int) -> None:
 
 
 permuted = simd.make_permute([(7 * i + 3) % 16 for i in range(32)])
-load_b64, load_h16 = simd.make_load(Vec("i8", 64)), simd.make_load(Vec("i16", 16))
+load_h16 = simd.make_load(Vec("i16", 16))
 
 
 @njit
@@ -190,6 +189,21 @@ def test_float_lanes_and_reductions() -> None:
     np.testing.assert_allclose(out[5], x / y, rtol=3e-7)
     assert sums[:3].tolist() == [x.sum(), x.max(), x.min()]
     assert sums[3:].view(np.int32).tolist() == [np.rint(x).sum(), np.rint(x).max()]
+
+
+apart_1, apart_2 = simd.load_halves_apart(1, 4), simd.load_halves_apart(2, 2)
+
+
+@njit
+def halves_apart(h, out):
+    simd.store(out, apart_1(h, h + 10, h + 6, h + 2))
+    simd.store(out + 16, apart_2(h, h + 10))
+
+
+def test_float16_from_several_addresses() -> None:
+    h, out = RNG.normal(size=8).astype(np.float16), np.zeros(8, np.float32)
+    halves_apart(at(h), at(out))
+    np.testing.assert_array_equal(out, h[[0, 5, 3, 1, 0, 1, 5, 6]])
 
 
 @njit
