@@ -250,6 +250,14 @@ def _rope(values: dict[str, Any], file: Path, warn: Warn) -> dict[str, Any]:
         raise BadInputError("is not supported", file=file, item="partial_rotary_factor", expected=1)
     if kind == "dynamic":
         warn("dynamic rope scaling is not kept: it acts only beyond the trained context, and llama.cpp drops it too")
+    _complete_scaling(rope, values, file)
+    _positive(rope, "rope_theta", file)
+    return rope
+
+
+def _complete_scaling(rope: dict[str, Any], values: dict[str, Any], file: Path) -> None:
+    """Set what a rope type's parameters default to, and check that they are numbers."""
+    kind = rope["rope_type"]
     if kind in ("llama3", "yarn"):
         original = values.get("original_max_position_embeddings")
         if original is not None:
@@ -270,8 +278,6 @@ def _rope(values: dict[str, Any], file: Path, warn: Warn) -> dict[str, Any]:
             raise BadInputError(
                 "is not above low_freq_factor", file=file, item="high_freq_factor", got=high, expected=low
             )
-    _positive(rope, "rope_theta", file)
-    return rope
 
 
 def rope_factors(hparams: HParams) -> np.ndarray[Any, np.dtype[np.float32]] | None:
