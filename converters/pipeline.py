@@ -25,7 +25,7 @@ from localmoe.quants.formats import FORMATS, format_of
 
 from .convert_rows import Rows, convert, prepare
 from .output import OutputFile, TensorHeader, check_space, check_target, header_bytes, padded, replacing
-from .recipe import CONVERTER_TYPES, COPY, Choice, Options, choose_types, find_recipe
+from .recipe import CONVERTER_TYPES, COPY, Choice, Options, choose_types, find_recipe, parse_options
 from .source import MetaValue, Piece, SourceModel
 
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
@@ -93,17 +93,15 @@ def write_model(
     name = COPY if name == COPY else find_recipe(name).name
     if importance is not None:
         raise UsageError("an importance matrix is not supported yet", got=f"one of {len(importance)} tensors")
-    if options is None:
-        options = parse_options(pure=pure, overrides=overrides)
+    options = options or parse_options(pure=pure, overrides=overrides)
     target = check_target(out, _inputs(model), file=str(out))
     choices = list(choose_types(model, name, options))
     rows = tuple(_row(choice, model.label) for choice in choices)
     _check_requantizing(rows, allow_requantize, model.label)
     notices = tuple(choice.notice for choice in choices if choice.notice)
-    for notice in notices:
-        notify(notice)
-    headers = [TensorHeader(row.name, row.shape, row.type, row.n_bytes) for row in rows]
-    head = header_bytes(_metadata(model, name), headers)
+    for line in notices:
+        notify(line)
+    head = header_bytes(_metadata(model, name), [TensorHeader(r.name, r.shape, r.type, r.n_bytes) for r in rows])
     n_bytes = len(head) + sum(padded(row.n_bytes) for row in rows)
     if not dry_run:
         check_space(target, n_bytes)
@@ -113,33 +111,6 @@ def write_model(
             file.write(head)
             work.write_tensors(file)
     return WriteReport(out, name, rows, notices, n_bytes, time.monotonic() - began)
-
-
-def parse_options(
-    *,
-    pure: bool = False,
-    overrides: Sequence[tuple[str, str]] = (),
-    output_type: str | None = None,
-    token_embedding_type: str | None = None,
-) -> Options:
-    """Options from what a command line holds; UsageError for a type or expression that is none."""
-    import re
-
-    from localmoe.quants.formats import parse_type
-
-    compiled = []
-    for expression, type_name in overrides:
-        try:
-            pattern = re.compile(expression)
-        except re.error as error:
-            raise UsageError(f"not a regular expression: {error}", got=expression) from None
-        compiled.append((pattern, parse_type(type_name)))
-    return Options(
-        pure=pure,
-        overrides=tuple(compiled),
-        output_type=parse_type(output_type) if output_type else None,
-        token_embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
-    )
 
 
 def _inputs(model: SourceModel) -> list[Path]:

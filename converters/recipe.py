@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf import LlamaFileType
 
 from localmoe.errors import BadInputError, UsageError
-from localmoe.quants.formats import FORMATS
+from localmoe.quants.formats import FORMATS, parse_type
 
 from .source import SourceModel, SourceTensor
 
@@ -135,6 +135,29 @@ def find_recipe(file_type: str) -> Recipe:
     if recipe is None:
         raise UsageError("unknown file type", got=file_type, expected=f"one of {', '.join(RECIPES)}")
     return recipe
+
+
+def parse_options(
+    *,
+    pure: bool = False,
+    overrides: Sequence[tuple[str, str]] = (),
+    output_type: str | None = None,
+    token_embedding_type: str | None = None,
+) -> Options:
+    """Options from what a command line holds; UsageError for a type or expression that is none."""
+    compiled = []
+    for expression, type_name in overrides:
+        try:
+            pattern = re.compile(expression)
+        except re.error as error:
+            raise UsageError(f"not a regular expression: {error}", got=expression) from None
+        compiled.append((pattern, parse_type(type_name)))
+    return Options(
+        pure=pure,
+        overrides=tuple(compiled),
+        output_type=parse_type(output_type) if output_type else None,
+        token_embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
+    )
 
 
 def category(name: str) -> str:

@@ -43,7 +43,8 @@ def quantize(
 ) -> None:
     """Quantize a GGUF, byte for byte as llama-quantize does."""
     from localmoe.converters.gguf_source import gguf_source
-    from localmoe.converters.pipeline import parse_options, write_model
+    from localmoe.converters.pipeline import write_model
+    from localmoe.converters.recipe import parse_options
     from localmoe.gguf_file import open_gguf
     from localmoe.progress import TerminalProgress
 
