@@ -96,8 +96,8 @@ def quantize_q8_0(x: int, act: int, n: int) -> None:
         if bits >= _INFINITY:
             d = np.float32(np.nan)
         elif bits >= _TINY:
+            inverse = _splat(np.float32(127.0) / d)
             d = d / np.float32(127.0)
-            inverse = _splat(np.float32(1.0) / d)
             q0 = to_i32(mul(x0, inverse))
             q1 = to_i32(mul(x1, inverse))
         store_i8_from_i32(act + 32 * b, q0)

@@ -1,8 +1,11 @@
-"""Attention of a few query rows over one KV head, block by block with an online softmax (Milakov & Gimelshein 2018).
+"""Attention of a few query rows over one KV head: softmax weights of all their positions, then values added by them.
 
 K is kept in blocks of 16 positions, transposed: (n_ctx / 16, head_dim, 16), so that a vector's lanes are positions
 and scores need no horizontal sums. V is kept as (n_ctx, head_dim). Query rows that share a KV head are computed
 together: `ROWS` of them a call, the last one repeated when there are fewer.
+
+Weights are normalised before they meet the values, and over a float16 cache rounded to float16, as llama.cpp does: an
+online softmax saves writing them out, but int8 activations amplify the different rounding to an NMSE above 1e-4.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ from localmoe.kernels.simd import (
     ISA,
     LANES,
     Vec,
-    add,
     call,
     exp,
     hmax,
@@ -43,9 +45,8 @@ from localmoe.kernels.simd import (
 )
 
 K_BLOCK = 16  # positions interleaved in K
-BLOCK = 64  # positions scored before their values are added
+BLOCK = 64  # positions scored, or whose values are added, at a time
 ROWS = 8 if ISA == "avx512vnni" else 4
-N_ARGS = 10
 NEGATIVE = -1e30  # below every score, and not an infinity: exp(NEGATIVE - NEGATIVE) must be 1
 
 
@@ -135,9 +136,10 @@ def keep_first(typingctx: Any, x: Any, n: Any) -> Any:
 
 
 @intrinsic
-def first_lane(typingctx: Any, x: Any) -> Any:
-    zero = ir.Constant(ir.IntType(32), 0)
-    return types.float32(F32), lambda ctx, b, sig, args: b.extract_element(args[0], zero)
+def round_half(typingctx: Any, x: Any) -> Any:
+    """float32 lanes rounded to the nearest float16."""
+    half = ir.VectorType(ir.HalfType(), LANES)
+    return F32(F32), lambda ctx, b, sig, args: b.fpext(b.fptrunc(args[0], half), llvm_type(F32))
 
 
 @njit(inline=True)
@@ -156,82 +158,103 @@ def padded(head_dim: int) -> int:
 
 
 @njit(fast=True, inline=True)
-def _scores(load: Any, q: int, k: int, p: int, block: int, head_dim: int) -> None:
-    """p[r, 0:BLOCK] = q[r] . k[block : block + BLOCK]."""
+def _scores(load: Any, q: int, k: int, s: int, stride: int, block: int, head_dim: int) -> None:
+    """s[r, 0:BLOCK] = q[r] . k[block : block + BLOCK]."""
     for j in range(0, BLOCK, LANES):
         base = (block + j) // K_BLOCK * K_BLOCK * head_dim + j % K_BLOCK
-        s = rows_zero()
+        tile = rows_zero()
         for d in range(head_dim):
-            s = rows_fma(s, q + 4 * d, 4 * head_dim, load(k, base + d * K_BLOCK))
-        rows_store(p + 4 * j, 4 * BLOCK, s)
+            tile = rows_fma(tile, q + 4 * d, 4 * head_dim, load(k, base + d * K_BLOCK))
+        rows_store(s + 4 * j, stride, tile)
 
 
 @njit(fast=True, inline=True)
-def _softmax_block(p: int, state: int, limits: int, block: int, acc: int, width: int) -> None:
-    """Turn scores into weights against the running maximum, and rescale what was summed under the older one."""
+def _exponentials(s: int, visible: int, n: int, scale: float, stats: int) -> None:
+    """s = exp(scale * s - max) of the first `visible` of n scores, 0 for the rest; stats = (max, sum)."""
+    by = splat_f32(np.float32(scale))
+    top = splat_f32(np.float32(NEGATIVE))
+    for j in range(0, n, LANES):
+        x = keep_first(mul(load_f32(s + 4 * j), by), visible - j)
+        store(s + 4 * j, x)
+        top = maximum(top, x)
+    greatest = hmax(top)
+    shift = splat_f32(greatest)
+    total = 0.0  # float64
+    for j in range(0, n, LANES):
+        e = exp(sub(load_f32(s + 4 * j), shift))
+        store(s + 4 * j, e)
+        total += hsum(e)
+    st_f32(stats, greatest)
+    st_f32(stats + 4, np.float32(total))
+
+
+@njit(fast=True, inline=True)
+def _weights(
+    load: Any, q: int, limits: int, k: int, first: int, last: int, s: int, stride: int, stats: int, scale: float,
+    head_dim: int,
+) -> None:  # fmt: skip
+    for block in range(first, last, BLOCK):
+        _scores(load, q, k, s + 4 * (block - first), stride, block, head_dim)
+    n = (last - first + BLOCK - 1) // BLOCK * BLOCK
     for r in range(ROWS):
-        row = p + 4 * r * BLOCK
-        visible = ld_i64(limits + 8 * r) - block
-        top = splat_f32(np.float32(NEGATIVE))
-        for j in range(0, BLOCK, LANES):
-            s = keep_first(load_f32(row + 4 * j), visible - j)
-            store(row + 4 * j, s)
-            top = maximum(top, s)
-        before = ld_f32(state + 8 * r)
-        now = max(before, hmax(top))
-        shift = splat_f32(now)
-        total = zero_f32()
-        for j in range(0, BLOCK, LANES):
-            e = exp(sub(load_f32(row + 4 * j), shift))
-            store(row + 4 * j, e)
-            total = add(total, e)
-        scale = exp(splat_f32(before - now))
-        scaled = ld_f32(state + 8 * r + 4) * first_lane(scale)
-        st_f32(state + 8 * r, now)
-        st_f32(state + 8 * r + 4, scaled + hsum(total))
-        if before < now:
-            for d in range(0, width, LANES):
-                store(acc + 4 * (r * width + d), mul(load_f32(acc + 4 * (r * width + d)), scale))
+        _exponentials(s + r * stride, ld_i64(limits + 8 * r) - first, n, scale, stats + 8 * r)
 
 
 @njit(fast=True, inline=True)
-def _add_values(load: Any, p: int, v: int, acc: int, block: int, n: int, width: int) -> None:
-    """acc[r] += p[r, 0:n] @ v[block : block + n]."""
-    for d in range(0, width, LANES):
-        tile = rows_load(acc + 4 * d, 4 * width)
-        for t in range(n):
-            tile = rows_fma(tile, p + 4 * t, 4 * BLOCK, load(v, (block + t) * width + d))
-        rows_store(acc + 4 * d, 4 * width, tile)
-
-
-@njit(fast=True, inline=True)
-def _attend(
-    load: Any, q: int, limits: int, k: int, v: int, first: int, last: int, acc: int, state: int, p: int, head_dim: int
+def _values(
+    load: Any, half: bool, s: int, stride: int, factors: int, v: int, first: int, last: int, acc: int, head_dim: int
 ) -> None:
     width = (head_dim + 15) // 16 * 16
+    for i in range(0, ROWS * width, LANES):
+        store(acc + 4 * i, zero_f32())
     for block in range(first, last, BLOCK):
-        _scores(load, q, k, p, block, head_dim)
-        _softmax_block(p, state, limits, block, acc, width)
-        _add_values(load, p, v, acc, block, min(BLOCK, last - block), width)
+        n = min(BLOCK, last - block)
+        at = s + 4 * (block - first)
+        for r in range(ROWS):
+            factor = splat_f32(ld_f32(factors + 4 * r))
+            for j in range(0, BLOCK, LANES):
+                weight = mul(load_f32(at + r * stride + 4 * j), factor)
+                store(at + r * stride + 4 * j, round_half(weight) if half else weight)
+        for d in range(0, width, LANES):
+            tile = rows_load(acc + 4 * d, 4 * width)
+            for t in range(n):
+                tile = rows_fma(tile, at + 4 * t, stride, load(v, (block + t) * width + d))
+            rows_store(acc + 4 * d, 4 * width, tile)
 
 
-def attend_f16(
-    q: int, limits: int, k: int, v: int, first: int, last: int, acc: int, state: int, p: int, head_dim: int
+def weights_f16(
+    q: int, limits: int, k: int, first: int, last: int, s: int, stride: int, stats: int, scale: int, head_dim: int
 ) -> None:
-    """Add positions `first` (a multiple of BLOCK) to `last` of a float16 KV head to ROWS running softmax sums.
+    """Softmax weights, not yet normalised, of positions `first` (a multiple of BLOCK) to `last` of a float16 KV head.
 
-    q: (ROWS, head_dim) float32, already scaled. limits: (ROWS,) int64, positions each row may see. acc: (ROWS,
-    padded(head_dim)) float32 and state: (ROWS, 2) float32 (maximum, sum) are updated; the result is acc / sum.
-    p: (ROWS, BLOCK) float32 scratch.
+    q: (ROWS, head_dim) float32. limits: (ROWS,) int64, positions each row may see. s: rows `stride` bytes apart of
+    float32, whole blocks of which are written: exp(scale * score - max). stats: (ROWS, 2) float32, written: max and
+    sum. scale: address of a float32.
     """
-    _attend(load_half, q, limits, k, v, first, last, acc, state, p, head_dim)
+    _weights(load_half, q, limits, k, first, last, s, stride, stats, ld_f32(scale), head_dim)
 
 
-def attend_f32(
-    q: int, limits: int, k: int, v: int, first: int, last: int, acc: int, state: int, p: int, head_dim: int
+def weights_f32(
+    q: int, limits: int, k: int, first: int, last: int, s: int, stride: int, stats: int, scale: int, head_dim: int
 ) -> None:
-    """`attend_f16` over a float32 KV head."""
-    _attend(load_full, q, limits, k, v, first, last, acc, state, p, head_dim)
+    """`weights_f16` over a float32 KV head."""
+    _weights(load_full, q, limits, k, first, last, s, stride, stats, ld_f32(scale), head_dim)
 
 
-ATTEND = {"f16": attend_f16, "f32": attend_f32}
+def values_f16(s: int, stride: int, factors: int, v: int, first: int, last: int, acc: int, head_dim: int) -> None:
+    """acc = (s * factors, rounded to float16) @ v[first:last] of a float16 KV head.
+
+    s: as `weights_f16` leaves it, scaled in place. factors: (ROWS,) float32, 1 / sum where all positions are here.
+    acc: (ROWS, padded(head_dim)) float32, written.
+    """
+    _values(load_half, True, s, stride, factors, v, first, last, acc, head_dim)
+
+
+def values_f32(s: int, stride: int, factors: int, v: int, first: int, last: int, acc: int, head_dim: int) -> None:
+    """`values_f16` over a float32 KV head, without the rounding."""
+    _values(load_full, False, s, stride, factors, v, first, last, acc, head_dim)
+
+
+WEIGHTS_ARGS, VALUES_ARGS = 10, 8
+WEIGHTS = {"f16": weights_f16, "f32": weights_f32}
+VALUES = {"f16": values_f16, "f32": values_f32}

@@ -6,18 +6,22 @@ import math
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.extending import intrinsic
 
 from localmoe.jit import njit
 from localmoe.kernels.simd import (
+    F32,
     LANES,
     add,
     div,
     exp,
     fma,
-    hsum,
     ld_f32,
     load_f32,
     mul,
+    round_f16,
     splat_f32,
     st_f16,
     st_f32,
@@ -27,18 +31,30 @@ from localmoe.kernels.simd import (
 )
 
 
+@intrinsic
+def hsum_f64(typingctx: Any, x: Any) -> Any:
+    """The sum of float32 lanes in float64."""
+
+    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        wide = b.fpext(args[0], ir.VectorType(ir.DoubleType(), LANES))
+        signature = ir.FunctionType(ir.DoubleType(), [ir.DoubleType(), wide.type])
+        fn = cgutils.get_or_insert_function(b.module, signature, f"llvm.vector.reduce.fadd.v{LANES}f64")
+        return b.call(fn, [ir.Constant(ir.DoubleType(), 0.0), wide], fastmath=("reassoc",))
+
+    return types.float64(F32), codegen
+
+
 @njit(fast=True)
 def rms_norm(x: int, weight: int, out: int, n: int, eps: float) -> None:
     """out = x / sqrt(mean(x^2) + eps) * weight, n float32 each."""
     whole = n - n % LANES
-    squares = zero_f32()
+    total = 0.0  # float64, as ggml sums
     for i in range(0, whole, LANES):
         v = load_f32(x + 4 * i)
-        squares = fma(v, v, squares)
-    total = hsum(squares)
+        total += hsum_f64(mul(v, v))
     for i in range(whole, n):
-        total += ld_f32(x + 4 * i) * ld_f32(x + 4 * i)
-    scale = np.float32(1.0) / np.sqrt(total / np.float32(n) + np.float32(eps))
+        total += np.float64(ld_f32(x + 4 * i) * ld_f32(x + 4 * i))
+    scale = np.float32(1.0) / np.sqrt(np.float32(total / n) + np.float32(eps))
     by = splat_f32(scale)
     for i in range(0, whole, LANES):
         store(out + 4 * i, mul(mul(load_f32(x + 4 * i), by), load_f32(weight + 4 * i)))
@@ -69,6 +85,13 @@ def copy_scaled(source: int, scale: float, target: int, n: int) -> None:
 
 
 @njit(fast=True)
+def round_row_f16(x: int, n: int) -> None:
+    """Round n float32 through float16, in place."""
+    for i in range(n):
+        st_f32(x + 4 * i, round_f16(ld_f32(x + 4 * i)))
+
+
+@njit(fast=True)
 def silu_multiply(gate: int, up: int, n: int) -> None:
     """gate = gate / (1 + exp(-gate)) * up, n float32 each."""
     whole = n - n % LANES
@@ -91,35 +114,48 @@ def rope_angles(position: int, frequencies: Any, magnitude: float, table: int) -
         st_f32(table + 8 * i + 4, np.float32(math.sin(angle) * magnitude))
 
 
+@njit
+def rope_angles_ggml(position: int, step: float, ratios: Any, magnitude: float, table: int) -> None:
+    """`rope_angles` in float32, each angle the one before times `step`, times its ratio: ggml_rope_cache_init's order.
+
+    A float16 cache rounds keys, and int8 activations amplify where two engines round differently: so this follows
+    ggml's float32 arithmetic instead of the exact angles.
+    """
+    theta = np.float32(position)
+    for i in range(ratios.size):
+        angle = theta * np.float32(ratios[i])
+        st_f32(table + 8 * i, np.float32(math.cos(angle)) * np.float32(magnitude))
+        st_f32(table + 8 * i + 4, np.float32(math.sin(angle)) * np.float32(magnitude))
+        theta *= np.float32(step)
+
+
 @njit(fast=True)
-def rope_pairs(source: int, table: int, scale: float, target: int, n_rot: int, head_dim: int) -> None:
-    """Rotate the first `n_rot` of a head's values as neighbouring pairs (Su et al. 2021), scale all, write to target."""
-    by = np.float32(scale)
+def rope_pairs(source: int, table: int, target: int, n_rot: int, head_dim: int) -> None:
+    """Rotate the first `n_rot` of a head's values as neighbouring pairs (Su et al. 2021), into target."""
     for i in range(n_rot // 2):
-        cos = ld_f32(table + 8 * i) * by
-        sin = ld_f32(table + 8 * i + 4) * by
+        cos = ld_f32(table + 8 * i)
+        sin = ld_f32(table + 8 * i + 4)
         a = ld_f32(source + 8 * i)
         b = ld_f32(source + 8 * i + 4)
         st_f32(target + 8 * i, a * cos - b * sin)
         st_f32(target + 8 * i + 4, a * sin + b * cos)
     for i in range(n_rot, head_dim):
-        st_f32(target + 4 * i, ld_f32(source + 4 * i) * by)
+        st_f32(target + 4 * i, ld_f32(source + 4 * i))
 
 
 @njit(fast=True)
-def rope_halves(source: int, table: int, scale: float, target: int, n_rot: int, head_dim: int) -> None:
+def rope_halves(source: int, table: int, target: int, n_rot: int, head_dim: int) -> None:
     """`rope_pairs` with pairs (i, i + n_rot / 2), as GPT-NeoX lays heads out."""
-    by = np.float32(scale)
     half = n_rot // 2
     for i in range(half):
-        cos = ld_f32(table + 8 * i) * by
-        sin = ld_f32(table + 8 * i + 4) * by
+        cos = ld_f32(table + 8 * i)
+        sin = ld_f32(table + 8 * i + 4)
         a = ld_f32(source + 4 * i)
         b = ld_f32(source + 4 * (i + half))
         st_f32(target + 4 * i, a * cos - b * sin)
         st_f32(target + 4 * (i + half), a * sin + b * cos)
     for i in range(n_rot, head_dim):
-        st_f32(target + 4 * i, ld_f32(source + 4 * i) * by)
+        st_f32(target + 4 * i, ld_f32(source + 4 * i))
 
 
 @njit(fast=True)

@@ -14,15 +14,17 @@ from numba import carray
 
 from localmoe.jit import njit
 from localmoe.kernels.activations import quantize_q8_0, quantize_q8_k
-from localmoe.kernels.attention import BLOCK, K_BLOCK, NEGATIVE
+from localmoe.kernels.attention import K_BLOCK
 from localmoe.kernels.attention import ROWS as QUERY_ROWS
 from localmoe.kernels.elementwise import (
     add_scaled,
     copy_scaled,
     rms_norm,
     rope_angles,
+    rope_angles_ggml,
     rope_halves,
     rope_pairs,
+    round_row_f16,
     silu_multiply,
     store_row,
 )
@@ -131,7 +133,7 @@ def write_cache(m: Any, layer: Any, step: Any, thread: int) -> None:
     for item in range(n_item * thread // m.n_thread, n_item * (thread + 1) // m.n_thread):
         t, head = item // m.n_head_kv, item % m.n_head_kv
         pos = step.pos + t
-        rotate(m, m.k + item * m.head_dim * 4, t, 1.0, scratch)
+        rotate(m, m.k + item * m.head_dim * 4, t, scratch)
         base = layer.k_cache + head * m.n_ctx * m.head_dim * size
         at = (pos // K_BLOCK * K_BLOCK * m.head_dim + pos % K_BLOCK) * size
         store_row(scratch, base + at, K_BLOCK, m.half_cache != 0, m.head_dim)
@@ -140,81 +142,96 @@ def write_cache(m: Any, layer: Any, step: Any, thread: int) -> None:
 
 
 @njit
-def rotate(m: Any, source: int, t: int, scale: float, target: int) -> None:
-    """The head at `source` rotated by token t's angles and scaled, to `target`."""
+def rotate(m: Any, source: int, t: int, target: int) -> None:
+    """The head at `source` rotated by token t's angles, to `target`."""
     angles = m.angles + t * m.rope_dim * 4
     if m.interleaved:
-        rope_pairs(source, angles, scale, target, m.rope_dim, m.head_dim)
+        rope_pairs(source, angles, target, m.rope_dim, m.head_dim)
     else:
-        rope_halves(source, angles, scale, target, m.rope_dim, m.head_dim)
+        rope_halves(source, angles, target, m.rope_dim, m.head_dim)
 
 
 @njit
-def attend(
-    m: Any, layer: Any, step: Any, head: int, first_row: int, n_row: int, first: int, last: int, acc: int, state: int,
+def softmax_weights(
+    m: Any, layer: Any, step: Any, head: int, first_row: int, n_row: int, first: int, last: int, s: int, stats: int,
     scratch: int,
 ) -> None:  # fmt: skip
-    """Query rows first_row.. of a KV head (row = token * heads a KV head + head) over positions first to last."""
+    """Query rows first_row.. of a KV head (row = token * heads a KV head + head) against positions first to last."""
     group = m.n_head // m.n_head_kv
-    width = (m.head_dim + 15) // 16 * 16
-    size = 2 if m.half_cache else 4
-    q, p = scratch, scratch + QUERY_ROWS * m.head_dim * 4
-    limits = p + QUERY_ROWS * BLOCK * 4
+    q, limits = scratch, scratch + QUERY_ROWS * m.head_dim * 4
     for r in range(QUERY_ROWS):
         row = first_row + min(r, n_row - 1)
         t = row // group
-        source = m.q + (t * m.n_head + head * group + row % group) * m.head_dim * 4
-        rotate(m, source, t, m.attn_scale, q + r * m.head_dim * 4)
+        target = q + r * m.head_dim * 4
+        rotate(m, m.q + (t * m.n_head + head * group + row % group) * m.head_dim * 4, t, target)
+        if m.half_cache:  # as llama.cpp multiplies a float16 cache
+            round_row_f16(target, m.head_dim)
         st_i64(limits + 8 * r, step.pos + t + 1)
-        st_f32(state + 8 * r, NEGATIVE)
-        st_f32(state + 8 * r + 4, 0.0)
-        for i in range(width):
-            st_f32(acc + (r * width + i) * 4, 0.0)
-    k = layer.k_cache + head * m.n_ctx * m.head_dim * size
-    v = layer.v_cache + head * m.n_ctx * width * size
-    call_address(m.attend, (q, limits, k, v, first, last, acc, state, p, m.head_dim))
+    k = layer.k_cache + head * m.n_ctx * m.head_dim * (2 if m.half_cache else 4)
+    call_address(m.weights, (q, limits, k, first, last, s, m.n_ctx * 4, stats, m.attn_scale, m.head_dim))
 
 
 @njit
-def attention_one(m: Any, layer: Any, step: Any, shared: Any, thread: int) -> None:
-    """Attention of one token: items are (KV head, tile of its query heads, chunk of positions), then merged."""
+def weigh_values(m: Any, layer: Any, head: int, first: int, last: int, s: int, factors: int, acc: int) -> None:
+    """acc = the weighted values of positions first to last."""
+    width = (m.head_dim + 15) // 16 * 16
+    v = layer.v_cache + head * m.n_ctx * width * (2 if m.half_cache else 4)
+    call_address(m.values, (s, m.n_ctx * 4, factors, v, first, last, acc, m.head_dim))
+
+
+@njit(fast=True)
+def chunk_factors(stats: int, n_chunk: int, chunk: int, factors: int) -> None:
+    """What turns a chunk's exp(s - its max) into softmax weights over all chunks, for QUERY_ROWS rows."""
+    stride = QUERY_ROWS * 8
+    for r in range(QUERY_ROWS):
+        row = stats + 8 * r
+        top = ld_f32(row)
+        for c in range(1, n_chunk):
+            top = max(top, ld_f32(row + c * stride))
+        total = np.float32(0.0)
+        for c in range(n_chunk):
+            total += np.exp(ld_f32(row + c * stride) - top) * ld_f32(row + c * stride + 4)
+        scale = np.exp(ld_f32(row + chunk * stride) - top) if n_chunk > 1 else np.float32(1.0)
+        st_f32(factors + 4 * r, scale * (np.float32(1.0) / total))
+
+
+@njit
+def attention_one(m: Any, layer: Any, step: Any, mine: Any, thread: int) -> None:
+    """Attention of one token: items are (KV head, tile of its query heads, chunk of positions)."""
     group = m.n_head // m.n_head_kv
     width = (m.head_dim + 15) // 16 * 16
     tiles = (group + QUERY_ROWS - 1) // QUERY_ROWS
     chunks = (step.pos + CHUNK) // CHUNK
     n_item = m.n_head_kv * tiles * chunks
     scratch = m.scratch + thread * m.scratch_bytes
-    acc_bytes, state_bytes = QUERY_ROWS * width * 4, QUERY_ROWS * 8
-    for item in range(n_item * thread // m.n_thread, n_item * (thread + 1) // m.n_thread):
-        pair, chunk = item // chunks, item % chunks
+    first_item, last_item = n_item * thread // m.n_thread, n_item * (thread + 1) // m.n_thread
+    s_bytes, stats_bytes, acc_bytes = QUERY_ROWS * m.n_ctx * 4, QUERY_ROWS * 8, QUERY_ROWS * width * 4
+    for item in range(first_item, last_item):
+        pair, first = item // chunks, item % chunks * CHUNK
         row = pair % tiles * QUERY_ROWS
-        attend(
-            m, layer, step, pair // tiles, row, min(QUERY_ROWS, group - row), chunk * CHUNK,
-            min((chunk + 1) * CHUNK, step.pos + 1), m.partial + item * acc_bytes,
-            m.partial_state + item * state_bytes, scratch,
+        softmax_weights(
+            m, layer, step, pair // tiles, row, min(QUERY_ROWS, group - row), first,
+            min(first + CHUNK, step.pos + 1), m.scores + pair * s_bytes + first * 4,
+            m.stats + item * stats_bytes, scratch,
+        )  # fmt: skip
+    if chunks > 1:
+        barrier(m.sync, m.n_thread, m.yield_to)
+    for item in range(first_item, last_item):
+        pair, chunk = item // chunks, item % chunks
+        first = chunk * CHUNK
+        chunk_factors(m.stats + pair * chunks * stats_bytes, chunks, chunk, scratch)
+        weigh_values(
+            m, layer, pair // tiles, first, min(first + CHUNK, step.pos + 1), m.scores + pair * s_bytes + first * 4,
+            scratch, m.partial + item * acc_bytes,
         )  # fmt: skip
     barrier(m.sync, m.n_thread, m.yield_to)
     for h in range(m.n_head * thread // m.n_thread, m.n_head * (thread + 1) // m.n_thread):
         head, row = h // group, h % group
-        item = (head * tiles + row // QUERY_ROWS) * chunks
-        state = m.partial_state + item * state_bytes + row % QUERY_ROWS * 8
-        acc = m.partial + item * acc_bytes + row % QUERY_ROWS * width * 4
-        merge_chunks(acc, acc_bytes, state, state_bytes, chunks, shared.attended.f32 + h * m.head_dim * 4, m.head_dim)
-
-
-@njit(fast=True)
-def merge_chunks(acc: int, acc_bytes: int, state: int, state_bytes: int, n: int, out: int, head_dim: int) -> None:
-    """Add up n partial softmax sums of one row, each against its own maximum."""
-    top = ld_f32(state)
-    for c in range(1, n):
-        top = max(top, ld_f32(state + c * state_bytes))
-    total = np.float32(0.0)
-    for c in range(n):
-        total += np.exp(ld_f32(state + c * state_bytes) - top) * ld_f32(state + c * state_bytes + 4)
-    copy_scaled(acc, np.exp(ld_f32(state) - top) / total, out, head_dim)
-    for c in range(1, n):
-        scale = np.exp(ld_f32(state + c * state_bytes) - top) / total
-        add_scaled(out, acc + c * acc_bytes, scale, head_dim)
+        acc = m.partial + (head * tiles + row // QUERY_ROWS) * chunks * acc_bytes + row % QUERY_ROWS * width * 4
+        out = mine.attended.f32 + h * m.head_dim * 4
+        copy_scaled(acc, 1.0, out, m.head_dim)
+        for c in range(1, chunks):
+            add_scaled(out, acc + c * acc_bytes, 1.0, m.head_dim)
 
 
 @njit
@@ -225,17 +242,21 @@ def attention_many(m: Any, layer: Any, step: Any, shared: Any, thread: int) -> N
     n_row = step.n_tok * group
     tiles = (n_row + QUERY_ROWS - 1) // QUERY_ROWS
     scratch = m.scratch + thread * m.scratch_bytes
-    acc = scratch + QUERY_ROWS * ((m.head_dim + BLOCK) * 4 + 8)
-    state = acc + QUERY_ROWS * width * 4
+    acc = scratch + QUERY_ROWS * (m.head_dim * 4 + 8)
+    stats = acc + QUERY_ROWS * width * 4
+    factors = stats + QUERY_ROWS * 8
+    scores = m.scores + thread * QUERY_ROWS * m.n_ctx * 4
     for item in range(thread, m.n_head_kv * tiles, m.n_thread):
         head, first_row = item // tiles, item % tiles * QUERY_ROWS
         rows = min(QUERY_ROWS, n_row - first_row)
         last = step.pos + (first_row + rows - 1) // group + 1
-        attend(m, layer, step, head, first_row, rows, 0, last, acc, state, scratch)
+        softmax_weights(m, layer, step, head, first_row, rows, 0, last, scores, stats, scratch)
+        chunk_factors(stats, 1, 0, factors)
+        weigh_values(m, layer, head, 0, last, scores, factors, acc)
         for r in range(rows):
             t, h = (first_row + r) // group, head * group + (first_row + r) % group
             out = shared.attended.f32 + t * shared.attended.f32_stride + h * m.head_dim * 4
-            copy_scaled(acc + r * width * 4, np.float32(1.0) / ld_f32(state + r * 8 + 4), out, m.head_dim)
+            copy_scaled(acc + r * width * 4, 1.0, out, m.head_dim)
 
 
 @njit
@@ -418,7 +439,11 @@ def run_step(thread: int, models: Any, layers: Any, buffers: Any, steps: Any, fr
     if one and thread:
         copy_scaled(buffers[0].x, 1.0, mine.x, m.n_embd)
     for t in range(step.n_tok * thread // m.n_thread, step.n_tok * (thread + 1) // m.n_thread):
-        rope_angles(step.pos + t, frequencies, m.rope_magnitude, m.angles + t * m.rope_dim * 4)
+        angles = m.angles + t * m.rope_dim * 4
+        if m.half_cache:
+            rope_angles_ggml(step.pos + t, m.rope_step, frequencies[1], m.rope_magnitude, angles)
+        else:
+            rope_angles(step.pos + t, frequencies[0], m.rope_magnitude, angles)
     barrier(m.sync, m.n_thread, m.yield_to)
     for index in range(m.n_layer):
         layer_step(m, layers[index], step, mine, index, thread)
@@ -430,14 +455,14 @@ def forward(thread: int, models: int, layers: int, buffers: int, steps: int, fre
     """One step on one of the team's threads; all of them must call it. Arguments are addresses.
 
     models: (1,) MODEL. layers: (n_layer,) LAYER. buffers: (n_thread + 1,) BUFFERS, one a thread and the shared one,
-    whose `x` holds the tokens' embeddings (thread 0's for a single token). steps: (1,) STEP. frequencies: float64,
-    radians a position of each rotary pair. The KV cache, the trace's rows, logits and `failed_layer` are written.
+    whose `x` holds the tokens' embeddings (thread 0's for a single token). steps: (1,) STEP. frequencies: (2, pairs)
+    float64, radians a position of each rotary pair and their ratio to the unscaled ones. The KV cache, the trace's rows, logits and `failed_layer` are written.
     """
     model = carray(as_pointer(models), 1, MODEL)
     n_thread, n_layer, n_pair = model[0].n_thread, model[0].n_layer, model[0].rope_dim // 2
     run_step(
         thread, model, carray(as_pointer(layers), n_layer, LAYER), carray(as_pointer(buffers), n_thread + 1, BUFFERS),
-        carray(as_pointer(steps), 1, STEP), carray(as_pointer(frequencies), n_pair, np.float64),
+        carray(as_pointer(steps), 1, STEP), carray(as_pointer(frequencies), (2, n_pair), np.float64),
     )  # fmt: skip
 
 

@@ -59,10 +59,12 @@ MODEL = record(
     "interleaved",
     "weights_norm",
     "half_cache",
-    "attend",  # address of the attention kernel
+    "weights",  # addresses of the attention kernels
+    "values",
     ("rms_eps", F4),
-    ("attn_scale", F4),
     ("rope_magnitude", F4),
+    ("rope_step", F4),  # from one pair's frequency to the next
+    "attn_scale",  # address of a float32
     "output_norm",
     ("output", WEIGHT),
     "needs_logits",
@@ -80,8 +82,9 @@ MODEL = record(
     "slots",
     "iota",
     "angles",
+    "scores",  # (heads or threads, query rows, n_ctx): attention weights
+    "stats",  # decode attention: maximum and sum of every chunk
     "partial",  # decode attention: accumulators of all chunks
-    "partial_state",
     # threads
     "n_thread",
     "sync",

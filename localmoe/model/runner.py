@@ -78,7 +78,9 @@ class Runner:
         for i, layer in enumerate(weights.layers):
             self._fill_layer(i, layer)
         self._fill_buffers()
-        frequencies = rope_frequencies(config, weights.rope_freqs)
+        exact = rope_frequencies(config, weights.rope_freqs)
+        unscaled = config.rope_freq_base ** (-2.0 * np.arange(exact.size) / config.rope_dim)
+        frequencies = np.stack([exact, exact / unscaled])
         records = (self._model, self._layers, self._buffers, self._step, frequencies)
         self._workers = Workers(n_thread, records)
         self._workers.start()
@@ -109,8 +111,8 @@ class Runner:
         group = config.n_head // config.n_head_kv
         tiles = -(-group // attention.ROWS) * config.n_head_kv
         chunks = -(-self.cache.n_room // CHUNK)
-        rows = attention.ROWS * (config.n_embd_head_k + attention.padded(config.n_embd_head_v) + attention.BLOCK)
-        scratch = max(matmul_scratch_bytes(widest), 4 * rows + 32 * attention.ROWS) // 4096 * 4096 + 8192
+        rows = attention.ROWS * (config.n_embd_head_k + attention.padded(config.n_embd_head_v) + 8)
+        scratch = max(matmul_scratch_bytes(widest), 4 * rows) // 4096 * 4096 + 8192
         self._logits = np.empty((0, config.n_vocab), np.float32)
         self._experts = self._array((BATCH, config.n_layer, max(self._width, 1)), np.int32)
         self._weights_out = self._array((BATCH, config.n_layer, max(self._width, 1)), np.float32)
@@ -120,9 +122,12 @@ class Runner:
             "n_head_kv": config.n_head_kv, "head_dim": config.n_embd_head_k, "rope_dim": config.rope_dim,
             "n_ff": n_ff, "n_expert": config.n_expert, "n_vocab": config.n_vocab, "n_ctx": self.cache.n_room,
             "interleaved": config.architecture.rope_interleaved, "weights_norm": config.expert_weights_norm,
-            "half_cache": cache_type == "f16", "attend": kernel_address(attention.ATTEND[cache_type], attention.N_ARGS),
-            "rms_eps": config.rms_eps, "attn_scale": config.n_embd_head_k**-0.5,
-            "rope_magnitude": config.rope_scaling.mscale, "output_norm": self._constant(weights.output_norm),
+            "half_cache": cache_type == "f16", "rms_eps": config.rms_eps,
+            "weights": kernel_address(attention.WEIGHTS[cache_type], attention.WEIGHTS_ARGS),
+            "values": kernel_address(attention.VALUES[cache_type], attention.VALUES_ARGS),
+            "attn_scale": self._constant(np.array([config.n_embd_head_k**-0.5], np.float32)),
+            "rope_magnitude": config.rope_scaling.mscale,
+            "rope_step": np.float32(config.rope_freq_base) ** np.float32(-2.0 / config.rope_dim), "output_norm": self._constant(weights.output_norm),
             "output": _weight_row(weights.output), "needs_logits": _needs(weights.output),
             "q": self._address((BATCH, config.n_head * config.n_embd_head_k)),
             "k": self._address((BATCH, config.n_head_kv * config.n_embd_head_k)),
@@ -135,7 +140,8 @@ class Runner:
             "starts": self._address(max(config.n_expert, 1) + 1, np.int32),
             "angles": self._address((BATCH, config.rope_dim)),
             "partial": self._address((tiles * chunks * attention.ROWS, attention.padded(config.n_embd_head_v))),
-            "partial_state": self._address((tiles * chunks * attention.ROWS, 2)),
+            "stats": self._address((tiles * chunks * attention.ROWS, 2)),
+            "scores": self._address((max(tiles, self.n_thread) * attention.ROWS, self.cache.n_room)),
             "n_thread": self.n_thread, "sync": self._address(SYNC_INTS, np.int64), "yield_to": yield_address(),
             "scratch": self._address((self.n_thread, scratch), np.uint8), "scratch_bytes": scratch,
         }  # fmt: skip

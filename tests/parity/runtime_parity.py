@@ -1,0 +1,131 @@
+"""The runtime against Hugging Face transformers (float32) and llama.cpp (the same quantized files).
+
+    python tests/parity/runtime_parity.py [--record tests/engine/data]
+
+PARITY_PYTHON and LLAMA_PYTHON name interpreters that have them. Prints a JSON line a model; exit 1 where a bound does
+not hold. Near-ties in routing may fall either way: tokens whose margin is below 1e-3 in some layer, and those after
+them, are counted apart. `--record` writes the references the ordinary tests use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import localmoe  # noqa: E402
+from localmoe.engine.api import EvalResult  # noqa: E402
+from tests.naive_model import nmse  # noqa: E402
+from tests.tiny import Tiny, tiny_weights, write_tiny  # noqa: E402
+
+PEERS = Path(__file__).parent / "peers"
+TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "8x2": {},
+    "5x2": {"n_expert": 5},
+    "8x3": {"n_expert_used": 3},
+    "4x1": {"n_expert": 4, "n_expert_used": 1},
+    "8x2-tied": {"tied": True},
+    "5x2-tied": {"n_expert": 5, "tied": True, "n_head": 8, "n_head_kv": 1},
+}
+LLAMA_TYPES = ("F16", "Q8_0", "Q4_K_M", "Q6_K")
+LLAMA_MODEL: dict[str, Any] = {"n_embd": 256, "n_ff": 256, "n_head": 4, "n_layer": 3}
+MARGIN = 1e-3
+
+
+def token_ids(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(3, 250, n).astype(np.int32)
+
+
+def evaluate(path: Path, ids: np.ndarray, cache: str) -> EvalResult:
+    with localmoe.load(str(path), n_ctx=len(ids) + 8, cache_type_k=cache, cache_type_v=cache) as model:
+        return model.eval(ids.tolist())
+
+
+def transformers_logits(fields: dict[str, Any], ids: np.ndarray, folder: Path) -> dict[str, np.ndarray]:
+    tiny = Tiny(**fields)
+    sizes = {n: getattr(tiny, n) for n in ("n_head", "n_head_kv", "n_expert_used", "rms_eps", "rope_freq_base")}
+    np.savez(folder / "w.npz", ids=ids, **tiny_weights(**fields), **sizes)
+    python = os.environ["PARITY_PYTHON"]
+    subprocess.run([python, PEERS / "mixtral_logits.py", folder / "w.npz", folder / "o.npz"], check=True)
+    return dict(np.load(folder / "o.npz"))
+
+
+def against_transformers(name: str, record: Path | None) -> bool:
+    fields, ids = TRANSFORMERS[name], token_ids(48)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        theirs = transformers_logits(fields, ids, folder)
+        ours = evaluate(write_tiny(folder / "m.gguf", **fields), ids, "f32")
+    if record is not None:
+        np.savez_compressed(
+            record / f"transformers-{name}.npz", ids=ids, logits=theirs["logits"][-8:], experts=theirs["experts"]
+        )
+    error = nmse(ours.logits, theirs["logits"])
+    same = bool((ours.experts == theirs["experts"]).all())
+    print(json.dumps({"peer": "transformers", "model": name, "nmse": error, "same_experts": same}), flush=True)
+    return error <= 1e-9 and same
+
+
+def margins(result: EvalResult) -> np.ndarray:
+    """The least distance (T,) between the last chosen probability and the next, over all layers."""
+    ordered = -np.sort(-result.router, axis=-1)
+    k = result.experts.shape[2]
+    return (ordered[..., k - 1] - ordered[..., k]).min(axis=1) if k < ordered.shape[2] else np.ones(len(ordered))
+
+
+def kl(theirs: np.ndarray, ours: np.ndarray) -> float:
+    """Mean KL divergence, nats a token."""
+
+    def log_softmax(x: np.ndarray) -> np.ndarray:
+        x = x.astype(np.float64) - x.max(-1, keepdims=True)
+        return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+    p, q = log_softmax(theirs), log_softmax(ours)
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+def against_llama(kind: str, record: Path | None) -> bool:
+    from localmoe.converters.gguf_source import gguf_source
+    from localmoe.gguf_file import open_gguf
+    from localmoe.converters.pipeline import write_model
+
+    ids = token_ids(64, 1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        path = folder / "q.gguf"
+        write_model(gguf_source(open_gguf(write_tiny(folder / "m.gguf", **LLAMA_MODEL))), path, kind)
+        np.save(folder / "ids.npy", ids)
+        command = [os.environ["LLAMA_PYTHON"], PEERS / "llama_logits.py", path, folder / "ids.npy", folder / "out.npy"]
+        subprocess.run(command, check=True)
+        theirs, ours = np.load(folder / "out.npy"), evaluate(path, ids, "f16")
+    clear = margins(ours) > MARGIN
+    error, divergence = nmse(ours.logits[clear], theirs[clear]), kl(theirs[clear], ours.logits[clear])
+    row = {"peer": "llama.cpp", "type": kind, "nmse": error, "kl": divergence, "near_ties": int((~clear).sum()),
+           "nmse_of_near_ties": nmse(ours.logits[~clear], theirs[~clear]) if (~clear).any() else None}  # fmt: skip
+    print(json.dumps(row), flush=True)
+    if record is not None:
+        np.savez_compressed(record / f"llama-{kind}.npz", ids=ids, logits=theirs[-8:].astype(np.float32))
+    return error <= 1e-4 and divergence <= 1e-3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", type=Path)
+    record = parser.parse_args().record
+    results = [against_transformers(name, record) for name in TRANSFORMERS]
+    results += [against_llama(kind, record) for kind in LLAMA_TYPES]
+    sys.exit(0 if all(results) else 1)
+
+
+if __name__ == "__main__":
+    main()
