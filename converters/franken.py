@@ -18,7 +18,8 @@ from localmoe.gguf_file import visible
 from localmoe.progress import Progress, Silent
 
 from .card import count_parameters
-from .franken_recipe import Recipe
+from .checkpoint import listing
+from .franken_recipe import RUN_MODES, Recipe
 from .franken_router import router_rows
 from .franken_source import Sources, join_tensors, open_sources, quantized
 from .output import check_target
@@ -72,18 +73,35 @@ def build(
         plan = _joined(recipe, sources, np.zeros(shape, np.float32), chosen, seed, allow_requantize)
         # everything that can be refused is refused before the base model runs
         check_target(out, [*plan.files, Path(plan.label)], file=str(out))
-        report = write_model(plan, out, chosen, allow_requantize=allow_requantize, dry_run=True, notify=notify)
+        report = write_model(plan, out, chosen, allow_requantize=allow_requantize, dry_run=True, notify=_unheard)
+        for line in _summary(report.notices):
+            notify(line)
         if dry_run:
             return Franken(recipe, report, None)
+        if recipe.gate_mode in RUN_MODES:
+            notify("running the prompts through the base model")
         router = router_rows(
             recipe, sources.base, out.resolve().parent, seed=seed, n_threads=n_threads, progress=progress
         )
         model = _joined(recipe, sources, router, chosen, seed, allow_requantize)
         report = write_model(
             model, out, chosen, allow_requantize=allow_requantize, progress=progress, n_threads=n_threads,
-            notify=lambda _: None,
+            notify=_unheard,
         )  # fmt: skip
     return Franken(recipe, report, router)
+
+
+def _unheard(_: str) -> None:
+    """For notices that are summed up instead."""
+
+
+def _summary(notices: tuple[str, ...]) -> list[str]:
+    """`NAME: REASON` lines with one line a reason."""
+    names: dict[str, list[str]] = {}
+    for notice in notices:
+        name, _, reason = notice.partition(": ")
+        names.setdefault(reason, []).append(name)
+    return [f"{reason} ({listing(which, 2)})" for reason, which in names.items()]
 
 
 def _width(sources: Sources) -> int:

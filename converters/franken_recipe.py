@@ -20,7 +20,8 @@ MAX_RECIPE_BYTES = 1 << 20
 MAX_EXPERTS = 1024
 LABEL_LENGTH = 40
 
-PROMPT_MODES = ("hidden", "hidden_avg", "cheap_embed")
+RUN_MODES = ("hidden", "hidden_avg")  # need the base model to be run
+PROMPT_MODES = (*RUN_MODES, "cheap_embed")
 RANDOM_MODES = ("random", "uniform_random")
 _ALIASES = {"hidden_last": "hidden"}  # mergekit takes both names
 DTYPES = ("float32", "float16", "bfloat16")

