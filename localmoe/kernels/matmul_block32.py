@@ -105,7 +105,6 @@ def _make_tile(shift: int | None, *, signed: bool = False) -> TileCode:
         with loop(k.b, n_k // _BLOCK) as b:
             ahead()
             ds_at = n_cols + k // 8 + b * 4
-            ds = [(token + ds_at).load_splat(F32T) for token in tokens]
             sums = [(token + ds_at + n_cols // 8).load_splat(I32T) for token in tokens]
             start = tile_zero(tokens, I32V)
             if shift is not None and (BIASED or not signed):
@@ -113,6 +112,7 @@ def _make_tile(shift: int | None, *, signed: bool = False) -> TileCode:
             rows = [token + k + b * _BLOCK for token in tokens]
             dots = tile_dot4s if signed else tile_dot4
             part = dots(start, rows, scratch + b * (_VECTORS * PITCH), _VECTORS)
+            ds = [(token + ds_at).load_splat(F32T) for token in tokens]
             sums_f = _scale_both(total.get(), part, scratch + SCALES + b * PITCH, ds)
             if shift is None:
                 sums_f = _add_mins(sums_f, scratch + MINS + b * PITCH, ds, sums)

@@ -14,6 +14,7 @@ scratch has `matmul_scratch_bytes(n_cols)` bytes, is 64-aligned and belongs to t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import ceil
 from typing import Any
 
 from numba.core import cgutils
@@ -82,22 +83,22 @@ _stage = compiled(_emit_stage, 5)  # copies n_bytes of n_rows rows to where bloc
 _tail = compiled(_emit_tail, 7)  # copies n_rows floats of n tokens' output rows to (load) or from their spare rows
 
 
-def _emit_ahead(scratch: Value, lines: Value) -> None:
+def _emit_ahead(scratch: Value, lines: int) -> None:
     """Ask for the next `lines` cache lines of the next chunk.
 
     Its state in scratch: address of a row's part, bytes asked for of it, bytes of a part, step, end. A burst of more
-    lines than a core has miss buffers would stall the loads behind it, so a few are asked for at a time.
+    lines than a core has miss buffers would stall the loads behind it, so a few are asked for at a time. There is no
+    branch because one in a tile's loop makes LLVM spill the sums.
     """
-    b = scratch.b
     state = scratch + _AHEAD
     row, done, size, step, end = ((state + 8 * i).load(I64T) for i in range(5))
-    with b.if_then((row < end).v):
-        with loop(b, lines) as i:
-            (row + done + i * 64).prefetch()
-        done = done + lines * 64
-        more = done < size
-        state.store(more.choose(row, row + step))
-        (state + 8).store(more.choose(done, done - done))
+    inside = row < end
+    for i in range(lines):
+        inside.choose(row + done + 64 * i, scratch).prefetch()
+    done = done + 64 * lines
+    more = done < size
+    state.store(more.choose(row, row + step))
+    (state + 8).store(more.choose(done, done - done))
 
 
 def _emit_ahead_start(scratch: Value, row: Value, size: Value, step: Value, end: Value) -> None:
@@ -113,17 +114,17 @@ TileCode = Callable[[Sequence[Value], Sequence[Value], Value, Value, Value, Valu
 UnpackCode = Callable[[Value, Value, Value, Value, Value, Value], None]
 
 
-def _tile_step(run_tile: TileCode, n: int) -> Any:
+def _tile_step(run_tile: TileCode, n: int, lines: int) -> Any:
     """One tile of n tokens as code that a kernel calls."""
 
     def emit(*args: Value) -> None:
-        act, act_stride, in_idx, out, out_stride, out_idx, first, n_tok, end, scratch, lines, k, n_k, n_cols = args
+        act, act_stride, in_idx, out, out_stride, out_idx, first, n_tok, end, scratch, k, n_k, n_cols = args
         tokens = token_rows(n, act, act_stride, in_idx, first, n_tok)
         outs = output_rows(n, out, out_stride, out_idx, first, end, scratch + _SPARE)
         run_tile(tokens, outs, scratch, k, n_k, n_cols, lambda: _emit_ahead(scratch, lines))
 
     emit.__module__, emit.__qualname__ = run_tile.__module__, f"{run_tile.__qualname__}.{n}"
-    return compiled(emit, 14)
+    return compiled(emit, 13)
 
 
 def make_matmul(
@@ -148,19 +149,22 @@ def make_matmul(
     `ahead()` write code that asks for some of the next chunk.
     """
     w_step, scale_step, min_step, factor_step = (n * PITCH for n in (vectors, scales, mins, factors))
-    unpack_lines = I64T(max(1, UNPACK_LINES * unit // chunk))
+    row_lines = ceil(chunk // unit * unit_bytes / 64)
+    unpack_lines = min(max(1, UNPACK_LINES * unit // chunk), row_lines)
 
     def emit_unpack(scratch: Value, block: Value, step: Value, first: Value, n: Value, to: Value) -> None:
         """Unpack n units, the first of them as number `first` of the chunk."""
         with loop(to.b, n) as i:
-            _emit_ahead(scratch, Value(to.b, unpack_lines))
+            _emit_ahead(scratch, unpack_lines)
             u = first + i
             areas = (to + SCALES + u * scale_step, to + MINS + u * min_step, to + FACTORS + u * factor_step)
             unpack_block(block + i * unit_bytes, step, to + u * w_step, *areas)
 
     emit_unpack.__module__, emit_unpack.__qualname__ = unpack_block.__module__, unpack_block.__qualname__
     unpack = compiled(emit_unpack, 6)
-    big_step, small_step = _tile_step(run_tile, BIG), _tile_step(run_tile, SMALL)
+    turns = chunk // ahead_every / ROWS  # of a tile for each row of the chunk, to be asked for by two small tiles
+    small_step = _tile_step(run_tile, SMALL, ceil(row_lines / (2 * turns)))
+    big_step = _tile_step(run_tile, BIG, ceil(row_lines / (3 * turns)))
 
     def product(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
         row_bytes = n_cols * unit_bytes // unit
@@ -174,8 +178,6 @@ def make_matmul(
                 if k + chunk >= n_cols:
                     there = w + (r + ROWS) * row_bytes
                 _ahead_start((scratch, there, part, row_bytes, min(there + ROWS * row_bytes, w + r1 * row_bytes)))
-                slots = (n_tok + BIG - 1) // BIG * (n_k // ahead_every)
-                lines = ROWS * part // 64 // max(slots, 1) + 1
                 for rv in range(ROW_VECS):
                     here = min(n_rows - rv * LANES, LANES)
                     if here > 0:
@@ -199,7 +201,7 @@ def make_matmul(
                     if n_rows < ROWS:  # every token writes to its spare row
                         end = first
                         _tail((target, out_stride, out_idx + 4 * first, min(n, left), n_rows, spare, 1))
-                    args = (act, act_stride, in_idx, target, out_stride, out_idx, first, n_tok, end, scratch, lines)
+                    args = (act, act_stride, in_idx, target, out_stride, out_idx, first, n_tok, end, scratch)
                     if n == BIG:
                         big_step((*args, k, n_k, n_cols))
                     else:
