@@ -18,6 +18,7 @@ import numpy as np
 
 from localmoe.jit import njit
 from localmoe.kernels.simd import (
+    AHEAD,
     DOT4_BIAS,
     Vec,
     add,
@@ -38,6 +39,7 @@ from localmoe.kernels.simd import (
     make_shuffle2,
     make_splat,
     mul,
+    prefetch,
     st_f32,
     to_f32,
 )
@@ -135,6 +137,7 @@ def _make_with_minimum(weights: Any) -> Any:
 
 def _make_row(four: Any, size: int) -> Any:
     """One row's product from blocks of `size` bytes, four at a time."""
+    lines = -(-4 * size // 64)
 
     @njit(fast=True, inline=True)
     def row(o, act, n):  # type: ignore[no-untyped-def]
@@ -144,6 +147,8 @@ def _make_row(four: Any, size: int) -> Any:
         ss = ds + 4 * n_blocks
         sums = _zero_f16(), _zero_f8()
         for _ in range(n_blocks // 4):
+            for line in range(lines):
+                prefetch(o + AHEAD + 64 * line)
             o1 = o + size
             o2 = o1 + size
             o3 = o2 + size

@@ -10,6 +10,7 @@ from typing import Any
 
 from localmoe.jit import njit
 from localmoe.kernels.simd import (
+    AHEAD,
     Vec,
     add,
     fma,
@@ -21,6 +22,7 @@ from localmoe.kernels.simd import (
     make_load,
     make_load_bf16,
     make_load_f16,
+    prefetch,
     st_f32,
 )
 
@@ -44,6 +46,8 @@ def _make_row(load: Any, load_one: Any, size: int) -> Any:
         while i + 64 <= n:
             p = w + size * i
             x = act + 4 * i
+            for line in range(size):
+                prefetch(p + AHEAD + 64 * line)
             a0 = fma(load(p), _load_f32(x), a0)
             a1 = fma(load(p + 16 * size), _load_f32(x + 64), a1)
             a2 = fma(load(p + 32 * size), _load_f32(x + 128), a2)

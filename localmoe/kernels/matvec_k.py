@@ -17,6 +17,7 @@ from typing import Any
 
 from localmoe.jit import njit
 from localmoe.kernels.simd import (
+    AHEAD,
     HAS_LOOKUP,
     Vec,
     as_i8,
@@ -40,6 +41,7 @@ from localmoe.kernels.simd import (
     make_shuffle,
     make_splat,
     mul,
+    prefetch,
     shl,
     shr,
     st_f32,
@@ -103,6 +105,7 @@ def _make_matvec_row(pair: Any, size: int) -> Any:
 
     o0, o1 are the blocks' addresses, q0, q1 their activations', s0, s1 their sums', da the activations' two scales.
     """
+    lines = -(-2 * size // 64)
 
     @njit(fast=True, inline=True)
     def row(o, act, n):  # type: ignore[no-untyped-def]
@@ -112,6 +115,8 @@ def _make_matvec_row(pair: Any, size: int) -> Any:
         s = ds + 4 * n_blocks
         acc = _zero_f16()
         for _ in range(n_blocks // 2):
+            for line in range(lines):
+                prefetch(o + AHEAD + 64 * line)
             acc = pair(acc, o, o + size, q, q + 256, s, s + 32, _load_f2(ds))
             o += 2 * size
             q += 512

@@ -100,6 +100,7 @@ from localmoe.kernels.simd_lanes import (
     zero_i32,
 )
 from localmoe.kernels.simd_memory import (
+    AHEAD,
     F32,
     I8,
     I16,
@@ -141,6 +142,7 @@ from localmoe.kernels.simd_memory import (
 )
 
 __all__ = [
+    "AHEAD",
     "DOT4_BIAS",
     "F32",
     "GFNI",
