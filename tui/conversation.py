@@ -41,6 +41,11 @@ class Conversation:
         self.turns.append(Turn("assistant", ""))
         return self.turns[-1]
 
+    def take_back(self) -> str:
+        """Remove the last reply, which says nothing, and the question before it; the question's text."""
+        self.drop_reply()
+        return self.turns.pop().text if self.turns and self.turns[-1].role == "user" else ""
+
     def drop_reply(self) -> bool:
         """Take the last reply back so that it can be made again; False when there is none."""
         if not self.turns or self.turns[-1].role != "assistant":

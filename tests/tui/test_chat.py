@@ -178,11 +178,15 @@ async def test_a_failed_reply_is_a_line_not_a_crash():
     """An engine's error is shown in the transcript and the chat goes on."""
     model = FakeModel(error=BadInputError("router gave NaN", file="m.gguf", item="blk.3.ffn_gate_inp"))
     async with running(model) as (app, pilot):
-        await ask(app, pilot)
+        app.screen.query_one(Prompt).insert("hi")
+        await pilot.press("enter")
+        await until(pilot, lambda: app.screen.query(Note) and not chat(app).conversation.turns)
         notes = [str(note.content) for note in app.screen.query(Note)]
         assert notes == ["m.gguf: blk.3.ffn_gate_inp: router gave NaN"]
+        assert app.screen.query_one(Prompt).text == "hi"
         model.error = None
-        await ask(app, pilot, "on")
+        await ask(app, pilot, " again")
+        assert model.asked[-1]["prompt"] == [{"role": "user", "content": "hi again"}]
         assert "mixture of experts" in screen_text(app)
 
 

@@ -181,6 +181,10 @@ class ChatScreen(Screen[None]):
     async def _failed(self, event: ReplyFailed) -> None:
         await self._end("error")
         await self.transcript.add_note(event.reason, error=True)
+        if not self.conversation.turns[-1].text:  # nothing was answered: the question goes back to be changed
+            question, prompt = self.conversation.take_back(), self.query_one(Prompt)
+            if not prompt.text:
+                prompt.insert(question)
 
     async def _end(self, reason: str) -> None:
         self.busy = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -23,6 +24,7 @@ class LoadingScreen(Screen[None]):
         super().__init__()
         self._model_name = name_of_model
         self._said: list[str] = []
+        self._began = 0.0
 
     def compose(self) -> ComposeResult:
         with Vertical(id="loading-panel") as panel:
@@ -31,6 +33,14 @@ class LoadingScreen(Screen[None]):
             yield Static("Opening the model…", id="loading-said", markup=False)
             yield ProgressBar(total=None, show_eta=False, show_percentage=False, id="loading-bar")
         yield Footer()
+
+    def on_mount(self) -> None:
+        self._began = time.monotonic()
+        self.set_interval(1.0, self.tell_time)
+
+    def tell_time(self) -> None:
+        """Show the seconds since loading began."""
+        self.query_one("#loading-panel").border_subtitle = f"{time.monotonic() - self._began:.0f} s"
 
     def say(self, text: str, part: float | None) -> None:
         """Show the newest messages and how far it is."""

@@ -54,7 +54,7 @@ def fit(n_layer: int, n_expert: int, width: int, height: int, *, shaded: bool) -
     columns = -(-n_expert // per_column)
     cell = max(1, min(MAX_CELL, room // max(1, columns)))
     if n_layer <= height:
-        tall = 2 if cell >= 4 and n_layer * 2 <= height else 1
+        tall = 2 if cell >= 3 and n_layer * 2 <= height else 1
         return Cells(cell, tall, False, 1, per_column, n_layer, columns, gutter)
     half = not shaded
     per_row = -(-n_layer // (height * (2 if half else 1)))
