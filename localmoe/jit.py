@@ -29,15 +29,17 @@ ISAS = ("avx512vnni", "avxvnni", "avx2", "neon", "generic")
 _COMPILED = ("jit.py", "kernels/*.py", "quants/*.py", "model/forward*.py")
 
 
-def _target_features() -> set[str]:
-    """CPU features Numba compiles for: the host's, or those NUMBA_CPU_FEATURES restricts it to."""
+def target_features() -> set[str]:
+    """CPU features Numba compiles for: the host's, or what NUMBA_CPU_FEATURES says; unknown for a NUMBA_CPU_NAME."""
     if numba_config.CPU_FEATURES is not None:
         return {f[1:] for f in numba_config.CPU_FEATURES.split(",") if f.startswith("+")}
+    if numba_config.CPU_NAME:
+        return set()
     return {name for name, on in llvm.get_host_cpu_features().items() if on}
 
 
 def _detect_isa() -> str:
-    features = _target_features()
+    features = target_features()
     if {"avx512vnni", "avx512bw", "avx512vl"} <= features:
         return "avx512vnni"
     if "avx2" in features and "fma" in features:
@@ -47,9 +49,19 @@ def _detect_isa() -> str:
     return "generic"
 
 
+def _require_half_conversion() -> None:
+    """Without F16C, LLVM calls a conversion routine that Numba's process does not have, and crashes."""
+    x86 = llvm.get_default_triple().startswith(("x86_64", "i686", "amd64"))
+    named = bool(numba_config.CPU_NAME) and numba_config.CPU_FEATURES is None
+    lacking = numba_config.CPU_NAME in ("x86-64", "generic") if named else "f16c" not in target_features()
+    if x86 and lacking:
+        raise UsageError("kernels need a CPU, or NUMBA_CPU_FEATURES, with F16C (every x86 laptop since 2013)")
+
+
 @cache
 def isa() -> str:
     """The instruction set kernels are written for: one of `ISAS`, by detection or from LOCALMOE_ISA."""
+    _require_half_conversion()
     wanted = os.environ.get("LOCALMOE_ISA")
     if not wanted:
         return _detect_isa()

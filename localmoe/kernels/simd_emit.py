@@ -14,14 +14,14 @@ from llvmlite import ir
 from numba.core import cgutils, extending, types
 from numba.core.datamodel import models
 
-from localmoe.jit import _target_features, isa
+from localmoe.jit import isa, target_features
 
 ISA = isa()
 LANES = {"avx512vnni": 16, "avxvnni": 8, "avx2": 8}.get(ISA, 4)
 X86 = ISA in ("avx512vnni", "avxvnni", "avx2")
 VNNI = ISA in ("avx512vnni", "avxvnni")
-GFNI = VNNI and "gfni" in _target_features()
-VBMI = ISA == "avx512vnni" and "avx512vbmi" in _target_features()
+GFNI = VNNI and "gfni" in target_features()
+VBMI = ISA == "avx512vnni" and "avx512vbmi" in target_features()
 
 I8T, I16T, I32T, I64T = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F16T, F32T = ir.HalfType(), ir.FloatType()

@@ -2,7 +2,7 @@
 
     python tests/parity/quantize_parity.py [--record tests/converters/data/llama_quantize_types.json]
 
-llama.cpp is asked through llama-cpp-python, in this interpreter or in the one LOCALMOE_LLAMA_PYTHON names. Prints one
+llama.cpp is asked through llama-cpp-python, in this interpreter or in the one LLAMA_PYTHON names. Prints one
 JSON line; exit 1 where a byte differs. `--record` writes the types llama-quantize chooses, which ordinary tests use.
 """
 
@@ -93,7 +93,7 @@ def _types_in(log: str) -> dict[str, str]:
 
 def ask_llama(jobs: list[dict[str, Any]], folder: Path) -> list[dict[str, str]]:
     """`theirs`, in the interpreter that has llama-cpp-python."""
-    python = os.environ.get("LOCALMOE_LLAMA_PYTHON") or sys.executable
+    python = os.environ.get("LLAMA_PYTHON") or sys.executable
     asked, answer = folder / "jobs.json", folder / "answer.json"
     asked.write_text(json.dumps(jobs))
     subprocess.run([python, __file__, "--theirs", str(asked), str(answer)], check=True)
