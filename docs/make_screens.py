@@ -49,7 +49,6 @@ def main(arguments: list[str]) -> None:
     os.environ.pop("NO_COLOR", None)
     from localmoe.tui.app import create_app
     from localmoe.tui.options import AppOptions
-
     from tests.tui.fake_model import FakeModel
 
     out = ROOT / "docs" / "screens"

@@ -8,12 +8,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from textual.pilot import Pilot
+from textual.widget import Widget
+
 from localmoe.tui.app import LocalMoeApp, create_app
 from localmoe.tui.options import AppOptions
 from localmoe.tui.screens.chat import ChatScreen
 from localmoe.tui.widgets.prompt import Prompt
-from textual.pilot import Pilot
-from textual.widget import Widget
 
 from .fake_model import FakeModel
 

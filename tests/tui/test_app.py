@@ -1,18 +1,12 @@
-"""The app around the chat: loading, errors, the expert pane, keys, sizes and a real terminal."""
+"""The app around the chat: loading, errors, the expert pane, keys and sizes."""
 
 from __future__ import annotations
 
-import os
-import pty
-import select
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
-from localmoe.tui.app import run_app
+
+from localmoe.errors import BadInputError, MemoryLimitError
 from localmoe.tui.options import AppOptions
 from localmoe.tui.screens.help import HelpScreen
 from localmoe.tui.screens.loading import ErrorScreen, LoadingScreen
@@ -20,8 +14,6 @@ from localmoe.tui.widgets.expert_pane import MODES
 from localmoe.tui.widgets.heatmap import Heatmap
 from localmoe.tui.widgets.path import TokenPath, path_layout
 from localmoe.tui.widgets.prompt import Prompt
-
-from localmoe.errors import BadInputError, MemoryLimitError, UsageError
 
 from .driving import ask, chat, lines, running, screen_text, until
 from .fake_model import FakeModel
@@ -281,144 +273,3 @@ async def test_hovering_a_cell_names_it():
         await pilot.hover(Heatmap, offset=(4, 2))
         await pilot.pause()
         assert "layer 0 expert 0" in screen_text(app)
-
-
-def test_run_app_needs_a_model_and_a_terminal(capsys):
-    """Usage errors, before anything is drawn."""
-    with pytest.raises(UsageError, match="no model given"):
-        run_app(None)
-    with capsys.disabled(), pytest.raises(UsageError, match="needs a terminal"):
-        _without_terminal()
-
-
-def _without_terminal() -> None:
-    """Run with stdin from a pipe, whatever the test's own is."""
-    read, write = os.pipe()
-    os.close(write)
-    saved, sys.stdin = sys.stdin, os.fdopen(read)
-    try:
-        run_app(Path("demo.gguf"))
-    finally:
-        sys.stdin.close()
-        sys.stdin = saved
-
-
-PROGRAM = """
-import sys, time
-from pathlib import Path
-from localmoe.errors import BadInputError
-from localmoe.tui.app import run_app
-from tests.tui.fake_model import FakeModel
-what = sys.argv[1]
-def load(progress):
-    if what == "fail":
-        raise BadInputError("bad magic", file="demo.gguf")
-    if what == "bug":
-        raise ZeroDivisionError("a bug")
-    return FakeModel(delay=0.05, answer=["\\x1b", "[2J", "\\x9b5m", "word "] * 200)
-sys.exit(run_app(Path("demo.gguf"), None, load))
-"""
-ENTERED, LEFT = b"\x1b[?1049h", b"\x1b[?1049l"
-RESET = [LEFT, b"\x1b[?25h", b"\x1b[?1000l", b"\x1b[?1003l", b"\x1b[?2004l"]
-
-
-class Terminal:
-    """A process on a real pseudo-terminal of 80 x 24."""
-
-    def __init__(self, what: str) -> None:
-        import fcntl
-        import struct
-        import termios
-
-        self.end, child = pty.openpty()
-        fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-        root = Path(__file__).parents[2]
-        env = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join([str(root), *_extra_path()])}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, what], stdin=child, stdout=child, stderr=child, env=env, cwd=root
-        )
-        os.close(child)
-        self.output = b""
-
-    def read_until(self, what: bytes, seconds: float = 20.0) -> None:
-        end = time.monotonic() + seconds
-        while what not in self.output:
-            assert time.monotonic() < end, f"no {what!r} in {self.output[-500:]!r}"
-            self._read(0.1)
-
-    def _read(self, seconds: float) -> None:
-        if select.select([self.end], [], [], seconds)[0]:
-            try:
-                self.output += os.read(self.end, 65536)
-            except OSError:  # the other end is closed
-                time.sleep(seconds)
-
-    def finish(self) -> int:
-        end = time.monotonic() + 20
-        while self.process.poll() is None and time.monotonic() < end:
-            self._read(0.1)
-        self._read(0.1)
-        os.close(self.end)
-        return self.process.wait(1)
-
-
-def _extra_path() -> list[str]:
-    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-
-
-def _assert_restored(output: bytes) -> None:
-    for code in RESET:
-        assert code in output[output.index(ENTERED) :], code
-
-
-@pytest.mark.parametrize("when", ["idle", "writing"])
-def test_sigterm_restores_the_terminal(when):
-    """Alternate screen, cursor, mouse and paste modes are reset, also while a reply is written; exit 143."""
-    terminal = Terminal("chat")
-    terminal.read_until(b"Message")
-    if when == "writing":
-        os.write(terminal.end, b"hello\r")
-        terminal.read_until(b"word")
-    terminal.process.send_signal(signal.SIGTERM)
-    assert terminal.finish() == 143
-    _assert_restored(terminal.output)
-
-
-def test_a_crash_restores_the_terminal():
-    """A bug in the engine's thread: the terminal is reset before the traceback, exit 1."""
-    terminal = Terminal("bug")
-    assert terminal.finish() == 1
-    _assert_restored(terminal.output)
-    assert terminal.output.rindex(LEFT) < terminal.output.index(b"ZeroDivisionError")
-
-
-def test_a_failed_load_keeps_its_exit_code():
-    """Enter leaves the panel; the line is repeated on stderr and the code is the error's."""
-    terminal = Terminal("fail")
-    terminal.read_until(b"bad magic")
-    os.write(terminal.end, b"\r")
-    assert terminal.finish() == 3
-    _assert_restored(terminal.output)
-    assert b"error: demo.gguf: bad magic" in terminal.output[terminal.output.rindex(LEFT) :]
-
-
-@pytest.mark.parametrize("key", [b"\x11", b"\x03"])
-def test_quitting_restores_the_terminal(key):
-    """Ctrl+Q and Ctrl+C."""
-    terminal = Terminal("chat")
-    terminal.read_until(b"Message")
-    os.write(terminal.end, key)
-    assert terminal.finish() == 0
-    _assert_restored(terminal.output)
-
-
-def test_model_text_does_not_reach_a_real_terminal_as_control():
-    """A clear-screen and a C1 sequence split over tokens never appear in what the terminal is sent."""
-    terminal = Terminal("chat")
-    terminal.read_until(b"Message")
-    os.write(terminal.end, b"hello\r")
-    terminal.read_until(b"word")
-    terminal.process.send_signal(signal.SIGTERM)
-    terminal.finish()
-    assert b"\x1b[2J" not in terminal.output[terminal.output.index(b"Message") :]
-    assert "\x9b".encode() not in terminal.output

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 
 import pytest
+
+from localmoe.errors import BadInputError
 from localmoe.tui.options import AppOptions
 from localmoe.tui.widgets.prompt import Prompt
 from localmoe.tui.widgets.status import StatusLine, rate
 from localmoe.tui.widgets.turns import Note, ReplyTurn, UserTurn
-
-from localmoe.errors import BadInputError
 
 from .driving import ask, chat, running, screen_text, until
 from .fake_model import FakeModel

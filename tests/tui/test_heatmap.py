@@ -7,10 +7,11 @@ import time
 
 import numpy as np
 import pytest
+from textual.app import App, ComposeResult
+
 from localmoe.tui.widgets import palette
 from localmoe.tui.widgets.cells import fit, pool
 from localmoe.tui.widgets.heatmap import Heatmap
-from textual.app import App, ComposeResult
 
 from .driving import lines
 
