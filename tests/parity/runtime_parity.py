@@ -24,7 +24,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import localmoe  # noqa: E402
+from localmoe.converters.gguf_source import gguf_source  # noqa: E402
+from localmoe.converters.pipeline import write_model  # noqa: E402
 from localmoe.engine.api import EvalResult  # noqa: E402
+from localmoe.gguf_file import open_gguf  # noqa: E402
 from tests.naive_model import nmse  # noqa: E402
 from tests.tiny import Tiny, tiny_weights, write_tiny  # noqa: E402
 
@@ -39,6 +42,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
 }
 LLAMA_TYPES = ("F16", "Q8_0", "Q4_K_M", "Q6_K")
 LLAMA_MODEL: dict[str, Any] = {"n_embd": 256, "n_ff": 256, "n_head": 4, "n_layer": 3}
+STANDARD_DEVIATION = 0.02  # transformers' initializer_range
 MARGIN = 1e-3
 
 
@@ -94,16 +98,27 @@ def kl(theirs: np.ndarray, ours: np.ndarray) -> float:
     return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
-def against_llama(kind: str, record: Path | None) -> bool:
-    from localmoe.converters.gguf_source import gguf_source
-    from localmoe.gguf_file import open_gguf
-    from localmoe.converters.pipeline import write_model
+def initialised(fields: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Weights as transformers initialises a model: tests.tiny's are wilder, and amplify int8 activations' noise."""
+    return {
+        name: values * np.float32(STANDARD_DEVIATION / values.std()) if values.ndim > 1 else np.ones_like(values)
+        for name, values in tiny_weights(**fields).items()
+    }
 
+
+def write_initialised(source: Path, path: Path, kind: str) -> None:
+    """LLAMA_MODEL quantized to a file type by localmoe."""
+    write_tiny(source, extra_tensors=initialised(LLAMA_MODEL), **LLAMA_MODEL)
+    with open_gguf(source) as file:
+        write_model(gguf_source(file), path, kind, notify=lambda line: None)
+
+
+def against_llama(kind: str, record: Path | None) -> bool:
     ids = token_ids(64, 1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         path = folder / "q.gguf"
-        write_model(gguf_source(open_gguf(write_tiny(folder / "m.gguf", **LLAMA_MODEL))), path, kind)
+        write_initialised(folder / "m.gguf", path, kind)
         np.save(folder / "ids.npy", ids)
         command = [os.environ["LLAMA_PYTHON"], PEERS / "llama_logits.py", path, folder / "ids.npy", folder / "out.npy"]
         subprocess.run(command, check=True)
