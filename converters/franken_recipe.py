@@ -108,16 +108,16 @@ def _recipe(reader: _Reader, table: dict[str, Any]) -> Recipe:
     mode = _ALIASES.get(mode, mode)
     if mode not in (*PROMPT_MODES, *RANDOM_MODES):
         raise reader.error(
-            "unknown gate mode", "gate_mode", mode, f"one of {', '.join((*PROMPT_MODES, *RANDOM_MODES))}"
+            "unknown gate mode", "gate_mode", _shown(mode), f"one of {', '.join((*PROMPT_MODES, *RANDOM_MODES))}"
         )
     if table.get("shared_experts"):
         raise reader.error("shared experts are not supported: a Mixtral has none", "shared_experts")
     architecture = reader.text(table, "", "architecture", "mixtral")
     if not architecture or not "mixtral".startswith(architecture.lower()):
-        raise reader.error("only Mixtral's architecture is written", "architecture", architecture, "mixtral")
+        raise reader.error("only Mixtral's architecture is written", "architecture", _shown(architecture), "mixtral")
     dtype = reader.text(table, "", "dtype", "").removeprefix("torch.") or None
     if dtype is not None and dtype not in DTYPES:
-        raise reader.error("unknown dtype", "dtype", dtype, f"one of {', '.join(DTYPES)}")
+        raise reader.error("unknown dtype", "dtype", _shown(dtype), f"one of {', '.join(DTYPES)}")
     base = reader.source(table, "", "base_model")
     experts = _experts(reader, table.get("experts"), mode)
     n_used = table.get("experts_per_token")
@@ -163,6 +163,11 @@ def _shortened(text: str) -> str:
     return line if len(line) <= LABEL_LENGTH else line[: LABEL_LENGTH - 1].rstrip() + "…"
 
 
+def _shown(value: Any) -> str:
+    """A value as the recipe might spell it, for messages."""
+    return repr(value)[:80]
+
+
 def _kind(value: Any) -> str:
     return "nothing" if value is None else type(value).__name__
 
@@ -176,8 +181,7 @@ class _Reader:
     sources: dict[str, Path]
 
     def error(self, reason: str, item: str, got: object = None, expected: object = None) -> BadInputError:
-        shown = repr(got)[:80] if isinstance(got, str) else got
-        return BadInputError(reason, file=self.file, item=item, got=shown, expected=expected)
+        return BadInputError(reason, file=self.file, item=item, got=got, expected=expected)
 
     def table(self, value: Any, where: str, fields: tuple[str, ...]) -> dict[str, Any]:
         """The table `value`, after saying which of its fields are ignored."""
@@ -193,7 +197,7 @@ class _Reader:
         if value is None:
             return default
         if not isinstance(value, str):
-            raise self.error("is not text (quote it)", _path(where, name), value)
+            raise self.error("is not text (quote it)", _path(where, name), _shown(value))
         return value
 
     def number(self, table: dict[str, Any], where: str, name: str, default: float) -> float:
@@ -204,9 +208,9 @@ class _Reader:
             try:
                 value = float(value)
             except ValueError:
-                raise self.error("is not a number", _path(where, name), value) from None
+                raise self.error("is not a number", _path(where, name), _shown(value)) from None
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self.error("is not a finite number", _path(where, name), value)
+            raise self.error("is not a finite number", _path(where, name), _shown(value))
         return float(value)
 
     def prompts(self, table: dict[str, Any], where: str, name: str) -> tuple[str, ...]:
@@ -217,7 +221,7 @@ class _Reader:
             raise self.error("is not a list of prompts", _path(where, name), _kind(value))
         for i, prompt in enumerate(value):
             if not isinstance(prompt, str):
-                raise self.error("is not text (quote it)", f"{_path(where, name)}[{i}]", prompt)
+                raise self.error("is not text (quote it)", f"{_path(where, name)}[{i}]", _shown(prompt))
         return tuple(value)
 
     def source(self, table: dict[str, Any], where: str, name: str) -> Path:

@@ -112,7 +112,7 @@ def _rows(positive: Sequence[Prompts], negative: Sequence[Prompts], states: Stat
 
 
 def _unit(rows: Array) -> Array:
-    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), _SMALLEST)
+    return np.divide(rows, np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), _SMALLEST))
 
 
 def _hidden_states(model: Model, *, average: bool) -> States:
@@ -192,8 +192,9 @@ def _running(base: Source, folder: Path, n_ctx: int, n_threads: int | None, prog
     """The base model opened for inference; a checkpoint through a temporary GGUF in its own precision."""
     import localmoe
 
+    exact: dict[str, Any] = {"n_threads": n_threads, "cache_type_k": "f32", "cache_type_v": "f32"}
     if base.gguf is not None:
-        with localmoe.load(str(base.path), n_ctx=n_ctx, n_threads=n_threads) as model:
+        with localmoe.load(str(base.path), n_ctx=n_ctx, **exact) as model:
             yield model
         return
     kinds = {tensor.type for tensor in base.model.tensors if len(tensor.shape) > 1}
@@ -201,7 +202,7 @@ def _running(base: Source, folder: Path, n_ctx: int, n_threads: int | None, prog
     with tempfile.TemporaryDirectory(dir=folder, prefix=".franken-", ignore_cleanup_errors=True) as temporary:
         path = Path(temporary) / "base.gguf"
         write_model(base.model, path, file_type, progress=progress, n_threads=n_threads)
-        with localmoe.load(str(path), n_ctx=n_ctx, n_threads=n_threads) as model:
+        with localmoe.load(str(path), n_ctx=n_ctx, **exact) as model:
             with contextlib.suppress(OSError):
                 path.unlink()  # where a mapped file may lose its name, not even a kill leaves it behind
             yield model

@@ -243,9 +243,9 @@ def _stack(
         kinds = {cast}
     if len(kinds) == 1 and not any(part.changed for part in parts):
         return SourceTensor(name, shape, kinds.pop(), [piece for part in parts for piece in part.tensor.pieces])
-    for part in parts:
-        if FORMATS[part.tensor.type].quantized and not allow_requantize:
-            raise _requantizing(part, kinds)
+    held = [part for part in parts if FORMATS[part.tensor.type].quantized]
+    if held and not allow_requantize:
+        raise _requantizing(next((part for part in held if part.changed), held[0]), kinds)
     target = Type.F32
     if file_type == COPY and any(FORMATS[kind].quantized for kind in kinds):
         target = Type.Q8_0 if shape[-1] % FORMATS[Type.Q8_0].block_size == 0 else Type.F16

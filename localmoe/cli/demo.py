@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 RECIPE = Path(__file__).with_name("demo_recipe.yml")
 SEED = 1
-QUESTION = "Tell me in two sentences why the sky is blue."
+QUESTION = "Tell me a short story about a cat."
 ANSWER_TOKENS = 96
 PLAINLY = (
     "The demo's experts are near-copies of one model, SmolLM2-135M-Instruct, each with a little noise of its own: it "
