@@ -79,7 +79,8 @@ def row_cosines(router: Array) -> Array:
     """(L, E, E) float64 cosines between the rows of a router (L, E, D)."""
     lengths = np.linalg.norm(router.astype(np.float64), axis=-1, keepdims=True)
     unit: Array = router / np.maximum(lengths, 1e-30)
-    return np.matmul(unit, unit.transpose(0, 2, 1))
+    cosines: Array = unit @ unit.transpose(0, 2, 1)
+    return cosines
 
 
 def probe(model: Model, recipe: Recipe) -> Reached:

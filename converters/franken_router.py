@@ -112,7 +112,9 @@ def _rows(positive: Sequence[Prompts], negative: Sequence[Prompts], states: Stat
 
 
 def _unit(rows: Array) -> Array:
-    return np.divide(rows, np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), _SMALLEST))
+    lengths: Array = np.linalg.norm(rows, axis=-1, keepdims=True)
+    unit: Array = rows / np.maximum(lengths, _SMALLEST)
+    return unit
 
 
 def _hidden_states(model: Model, *, average: bool) -> States:
