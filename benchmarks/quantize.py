@@ -31,9 +31,9 @@ LLAMA_PYTHON = os.environ.get("LOCALMOE_LLAMA_PYTHON", sys.executable)
 def make_model(path: Path, n_layer: int) -> int:
     """Write an F16 model of random weights; how many weights it has."""
     import numpy as np
+
     from localmoe.converters.pipeline import write_model
     from localmoe.converters.source import SourceModel, SourceTensor, row_runs
-
     from tests.parity.quantize_parity import shape_model
 
     shape = {"n_layer": n_layer, "n_embd": 1024, "n_ff": 3584, "n_head": 16, "n_head_kv": 8, "n_expert": 8}
@@ -61,7 +61,6 @@ def localmoe(source: str, out: str, file_type: str, threads: int) -> None:
     """One run of ours."""
     from localmoe.converters.gguf_source import gguf_source
     from localmoe.converters.pipeline import write_model
-
     from localmoe.gguf_file import open_gguf
 
     with open_gguf(source) as gguf:
@@ -72,9 +71,9 @@ def load_encoders() -> None:
     """Import everything and load the compiled encoders, as a first run ever would have left them on disk."""
     import numpy as np
     from gguf import GGMLQuantizationType
+
     from localmoe.converters import gguf_source, pipeline  # noqa: F401
     from localmoe.converters.convert_rows import convert
-
     from localmoe.quants.formats import FORMATS
 
     rows = np.ones((2, 256), np.float16)

@@ -26,7 +26,7 @@ from localmoe.errors import UsageError
 FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
 
 ISAS = ("avx512vnni", "avxvnni", "avx2", "neon", "generic")
-_COMPILED = ("jit.py", "kernels/*.py", "quants/*.py", "model/forward*.py")
+_COMPILED = ("jit.py", "kernels/*.py", "quants/*.py", "model/forward*.py", "model/plan.py", "model/workers.py")
 
 
 def target_features() -> set[str]:

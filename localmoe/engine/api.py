@@ -93,7 +93,9 @@ class Model:
         self._session.reset()
         self._session.use_experts(n_expert_used)
         parts = self._session.run_all(ids)
-        joined = (np.concatenate([getattr(p, name) for p in parts]) for name in ("logits", "experts", "weights", "router"))
+        joined = (
+            np.concatenate([getattr(p, name) for p in parts]) for name in ("logits", "experts", "weights", "router")
+        )
         return EvalResult(*joined)
 
     def hidden_states(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -130,7 +132,7 @@ class Model:
         return generation.run(ids, cancel, on_prompt)
 
     def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Iterator[Step]:
-        """Answer the last of `messages` ({"role", "content"} each), by the model's chat template; options of `generate`."""
+        """Answer the last of `messages` ({"role", "content"} each) by the chat template; options as for `generate`."""
         if self.chat_template is None:
             raise UsageError("the model has no chat template", file=self.gguf.path)
         return self.generate(self.chat_template.encode(self.tokenizer, messages), **options)
@@ -159,7 +161,9 @@ def load(
     config = ModelConfig.from_metadata(gguf)
     weights = load_weights(gguf, config)
     context = _context(n_ctx, config)
-    check_memory(gguf, config, context, cache_type_k)
+    warning = check_memory(gguf, config, context, cache_type_k)
+    if warning and progress is not None:
+        progress(warning)
     if progress is not None and not any(cache_dir().rglob("*.nbc")):
         progress("compiling kernels for this CPU (the first run only)")
     runner = Runner(config, weights, context, _threads(n_threads), cache_type_k)

@@ -103,9 +103,7 @@ class Generation:
                              expected=f"fewer than {session.n_ctx}")  # fmt: skip
         return self._steps(list(ids), cancel, on_prompt)
 
-    def _steps(
-        self, ids: list[int], cancel: threading.Event | None, on_prompt: OnPrompt | None
-    ) -> Iterator[Step]:
+    def _steps(self, ids: list[int], cancel: threading.Event | None, on_prompt: OnPrompt | None) -> Iterator[Step]:
         session, timings = self.session, self.timings
         sampler = Sampler(self.params, session.n_vocab, self.tokenizer)
         for token in ids:

@@ -129,9 +129,7 @@ class Session:
             raise UsageError("the context is full", got=f"{needed} tokens", expected=f"at most {self.n_ctx}")
         return array.astype(np.int32)
 
-    def _run(
-        self, batch: npt.NDArray[np.int32], n_out: int, phase: int, *, want_hidden: bool = False
-    ) -> StepResult:
+    def _run(self, batch: npt.NDArray[np.int32], n_out: int, phase: int, *, want_hidden: bool = False) -> StepResult:
         if not self.tokens:
             self._cached_n_used = self.n_used
         result = self._runner.step(batch, self.n_past, n_out, self.n_used, want_hidden=want_hidden)

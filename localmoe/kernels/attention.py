@@ -60,7 +60,7 @@ class Tile(types.Type):
 
 
 @register_model(Tile)
-class TileModel(models.PrimitiveModel):
+class TileModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, dmm: Any, fe_type: Tile) -> None:
         super().__init__(dmm, fe_type, ir.ArrayType(llvm_type(fe_type.vec), fe_type.n))
 

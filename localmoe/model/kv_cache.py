@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ from localmoe.errors import MemoryLimitError, UsageError
 from localmoe.kernels.attention import BLOCK, padded
 from localmoe.model.config import ModelConfig
 
-CACHE_TYPES = {"f16": np.dtype(np.float16), "f32": np.dtype(np.float32)}
+CACHE_TYPES: dict[str, np.dtype[Any]] = {"f16": np.dtype(np.float16), "f32": np.dtype(np.float32)}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 I8, F4 = np.int64, np.float32
 
 
-def record(*fields: str | tuple[str, object]) -> np.dtype:  # type: ignore[type-arg]
+def record(*fields: str | tuple[str, object]) -> np.dtype:
     """A record type; a field without a type is an int64."""
     return np.dtype([(f, I8) if isinstance(f, str) else f for f in fields])
 

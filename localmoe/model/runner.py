@@ -16,7 +16,7 @@ from localmoe.kernels.matmul_driver import matmul_scratch_bytes
 from localmoe.kernels.table import KERNELS, matmul_address, matvec_address
 from localmoe.kernels.team import SYNC_INTS, yield_address
 from localmoe.model.config import ModelConfig, rope_frequencies
-from localmoe.model.forward import CHUNK
+from localmoe.model.forward_attention import CHUNK
 from localmoe.model.kv_cache import KVCache, new_cache
 from localmoe.model.plan import BUFFERS, LAYER, MODEL, STEP
 from localmoe.model.weights import LayerWeights, Weight, Weights
@@ -68,8 +68,8 @@ class Runner:
         self.n_thread = n_thread
         self.n_slot = max(BATCH * max(config.n_expert_used, 1), config.n_expert)
         self.cache: KVCache = new_cache(config, n_ctx, cache_type)
-        self._alive: list[np.ndarray] = []  # type: ignore[type-arg]
-        self._width = config.n_expert
+        self._alive: list[np.ndarray] = []
+        self._n_ff = config.n_ff_exp if config.n_expert else config.n_ff
         self._model = np.zeros(1, MODEL)
         self._layers = np.zeros(config.n_layer, LAYER)
         self._buffers = np.zeros(n_thread + 1, BUFFERS)
@@ -87,12 +87,12 @@ class Runner:
 
     # --- laying out -------------------------------------------------------------------------------------------
 
-    def _array(self, shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:  # type: ignore[type-arg]
+    def _array(self, shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
         """Zeroed memory that lives as long as this runner, at a multiple of 64."""
         n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         raw = np.zeros(n_bytes + 64, np.uint8)
         at = -raw.ctypes.data % 64
-        array = raw[at : at + n_bytes].view(dtype).reshape(shape)
+        array: np.ndarray = raw[at : at + n_bytes].view(dtype).reshape(shape)
         self._alive.append(array)
         return array
 
@@ -105,30 +105,45 @@ class Runner:
         return int(values.ctypes.data)
 
     def _fill_model(self, weights: Weights, cache_type: str) -> None:
-        config, m = self.config, self._model[0]
-        n_ff = config.n_ff_exp if config.n_expert else config.n_ff
-        widest = max(config.n_embd, n_ff, config.n_head * config.n_embd_head_k)
-        group = config.n_head // config.n_head_kv
-        tiles = -(-group // attention.ROWS) * config.n_head_kv
-        chunks = -(-self.cache.n_room // CHUNK)
-        rows = attention.ROWS * (config.n_embd_head_k + attention.padded(config.n_embd_head_v) + 8)
-        scratch = max(matmul_scratch_bytes(widest), 4 * rows) // 4096 * 4096 + 8192
+        config = self.config
         self._logits = np.empty((0, config.n_vocab), np.float32)
-        self._experts = self._array((BATCH, config.n_layer, max(self._width, 1)), np.int32)
-        self._weights_out = self._array((BATCH, config.n_layer, max(self._width, 1)), np.float32)
-        self._probs = self._array((BATCH, config.n_layer, max(config.n_expert, 1)), np.float32)
-        values = {
+        trace = (BATCH, config.n_layer, max(config.n_expert, 1))
+        self._experts = self._array(trace, np.int32)
+        self._weights_out = self._array(trace, np.float32)
+        self._probs = self._array(trace, np.float32)
+        for name, value in {**self._numbers(weights, cache_type), **self._shared_buffers()}.items():
+            self._model[0][name] = value
+
+    def _numbers(self, weights: Weights, cache_type: str) -> dict[str, Any]:
+        """MODEL's sizes, constants, kernels and the output matrix."""
+        config = self.config
+        return {
             "n_layer": config.n_layer, "n_embd": config.n_embd, "n_head": config.n_head,
             "n_head_kv": config.n_head_kv, "head_dim": config.n_embd_head_k, "rope_dim": config.rope_dim,
-            "n_ff": n_ff, "n_expert": config.n_expert, "n_vocab": config.n_vocab, "n_ctx": self.cache.n_room,
+            "n_ff": self._n_ff, "n_expert": config.n_expert, "n_vocab": config.n_vocab, "n_ctx": self.cache.n_room,
             "interleaved": config.architecture.rope_interleaved, "weights_norm": config.expert_weights_norm,
             "half_cache": cache_type == "f16", "rms_eps": config.rms_eps,
             "weights": kernel_address(attention.WEIGHTS[cache_type], attention.WEIGHTS_ARGS),
             "values": kernel_address(attention.VALUES[cache_type], attention.VALUES_ARGS),
             "attn_scale": self._constant(np.array([config.n_embd_head_k**-0.5], np.float32)),
             "rope_magnitude": config.rope_scaling.mscale,
-            "rope_step": np.float32(config.rope_freq_base) ** np.float32(-2.0 / config.rope_dim), "output_norm": self._constant(weights.output_norm),
-            "output": _weight_row(weights.output), "needs_logits": _needs(weights.output),
+            "rope_step": np.float32(config.rope_freq_base) ** np.float32(-2.0 / config.rope_dim),
+            "output_norm": self._constant(weights.output_norm), "output": _weight_row(weights.output),
+            "needs_logits": _needs(weights.output), "n_thread": self.n_thread, "yield_to": yield_address(),
+        }  # fmt: skip
+
+    def _shared_buffers(self) -> dict[str, int]:
+        """MODEL's buffers, by address."""
+        config, n_ff = self.config, self._n_ff
+        widest = max(config.n_embd, n_ff, config.n_head * config.n_embd_head_k)
+        tiles = -(-(config.n_head // config.n_head_kv) // attention.ROWS) * config.n_head_kv
+        n_item = tiles * -(-self.cache.n_room // CHUNK) * attention.ROWS
+        value_width = attention.padded(config.n_embd_head_v)
+        rows = attention.ROWS * (config.n_embd_head_k + value_width + 8)
+        scratch = max(matmul_scratch_bytes(widest), 4 * rows) // 4096 * 4096 + 8192
+        iota = self._array(max(self.n_slot, BATCH), np.int32)
+        iota[:] = np.arange(iota.size)
+        return {
             "q": self._address((BATCH, config.n_head * config.n_embd_head_k)),
             "k": self._address((BATCH, config.n_head_kv * config.n_embd_head_k)),
             "v": self._address((BATCH, config.n_head_kv * config.n_embd_head_v)),
@@ -137,19 +152,13 @@ class Runner:
             "up": self._address((self.n_slot, n_ff)), "expert_out": self._address((self.n_slot, config.n_embd)),
             "slot_ids": self._address(self.n_slot, np.int32), "slots": self._address(self.n_slot, np.int32),
             "slot_tokens": self._address(self.n_slot, np.int32),
-            "starts": self._address(max(config.n_expert, 1) + 1, np.int32),
+            "starts": self._address(max(config.n_expert, 1) + 1, np.int32), "iota": iota.ctypes.data,
             "angles": self._address((BATCH, config.rope_dim)),
-            "partial": self._address((tiles * chunks * attention.ROWS, attention.padded(config.n_embd_head_v))),
-            "stats": self._address((tiles * chunks * attention.ROWS, 2)),
             "scores": self._address((max(tiles, self.n_thread) * attention.ROWS, self.cache.n_room)),
-            "n_thread": self.n_thread, "sync": self._address(SYNC_INTS, np.int64), "yield_to": yield_address(),
+            "stats": self._address((n_item, 2)), "partial": self._address((n_item, value_width)),
+            "sync": self._address(SYNC_INTS, np.int64),
             "scratch": self._address((self.n_thread, scratch), np.uint8), "scratch_bytes": scratch,
         }  # fmt: skip
-        iota = self._array(max(self.n_slot, BATCH), np.int32)
-        iota[:] = np.arange(iota.size)
-        values["iota"] = iota.ctypes.data
-        for name, value in values.items():
-            m[name] = value
 
     def _fill_layer(self, index: int, layer: LayerWeights) -> None:
         row = self._layers[index]
@@ -171,8 +180,7 @@ class Runner:
         row["v_cache"] = self.cache.v[index].ctypes.data
 
     def _fill_buffers(self) -> None:
-        config = self.config
-        n_ff = config.n_ff_exp if config.n_expert else config.n_ff
+        config, n_ff = self.config, self._n_ff
         n_attended = config.n_head * config.n_embd_head_v
         self._x_one = self._array((self.n_thread, config.n_embd), np.float32)
         self._x_many = self._array((BATCH, config.n_embd), np.float32)
@@ -228,7 +236,7 @@ class Runner:
         step["logits"] = self._logits.ctypes.data
         step["hidden"] = 0 if hidden is None else hidden.ctypes.data
         step["experts"], step["weights"] = self._experts.ctypes.data, self._weights_out.ctypes.data
-        step["probs"], step["trace_width"] = self._probs.ctypes.data, max(self._width, 1)
+        step["probs"], step["trace_width"] = self._probs.ctypes.data, max(config.n_expert, 1)
         step["failed_layer"] = 0
         self._workers.run()
         if step["failed_layer"]:

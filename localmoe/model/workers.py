@@ -61,7 +61,7 @@ def put(address: int, value: int) -> None:
 class Workers:
     """`n_thread - 1` threads beside the caller's; `run` executes one step on all of them."""
 
-    def __init__(self, n_thread: int, records: tuple[np.ndarray, ...]) -> None:  # type: ignore[type-arg]
+    def __init__(self, n_thread: int, records: tuple[np.ndarray, ...]) -> None:
         """`records`: models, layers, buffers, steps and frequencies, as `forward` takes them."""
         self._alive = records
         self._records = tuple(int(r.ctypes.data) for r in records)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from localmoe.converters.card import general_keys
 from localmoe.converters.huggingface import load_source
-
 from tests.checkpoints import write_checkpoint
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from localmoe.converters.checkpoint import find_file, open_checkpoint, parse_json, read_json, read_safetensors
 
+from localmoe.converters.checkpoint import find_file, open_checkpoint, parse_json, read_json, read_safetensors
 from localmoe.errors import BadInputError
 from tests.checkpoints import (
     Tiny,

@@ -13,11 +13,11 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
+
+from localmoe.cli.app import main
 from localmoe.converters.huggingface import load_source
 from localmoe.converters.pipeline import write_model
 from localmoe.converters.source import SourceModel
-
-from localmoe.cli.app import main
 from localmoe.errors import BadInputError, FileError, UsageError
 from tests.checkpoints import CASES, Tiny, checkpoint_weights, write_checkpoint
 from tests.parity.convert_parity import metadata_of

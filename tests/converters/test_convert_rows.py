@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
-from localmoe.converters.convert_rows import convert
 
+from localmoe.converters.convert_rows import convert
 from localmoe.quants.decode import decode
 from localmoe.quants.encode import encode
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from localmoe.converters.hparams import HParams, model_keys, read_hparams, rope_factors
 
+from localmoe.converters.hparams import HParams, model_keys, read_hparams, rope_factors
 from localmoe.errors import BadInputError
 from tests.checkpoints import Tiny, config_json
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from localmoe.converters.names import Place, checkpoint_name, gguf_name, place
 
 

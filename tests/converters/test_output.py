@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
+
 from localmoe.converters import output
 from localmoe.converters.gguf_source import gguf_source
 from localmoe.converters.output import replacing
 from localmoe.converters.pipeline import WriteReport, write_model
-
 from localmoe.errors import FileError
 from localmoe.gguf_file import open_gguf
 from tests.tiny import write_tiny

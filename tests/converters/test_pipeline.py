@@ -12,12 +12,12 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
+
 from localmoe.converters import gguf_source as gguf_source_module
 from localmoe.converters import pipeline
 from localmoe.converters.gguf_source import gguf_source
 from localmoe.converters.pipeline import WriteReport, write_model
 from localmoe.converters.source import SourceModel, SourceTensor, row_runs
-
 from localmoe.errors import BadInputError, FileError, UsageError
 from localmoe.gguf_file import open_gguf
 from tests.tiny import encode_tiny, tiny_weights, write_tiny

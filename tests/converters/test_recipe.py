@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from gguf import GGMLQuantizationType as Type
+
 from localmoe.converters.recipe import (
     RECIPES,
     Options,
@@ -20,7 +21,6 @@ from localmoe.converters.recipe import (
     may_quantize,
 )
 from localmoe.converters.source import SourceModel, SourceTensor
-
 from localmoe.errors import BadInputError, UsageError
 from tests.parity.quantize_parity import by_kind, shape_model
 

@@ -106,7 +106,6 @@ def compare_files(folder: Path) -> tuple[int, list[str]]:
     from localmoe.converters.gguf_source import gguf_source
     from localmoe.converters.pipeline import write_model
     from localmoe.converters.recipe import RECIPES
-
     from localmoe.gguf_file import open_gguf
     from tests.tiny import write_tiny
 
@@ -134,6 +133,7 @@ def compare_files(folder: Path) -> tuple[int, list[str]]:
 def shape_model(fields: dict[str, Any]) -> Any:
     """A SourceModel with the tensors of real shapes in F16 and nothing in them."""
     from gguf import GGMLQuantizationType, GGUFValueType
+
     from localmoe.converters.source import MetaValue, SourceModel, SourceTensor
 
     f = {"tied": False, "n_vocab": 32000} | fields

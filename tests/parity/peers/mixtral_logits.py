@@ -47,7 +47,8 @@ def main() -> None:
     n_layer = sum(name.endswith("attn_q.weight") for name in w)
     experts, d = w["blk.0.ffn_gate_inp.weight"].shape
     config = MixtralConfig(
-        vocab_size=w["token_embd.weight"].shape[0], hidden_size=d, intermediate_size=w["blk.0.ffn_gate_exps.weight"].shape[1],
+        vocab_size=w["token_embd.weight"].shape[0], hidden_size=d,
+        intermediate_size=w["blk.0.ffn_gate_exps.weight"].shape[1],
         num_hidden_layers=n_layer, num_attention_heads=n_head, num_key_value_heads=n_head_kv, rms_norm_eps=eps,
         num_local_experts=experts, num_experts_per_tok=n_used, tie_word_embeddings="output.weight" not in w,
         head_dim=w["blk.0.attn_q.weight"].shape[0] // n_head, rope_theta=base,

@@ -1,0 +1,99 @@
+"""Matrix products of the forward pass: activations in the forms weights want, rows shared out over the threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from localmoe.jit import njit
+from localmoe.kernels.activations import quantize_q8_0, quantize_q8_k
+from localmoe.kernels.elementwise import rms_norm
+from localmoe.kernels.simd import call_address
+from localmoe.kernels.team import share
+
+ROW_UNIT = 16  # rows are shared out in whole vectors
+
+
+@njit
+def act_row(rows: Any, act: int, index: int) -> int:
+    """Address of row `index` in the form `act`."""
+    if act == 0:
+        return rows.f32 + index * rows.f32_stride
+    if act == 1:
+        return rows.q8_0 + index * rows.q8_0_stride
+    return rows.q8_k + index * rows.q8_k_stride
+
+
+@njit
+def act_stride(rows: Any, act: int) -> int:
+    if act == 0:
+        return rows.f32_stride
+    if act == 1:
+        return rows.q8_0_stride
+    return rows.q8_k_stride
+
+
+@njit
+def quantize_row(rows: Any, needs: int, index: int, n: int) -> None:
+    """The forms in `needs` of float32 row `index`."""
+    x = rows.f32 + index * rows.f32_stride
+    if needs & 2:
+        quantize_q8_0(x, rows.q8_0 + index * rows.q8_0_stride, n)
+    if needs & 4:
+        quantize_q8_k(x, rows.q8_k + index * rows.q8_k_stride, n)
+
+
+@njit
+def multiply_one(w: Any, expert: int, rows: Any, index: int, out: int, first: int, last: int) -> None:
+    """out[first:last] = w @ row."""
+    act = act_row(rows, w.act, index)
+    call_address(w.matvec, (w.data + expert * w.expert_bytes, act, out, first, last, w.cols))
+
+
+@njit
+def multiply_many(
+    w: Any, expert: int, rows: Any, inputs: int, out: int, outputs: int, n: int, first: int, last: int, scratch: int
+) -> None:
+    """out[outputs[i], first:last] = w @ rows[inputs[i]] for n rows; `out` is (.., w.rows) float32."""
+    call_address(
+        w.matmul,
+        (
+            w.data + expert * w.expert_bytes, act_row(rows, w.act, 0), act_stride(rows, w.act), inputs,
+            out, w.rows * 4, outputs, n, first, last, w.cols, scratch,
+        ),
+    )  # fmt: skip
+
+
+@njit
+def project(m: Any, w: Any, rows: Any, n_tok: int, out: int, thread: int) -> None:
+    """out[t] = w @ rows[t]: this thread's share of the rows, for all tokens."""
+    first, last = share(w.rows, ROW_UNIT, thread, m.n_thread)
+    if first == last:
+        return
+    if n_tok == 1:
+        multiply_one(w, 0, rows, 0, out, first, last)
+    else:
+        scratch = m.scratch + thread * m.scratch_bytes
+        multiply_many(w, 0, rows, m.iota, out, m.iota, n_tok, first, last, scratch)
+
+
+@njit
+def project_router(m: Any, w: Any, rows: Any, n_tok: int, thread: int) -> None:
+    """Router logits: experts are few, so tokens are shared out when there are many."""
+    if n_tok == 1:
+        first, last = share(m.n_expert, 4, thread, m.n_thread)
+        if first < last:
+            multiply_one(w, 0, rows, 0, m.router_logits, first, last)
+        return
+    first, last = share(n_tok, 1, thread, m.n_thread)
+    if first < last:
+        ids = m.iota + 4 * first
+        scratch = m.scratch + thread * m.scratch_bytes
+        multiply_many(w, 0, rows, ids, m.router_logits, ids, last - first, 0, m.n_expert, scratch)
+
+
+@njit
+def norm(m: Any, mine: Any, weight: int, needs: int, t: int) -> None:
+    """The normed row of token t, in the forms needed."""
+    x = mine.x + t * m.n_embd * 4
+    rms_norm(x, weight, mine.normed.f32 + t * mine.normed.f32_stride, m.n_embd, m.rms_eps)
+    quantize_row(mine.normed, needs, t, m.n_embd)
