@@ -22,7 +22,6 @@ from .checkpoint import listing
 from .franken_recipe import RUN_MODES, Recipe
 from .franken_router import router_rows
 from .franken_source import Sources, join_tensors, open_sources, quantized
-from .output import check_target
 from .pipeline import WriteReport, write_model
 from .recipe import COPY, find_recipe
 from .source import MetaValue, SourceModel, SourceTensor
@@ -71,8 +70,9 @@ def build(
         chosen = COPY if chosen.upper() == COPY else find_recipe(chosen).name
         shape = (sources.base.model.n_layer, len(recipe.experts), _width(sources))
         plan = _joined(recipe, sources, np.zeros(shape, np.float32), chosen, seed, allow_requantize)
+        if recipe.dtype and quantized(sources):
+            notify(f"dtype {recipe.dtype} is for unquantized weights alone: quantized ones stay as they are")
         # everything that can be refused is refused before the base model runs
-        check_target(out, [*plan.files, Path(plan.label)], file=str(out))
         report = write_model(plan, out, chosen, allow_requantize=allow_requantize, dry_run=True, notify=_unheard)
         for line in _summary(report.notices):
             notify(line)

@@ -121,7 +121,7 @@ def _check_same(base: Source, other: Source) -> None:
         wanted, got = _key(base, key, default), _key(other, key, default)
         if not np.array_equal(wanted, got):
             raise _difference(base, other, key, got, wanted)
-    wanted, got = (source.model.metadata["tokenizer.ggml.model"].value for source in (base, other))
+    wanted, got = (_vocabulary(source, "tokenizer.ggml.model", str) for source in (base, other))
     if wanted != got:
         raise _difference(base, other, "tokenizer.ggml.model", got, wanted)
     _check_vocabulary(base, other)
@@ -166,9 +166,17 @@ def _check_vocabulary(base: Source, other: Source) -> None:
     raise _difference(base, other, item, repr(got[first]), repr(wanted[first]))
 
 
+def _vocabulary(source: Source, key: str, kind: type) -> Any:
+    """A key of the vocabulary; BadInputError where there is none."""
+    entry = source.model.metadata.get(key)
+    if entry is None or not isinstance(entry.value, kind):
+        raise BadInputError("the key is missing or of the wrong type", file=source.path, item=key)
+    return entry.value
+
+
 def _tokens(source: Source) -> list[str]:
     """The vocabulary without the padding that only fills up the embedding."""
-    tokens = list(source.model.metadata["tokenizer.ggml.tokens"].value)
+    tokens = list(_vocabulary(source, "tokenizer.ggml.tokens", list))
     while tokens and tokens[-1].startswith("[PAD") and tokens[-1][4:-1].isdigit():
         tokens.pop()
     return tokens

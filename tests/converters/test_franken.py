@@ -347,6 +347,13 @@ def test_vocabularies_that_differ_are_refused_by_token(tmp_path: Path) -> None:
         make(tmp_path)
 
 
+def test_a_model_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
+    models(tmp_path)
+    write_tiny(tmp_path / "b.gguf", **DENSE, n_vocab=len(vocabulary("spm")[0]), vocab=None)
+    with pytest.raises(BadInputError, match=r"b\.gguf: tokenizer\.ggml\.model: the key is missing"):
+        make(tmp_path)
+
+
 def test_padding_is_no_difference(tmp_path: Path) -> None:
     write_tiny(tmp_path / "a.gguf", **DENSE)
     write_tiny(tmp_path / "b.gguf", **DENSE, n_vocab=len(vocabulary("spm")[0]) + 8)
