@@ -1,21 +1,32 @@
 """Compare the tokenizer with llama.cpp's on random Unicode, every pre-tokenizer, and both directions.
 
-    python tests/parity/tokenizer_parity.py VOCAB.gguf ... [--cases N] [--seed S] [--pre]
+    python tests/parity/tokenizer_parity.py [VOCAB.gguf ...] [--cases N] [--seed S] [--pre]
 
-needs llama-cpp-python beside localmoe. With `--pre` each byte-level vocabulary is also tried under every other
-pre-tokenizer's name, in a copy that differs in that key alone. Prints one line a vocabulary; exits 1 on a difference.
+Without vocabularies, those of ../shared/data/vocab. Where llama-cpp-python is not installed the script starts itself
+again with the Python named by LLAMA_PYTHON, which then also sees this environment's packages. With `--pre` each
+byte-level vocabulary is also tried under every other pre-tokenizer's name, in a copy that differs in that key alone.
+Prints one line a vocabulary; exits 1 on a difference.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib.util
+import os
 import random
 import sys
+import sysconfig
 import tempfile
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+if importlib.util.find_spec("llama_cpp") is None:
+    packages = os.pathsep.join((str(ROOT), sysconfig.get_paths()["purelib"]))
+    command = [os.environ["LLAMA_PYTHON"], *sys.argv]
+    os.execve(command[0], command, {**os.environ, "PYTHONPATH": packages})
 
 import llama_cpp
 
@@ -158,16 +169,19 @@ def renamed(path: Path, folder: Path) -> Iterator[tuple[str, Path]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("vocab", nargs="+", type=Path)
-    parser.add_argument("--cases", type=int, default=5000)
+    parser.add_argument("vocab", nargs="*", type=Path)
+    parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pre", action="store_true")
     args = parser.parse_args()
+    vocabularies = args.vocab or sorted((ROOT.parent / "shared" / "data" / "vocab").glob("*.gguf"))
+    if not vocabularies:
+        print("skipped: no vocabulary was named, and ../shared/data/vocab is not there")
     silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
     print(f"Unicode {unicodedata.unidata_version} in Python, llama-cpp-python {llama_cpp.__version__}")
     total = 0
-    for path in args.vocab:
+    for path in vocabularies:
         total += (n := compare(path, args.cases, args.seed))
         print(f"{path.name}: {args.cases} texts, {n} differences", flush=True)
         if args.pre:
