@@ -23,13 +23,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-import localmoe  # noqa: E402
-from localmoe.converters.gguf_source import gguf_source  # noqa: E402
-from localmoe.converters.pipeline import write_model  # noqa: E402
-from localmoe.engine.api import EvalResult  # noqa: E402
-from localmoe.gguf_file import open_gguf  # noqa: E402
-from tests.naive_model import nmse  # noqa: E402
-from tests.tiny import Tiny, tiny_weights, write_tiny  # noqa: E402
+import localmoe
+from localmoe.converters.gguf_source import gguf_source
+from localmoe.converters.pipeline import write_model
+from localmoe.engine.api import EvalResult
+from localmoe.gguf_file import open_gguf
+from tests.naive_model import nmse
+from tests.tiny import Tiny, tiny_weights, write_tiny
 
 PEERS = Path(__file__).parent / "peers"
 TRANSFORMERS: dict[str, dict[str, Any]] = {
