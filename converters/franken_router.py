@@ -207,4 +207,5 @@ def _running(base: Source, folder: Path, n_ctx: int, n_threads: int | None, prog
         with localmoe.load(str(path), n_ctx=n_ctx, **exact) as model:
             with contextlib.suppress(OSError):
                 path.unlink()  # where a mapped file may lose its name, not even a kill leaves it behind
+                path.parent.rmdir()
             yield model

@@ -111,6 +111,8 @@ def show_exchange(path: Path, threads: int | None = None) -> None:
         for step in model.chat([{"role": "user", "content": QUESTION}], max_tokens=ANSWER_TOKENS, temperature=0.0):
             steps.append(step)
             show_text(step.text)
+        if steps[-1].stop_reason == "length":
+            print(f" ... (cut after {ANSWER_TOKENS} tokens)", end="")
         counts = count_experts(steps, model.config.n_layer, model.config.n_expert)
         labels = expert_labels(model.gguf.metadata, model.config.n_expert)
     print(f"\n\nexperts chosen for the answer's {len(steps)} tokens, in % of each layer's choices:")
