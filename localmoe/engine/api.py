@@ -19,7 +19,7 @@ from localmoe.engine.session import OnPrompt, Session
 from localmoe.engine.threads import physical_cores
 from localmoe.errors import UsageError
 from localmoe.experts.trace import RoutingTrace
-from localmoe.gguf_file import GGUFFile, open_gguf
+from localmoe.gguf_file import GGUFFile, open_gguf, visible
 from localmoe.jit import cache_dir
 from localmoe.model.config import ModelConfig
 from localmoe.model.memory import check_memory
@@ -56,7 +56,7 @@ class Model:
         self.trace = RoutingTrace(config.n_layer, config.n_expert)
         self.timings = Timings()
         self._runner = runner
-        self._session = Session(runner, self.trace)
+        self._session = Session(runner, self.trace, visible(str(gguf.path)))
 
     @property
     def n_ctx(self) -> int:

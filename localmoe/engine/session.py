@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from localmoe.errors import LocalMoeError, UsageError
+from localmoe.errors import BadInputError, LocalMoeError, UsageError
 from localmoe.experts.trace import DECODE, PREFILL, RoutingTrace
 from localmoe.model.runner import Runner, StepResult
 
@@ -16,10 +16,11 @@ OnPrompt = Callable[[int, int], None]
 
 
 class Session:
-    """The one conversation a runner holds. `tokens` are those in the cache, in order."""
+    """The one conversation a runner holds. `tokens` are those in the cache, in order; errors name `file`."""
 
-    def __init__(self, runner: Runner, trace: RoutingTrace) -> None:
+    def __init__(self, runner: Runner, trace: RoutingTrace, file: str) -> None:
         self._runner = runner
+        self._file = file
         self.trace = trace
         self.tokens: list[int] = []
         self._default_n_used = runner.config.n_expert_used
@@ -132,9 +133,12 @@ class Session:
     def _run(self, batch: npt.NDArray[np.int32], n_out: int, phase: int, *, want_hidden: bool = False) -> StepResult:
         if not self.tokens:
             self._cached_n_used = self.n_used
-        result = self._runner.step(batch, self.n_past, n_out, self.n_used, want_hidden=want_hidden)
+        try:
+            result = self._runner.step(batch, self.n_past, n_out, self.n_used, want_hidden=want_hidden)
+        except LocalMoeError as damaged:  # the runner knows the layer, not the file
+            raise BadInputError(damaged.reason, file=self._file) from None
         if n_out and not np.isfinite(result.logits[-1]).all():
-            raise LocalMoeError("the model gave logits that are not finite: the weights are damaged")
+            raise BadInputError("the model gave logits that are not finite: the weights are damaged", file=self._file)
         self.tokens.extend(batch.tolist())
         if result.experts.size:
             self.trace.append(batch, phase, result.experts, result.weights, result.router)
