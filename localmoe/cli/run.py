@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from secrets import randbits
@@ -90,7 +91,8 @@ def run(
         steps = _generate(opened, request, quiet=as_json)
         summary = _experts(opened, steps)
         if as_json:
-            print(json.dumps(_report(request, steps, opened.timings, summary), ensure_ascii=False))
+            report = _report(request, steps, opened.timings, summary)
+            print(json.dumps(report, ensure_ascii=sys.stdout.isatty()))  # JSON escapes less than a terminal needs
         say(timings_line(opened.timings, steps[-1].stop_reason if steps else None))
         if expert_summary:
             for line in experts_table(summary) + expert_legend(opened):
