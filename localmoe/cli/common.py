@@ -23,8 +23,13 @@ from localmoe.experts.labels import expert_labels
 if TYPE_CHECKING:
     from localmoe.engine.api import Model, Step
 
-ModelPath = Annotated[Path, typer.Option("-m", "--model", help="The model: a GGUF file.", show_default=False)]
-OptionalModelPath = Annotated[Path | None, typer.Option("-m", "--model", help="A GGUF file. [default: the demo model]")]
+# readable=False: typer does not look at the file. That it may not be read is no wrong usage, and is said by open_gguf.
+ModelPath = Annotated[
+    Path, typer.Option("-m", "--model", help="The model: a GGUF file.", show_default=False, readable=False)
+]
+OptionalModelPath = Annotated[
+    Path | None, typer.Option("-m", "--model", help="A GGUF file. [default: the demo model]", readable=False)
+]
 Threads = Annotated[int | None, typer.Option("-t", "--threads", min=1, help="Threads. [default: physical cores]")]
 Context = Annotated[
     int | None,
@@ -162,7 +167,7 @@ def show_text(text: str) -> None:
     if sys.stdout.isatty():
         from localmoe.text.visible import visible
 
-        text = visible(text)
+        text = visible(text, keep_newlines=True)
     sys.stdout.write(text)
     sys.stdout.flush()
 

@@ -15,10 +15,18 @@ if TYPE_CHECKING:
 def convert(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SRC", help="A Hugging Face checkpoint folder, or a GGUF file.", show_default=False),
+        typer.Argument(
+            metavar="SRC",
+            help="A Hugging Face checkpoint folder, or a GGUF file.",
+            show_default=False,
+            readable=False,  # opening it says so, as an error of the file and not of usage
+        ),
     ],
     out: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT.gguf", help="The file to write.", show_default=False)
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="OUT.gguf", help="The file to write.", show_default=False, readable=False
+        ),
     ],
     file_type: Annotated[
         str, typer.Option("--type", metavar="TYPE", help="Q4_K_M, Q6_K, Q8_0, BF16, F16, F32, ...")
@@ -83,10 +91,12 @@ def _warn(line: str) -> None:
 
 
 def _show(report: WriteReport, dry_run: bool) -> None:
+    from localmoe.text.visible import visible
+
     from .quantize import summary, table
 
     if dry_run:
         print(table(report))
         return
     print(f"{report.file_type}, {summary(report)}", file=sys.stderr)
-    print(report.path)
+    print(visible(str(report.path)) if sys.stdout.isatty() else report.path)

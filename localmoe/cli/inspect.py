@@ -16,7 +16,9 @@ Line = tuple[str, str]
 
 
 def inspect(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A GGUF file, or any part of a split one.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A GGUF file, or any part of a split one.", readable=False)
+    ],
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what a model is, what it needs in memory, and why it would not run."""

@@ -11,7 +11,9 @@ import typer
 
 def tokenize(
     text: Annotated[str | None, typer.Argument(help="The text; - or --stdin reads standard input.")] = None,
-    model: Annotated[Path | None, typer.Option("-m", "--model", help="A GGUF file; its vocabulary is enough.")] = None,
+    model: Annotated[
+        Path | None, typer.Option("-m", "--model", help="A GGUF file; its vocabulary is enough.", readable=False)
+    ] = None,
     stdin: Annotated[bool, typer.Option("--stdin", help="Read the text from standard input.")] = False,
     ids: Annotated[bool, typer.Option("--ids", help="Print the ids alone, in one line.")] = False,
     no_bos: Annotated[bool, typer.Option("--no-bos", help="Add no BOS even where the model wants one.")] = False,
