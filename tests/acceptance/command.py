@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,10 +105,30 @@ def localmoe(
     return Answer(code, out.decode(errors="replace"), err.decode(errors="replace"), seconds, peak_bytes)
 
 
-def together(*commands: Sequence[object]) -> list[Answer]:
+def together(*commands: Sequence[object], stdin: bytes = b"") -> list[Answer]:
     """The answers of several commands, two of which run at a time."""
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda command: localmoe(*command), commands))
+        return list(pool.map(lambda command: localmoe(*command, stdin=stdin), commands))
+
+
+def on_a_terminal(*arguments: object, typed: bytes = b"", env: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """Exit code, and everything that a command shows on a terminal of its own, which is a dumb one without colours."""
+    import pty
+
+    master, slave = pty.openpty()
+    plain = environment({"TERM": "dumb", "NO_COLOR": "1", **(env or {})})
+    command = [*LOCALMOE, *map(str, arguments)]
+    with subprocess.Popen(
+        command, stdin=slave, stdout=slave, stderr=slave, env=plain, start_new_session=True
+    ) as child:  # fmt: skip
+        os.close(slave)
+        os.write(master, typed)
+        shown = bytearray()
+        with suppress(OSError):  # Linux's way to say that nobody has the other end any more
+            while data := os.read(master, 65536):
+                shown += data
+    os.close(master)
+    return child.returncode, shown.decode(errors="replace")
 
 
 def contents(folder: Path) -> dict[str, bytes | str]:

@@ -1,0 +1,202 @@
+"""Rows 18 to 21 through the command line: an output that cannot be finished leaves the older one as it was."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.command import LOCALMOE, contents, environment, localmoe, together
+from tests.checkpoints import Tiny, write_checkpoint
+from tests.tiny import write_tiny
+
+SMALL = {"n_layer": 2, "n_embd": 64, "n_ff": 96}
+KILLS = 8
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="uses Linux's tmpfs or signals")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("small") / "in.gguf", **SMALL)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """52 MB, so that there is time to interrupt."""
+    return write_tiny(tmp_path_factory.mktemp("large") / "in.gguf", n_layer=2, n_embd=512, n_ff=512, n_head=8)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@linux_only
+def test_row_18_the_disk_is_full(small: Path, disk: Path) -> None:
+    out = disk / "out.gguf"
+    out.write_bytes(b"older output")
+    checkpoint = write_checkpoint(disk.parent / "m", Tiny())
+    answers = together(("quantize", small, out, "F16"), ("convert", checkpoint, "-o", out, "--type", "F32"))
+    for answer in answers:
+        answer.failed(4, f"error: {out}: ", "space")
+    assert contents(disk) == {"out.gguf": b"older output"}
+    localmoe("quantize", small, "new.gguf", "F16", cwd=disk).failed(4, "new.gguf", "space")
+    assert contents(disk) == {"out.gguf": b"older output"}
+
+
+@linux_only
+@pytest.mark.parametrize("command", ["quantize", "convert"])
+def test_row_18_the_disk_fills_while_it_is_written(tmp_path: Path, small: Path, command: str) -> None:
+    """There is room when it begins; a limit on the file's size then refuses a write in the middle."""
+    out = tmp_path / "out.gguf"
+    out.write_bytes(b"older output")
+    if command == "quantize":
+        arguments: tuple[object, ...] = ("quantize", small, out, "F32")
+    else:
+        arguments = ("convert", write_checkpoint(tmp_path / "m", Tiny(n_layer=8)), "-o", out, "--type", "F32")
+    before = contents(tmp_path)
+    limited = ("sh", "-c", 'ulimit -f 400; exec "$@"', "sh")  # blocks of 512 bytes
+    localmoe(*arguments, prefix=limited).failed(4, f"error: {out}: ", "File too large")
+    assert contents(tmp_path) == before
+
+
+def start(*arguments: object) -> subprocess.Popen[bytes]:
+    """A command in a group of its own, as a shell starts it."""
+    command = [*LOCALMOE, *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment(),
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def writing(child: subprocess.Popen[bytes], folder: Path) -> bool:
+    """Whether a process has an unfinished file in this folder: hidden, or without a name, which shows as deleted."""
+    if any(path.name.startswith(".") for path in folder.iterdir()):
+        return True
+    try:
+        return any(os.readlink(link).startswith(f"{folder}/#") for link in Path(f"/proc/{child.pid}/fd").iterdir())
+    except OSError:  # it ended, or a descriptor was closed meanwhile
+        return False
+
+
+def wait_until_writing(child: subprocess.Popen[bytes], folder: Path) -> None:
+    """Return when it writes, or has ended."""
+    end = time.monotonic() + 60
+    while child.poll() is None and not writing(child, folder) and time.monotonic() < end:
+        time.sleep(0.002)
+
+
+@linux_only
+def test_row_19_killed_at_random_moments(tmp_path: Path, large: Path) -> None:
+    """SIGKILL: what lies there is the older file or the new one, whole, and no other file stays."""
+    out = tmp_path / "out.gguf"
+    localmoe("quantize", large, out, "Q4_0").succeeded()
+    whole, chance, killed = out.read_bytes(), random.Random(19), 0
+    for i in range(KILLS):
+        out.write_bytes(b"older output")
+        with start("quantize", large, out, "Q4_0") as child:
+            if i:  # the first anywhere, the others in what it writes
+                wait_until_writing(child, tmp_path)
+            time.sleep(chance.random() * 0.25)
+            child.kill()
+            killed += child.wait() == -signal.SIGKILL
+        assert out.read_bytes() in (b"older output", whole)
+        assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["out.gguf"]
+    assert killed >= KILLS // 2
+    localmoe("quantize", large, out, "Q4_0").succeeded()
+    assert out.read_bytes() == whole
+    assert len(list(tmp_path.iterdir())) <= 2, "partial files pile up"
+
+
+@linux_only
+@pytest.mark.parametrize("command", ["quantize", "convert"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_row_20_interrupted_while_writing(tmp_path: Path, large: Path, command: str, number: int) -> None:
+    """Ctrl-C: 130 and one line; SIGTERM: 143 or the signal itself. Both leave the older output alone."""
+    out = tmp_path / "out.gguf"
+    out.write_bytes(b"older output")
+    arguments = ("quantize", large, out, "Q6_K") if command == "quantize" else ("convert", large, "-o", out)
+    with start(*arguments) as child:
+        wait_until_writing(child, tmp_path)
+        time.sleep(0.05)
+        child.send_signal(number)
+        printed, said = child.communicate(timeout=60)
+    code, err = child.returncode, said.decode()
+    assert "Traceback" not in err
+    assert printed == b""
+    if number == signal.SIGINT:
+        assert code == 130
+        assert [line for line in err.splitlines() if "error" in line] == ["error: interrupted"]
+    else:
+        assert code in (143, -signal.SIGTERM)
+    assert contents(tmp_path) == {"out.gguf": b"older output"}
+
+
+@linux_only
+def test_row_20_before_anything_is_open(tmp_path: Path, small: Path) -> None:
+    """Ctrl-C while modules are imported and models are read."""
+    out = tmp_path / "out.gguf"
+    for command in (("quantize", small, out, "Q8_0"), ("run", "-m", small, "-p", "a"), ("inspect", small)):
+        with start(*command) as child:
+            time.sleep(0.25)
+            child.send_signal(signal.SIGINT)
+            _, err = child.communicate(timeout=60)
+        assert b"Traceback" not in err, err.decode()
+        assert child.returncode in (130, 0)
+    assert not [path for path in tmp_path.iterdir() if path != out]
+
+
+def test_row_21_input_and_output_are_the_same_file(tmp_path: Path, small: Path) -> None:
+    """Directly, through links, by another spelling; of a part of a split model too."""
+    model = tmp_path / "m.gguf"
+    model.write_bytes(small.read_bytes())
+    (tmp_path / "soft.gguf").symlink_to(model)
+    os.link(model, tmp_path / "hard.gguf")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "around").symlink_to(tmp_path, target_is_directory=True)
+    split = write_tiny(tmp_path / "s.gguf", split_max_tensors=12, **SMALL)
+    second = split.with_name(split.name.replace("00001", "00002"))
+    before = contents(tmp_path)
+    names = ["m.gguf", "soft.gguf", "hard.gguf", "folder/../m.gguf", "around/m.gguf"]
+    pairs = [(model, tmp_path / name) for name in names] + [(split, second)]
+    commands = [("quantize", source, out, "Q8_0") for source, out in pairs]
+    commands.append(("convert", tmp_path / "soft.gguf", "-o", model, "--type", "Q8_0"))
+    for answer in together(*commands):
+        answer.failed(2, "input and output are the same file").quickly()
+    folder = write_checkpoint(tmp_path / "checkpoint", Tiny())
+    whole = contents(folder)
+    localmoe("convert", folder, "-o", folder / "model.safetensors").failed(2, "the same file")
+    localmoe("convert", folder, "-o", folder).failed(2, folder)
+    assert contents(folder) == whole
+    assert {name: data for name, data in contents(tmp_path).items() if name in before} == before
+
+
+def test_an_interrupted_run_leaves_what_it_said(small: Path) -> None:
+    """Row 20 for `run`: 130, the text so far on stdout, one line on stderr."""
+    arguments = ("run", "-m", small, "-p", "the", "-n", "480", "--ignore-eos", "--temp", "0")
+    with start(*arguments) as child:
+        assert child.stdout is not None
+        first = child.stdout.read(1)
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=60)
+    assert child.returncode == 130, err.decode()
+    assert (first + out).endswith(b"\n")
+    assert [line for line in err.decode().splitlines() if line.startswith("error")] == ["error: interrupted"]
+    assert "Traceback" not in err.decode()
