@@ -137,7 +137,7 @@ def _metadata(recipe: Recipe, base: SourceModel, tensors: list[SourceTensor]) ->
             meta |= counts
     meta |= counts
     name = meta["general.name"].value if "general.name" in meta else recipe.base.stem
-    meta["general.name"] = MetaValue(f"{name} frankenMoE {n_expert}x", GGUFValueType.STRING)
+    meta["general.name"] = MetaValue(recipe.name or f"{name} frankenMoE {n_expert}x", GGUFValueType.STRING)
     label = gguf.size_label(*count_parameters(tensors))
     meta["general.size_label"] = MetaValue(label, GGUFValueType.STRING)
     if "general.file_type" in meta:  # counts where types are kept; the writer sets it otherwise

@@ -1,7 +1,7 @@
 """mergekit-moe's recipe: a YAML file that names a base model, experts and the prompts that their router rows come from.
 
-The fields are those of mergekit 0.1.5's `MoEMergeConfig` and `Expert` (mergekit/moe/config.py), and `label`, which only
-localmoe knows: mergekit ignores fields that it does not know, and so does this reader, but it says so.
+The fields are those of mergekit 0.1.5's `MoEMergeConfig` and `Expert` (mergekit/moe/config.py), and `label` and `name`,
+which only localmoe knows: mergekit ignores fields that it does not know, and so does this reader, but it says so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PROMPT_MODES = (*RUN_MODES, "cheap_embed")
 RANDOM_MODES = ("random", "uniform_random")
 _ALIASES = {"hidden_last": "hidden"}  # mergekit takes both names
 DTYPES = ("float32", "float16", "bfloat16")
-_FIELDS = ("base_model", "experts", "gate_mode", "dtype", "experts_per_token", "shared_experts", "architecture")
+_FIELDS = ("base_model", "experts", "gate_mode", "dtype", "experts_per_token", "shared_experts", "architecture", "name")
 _EXPERT_FIELDS = ("source_model", "positive_prompts", "negative_prompts", "noise_scale", "residual_scale", "label")
 
 Warn = Callable[[str], None]
@@ -49,7 +49,10 @@ class RecipeExpert:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe; `dtype` is what unquantized weights are rounded to first, None for as they are."""
+    """A checked recipe; `dtype` is what unquantized weights are rounded to first, None for as they are.
+
+    `name`, "" for one made from the base model's, becomes `general.name`.
+    """
 
     file: Path
     base: Path
@@ -57,6 +60,7 @@ class Recipe:
     gate_mode: str = "hidden"
     n_used: int = 2
     dtype: str | None = None
+    name: str = ""
 
 
 class _Loader(yaml.SafeLoader):
@@ -124,7 +128,8 @@ def _recipe(reader: _Reader, table: dict[str, Any]) -> Recipe:
     n_used = 2 if n_used is None else n_used
     if not isinstance(n_used, int) or isinstance(n_used, bool) or not 1 <= n_used <= len(experts):
         raise reader.error("is not a usable number of experts", "experts_per_token", n_used, f"1 to {len(experts)}")
-    return Recipe(reader.file, base, experts, mode, n_used, dtype)
+    name = _shortened(reader.text(table, "", "name", ""))
+    return Recipe(reader.file, base, experts, mode, n_used, dtype, name)
 
 
 def _experts(reader: _Reader, value: Any, mode: str) -> tuple[RecipeExpert, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ((80, 24), (120, 40), (160, 50))
-QUESTION = "What is a mixture of experts?"
+QUESTION = "Tell me a short story about a cat."
 LABELS = [
     "Once upon a time there was a fox who | Write a story about a lighthouse",
     "def fibonacci(n): | Write a Python function",
@@ -32,6 +32,7 @@ async def picture(app: Any, size: tuple[int, int], keys: tuple[str, ...], to: Pa
         while not isinstance(app.screen, ChatScreen):
             await pilot.pause(0.05)
         chat = app.screen
+        await pilot.pause(0.5)  # the input has the focus by then
         await pilot.press(*QUESTION, "enter")
         await pilot.pause(0.2)
         while chat.busy:

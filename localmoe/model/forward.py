@@ -1,7 +1,7 @@
 """The forward pass of llama-architecture models, dense and MoE: one compiled call a step, run by every thread.
 
-For one token, what is cheap is done by every thread for itself (norms, activation quantization, choosing experts), so
-that a layer needs only a barrier where rows computed by several threads come together. For many tokens, tokens are
+For one token, what is cheap is done by every thread for itself (norms, activation quantization), so that a layer needs
+a barrier only where what several threads computed comes together. For many tokens, tokens are
 shared out instead, and each expert multiplies all the tokens that chose it at once.
 """
 

@@ -298,6 +298,9 @@ def test_labels_prompts_and_counts_are_in_the_file(tmp_path: Path) -> None:
         assert out.metadata["localmoe.router.gate_mode"] == "hidden"
         assert (out.metadata["llama.expert_count"], out.metadata["llama.expert_used_count"]) == (3, 2)
         assert out.metadata["general.name"] == "tiny frankenMoE 3x"
+    make(tmp_path, name="three\nof a kind")
+    with open_gguf(tmp_path / "out.gguf") as out:
+        assert out.metadata["general.name"] == "three of a kind"
 
 
 # --- refusals ---
