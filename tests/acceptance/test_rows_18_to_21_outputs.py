@@ -163,6 +163,21 @@ def test_row_20_before_anything_is_open(tmp_path: Path, small: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path != out]
 
 
+@linux_only
+@pytest.mark.parametrize("delay_s", [0.2, 0.5, 0.9])
+def test_row_20_while_kernels_are_compiled(tmp_path: Path, small: Path, delay_s: float) -> None:
+    """The first run compiles; Ctrl-C then lands in the compiler's callbacks, which Python cannot raise it from."""
+    anew = environment({"LOCALMOE_CACHE": str(tmp_path)})
+    command = [*LOCALMOE, "run", "-m", str(small), "-p", "a"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=anew) as child:
+        assert child.stderr is not None
+        assert child.stderr.readline().startswith(b"compiling kernels")
+        time.sleep(delay_s)
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=60)
+    assert (child.returncode, out, err) == (130, b"", b"error: interrupted\n")
+
+
 def test_row_21_input_and_output_are_the_same_file(tmp_path: Path, small: Path) -> None:
     """Directly, through links, by another spelling; of a part of a split model too."""
     model = tmp_path / "m.gguf"
