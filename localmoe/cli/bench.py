@@ -112,7 +112,7 @@ def whole_numbers(flag: str, text: str, least: int = 0) -> list[int]:
     """Numbers of a comma list, each once; UsageError names the flag."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and least <= int(part) <= MAX_TOKENS for part in parts):
-        raise UsageError("not a list of whole numbers", item=flag, got=repr(text), expected=f"{least} or more")
+        raise UsageError("not a list of whole numbers", item=flag, got=repr(text), expected=f"{least} to {MAX_TOKENS}")
     return list(dict.fromkeys(map(int, parts)))
 
 
