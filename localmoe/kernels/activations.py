@@ -82,11 +82,11 @@ def copy_f32(x: int, act: int, n: int) -> None:
 
 
 @njit(fast=True)
-def quantize_q8_0(x: int, act: int, n: int) -> None:
-    """Quantize `n` float32 at `x`, a multiple of 32, to a "q8_0" row at `act`."""
+def quantize_q8_0(x: int, act: int, n: int, first: int, last: int) -> None:
+    """Quantize blocks `first` to `last`, of 32, of `n` float32 at `x` to their place in a "q8_0" row at `act`."""
     ds = act + n
     sums = ds + n // 8
-    for b in range(n // 32):
+    for b in range(first, last):
         x0 = _load(x + 128 * b)
         x1 = _load(x + 128 * b + 64)
         bits = hmax_i32(maximum(_abs_bits(x0), _abs_bits(x1)))
@@ -120,11 +120,11 @@ def _sums_of_4(q):  # type: ignore[no-untyped-def]
 
 
 @njit(fast=True)
-def quantize_q8_k(x: int, act: int, n: int) -> None:
-    """Quantize `n` float32 at `x`, a multiple of 256, to a "q8_k" row at `act`."""
+def quantize_q8_k(x: int, act: int, n: int, first: int, last: int) -> None:
+    """Quantize blocks `first` to `last`, of 256, of `n` float32 at `x` to their place in a "q8_k" row at `act`."""
     ds = act + n
     sums = ds + n // 64
-    for b in range(n // 256):
+    for b in range(first, last):
         q = act + 256 * b
         high = _load(x + 1024 * b)
         low = high

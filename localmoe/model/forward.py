@@ -15,7 +15,7 @@ from numba import carray
 from localmoe.jit import njit
 from localmoe.kernels.elementwise import add_scaled, copy_scaled, rope_angles, rope_angles_ggml
 from localmoe.kernels.team import as_pointer, barrier, share
-from localmoe.model.forward_attention import attention_many, attention_one, write_cache
+from localmoe.model.forward_attention import attention_many, attention_one, heads_stay, write_cache
 from localmoe.model.forward_experts import (
     add_experts,
     choose_experts,
@@ -56,7 +56,8 @@ def layer_step(m: Any, layer: Any, step: Any, mine: Any, index: int, thread: int
     project(m, layer.attn_v, mine.normed, step.n_tok, m.v, thread)
     barrier(m.sync, m.n_thread, m.yield_to)
     write_cache(m, layer, step, thread)
-    barrier(m.sync, m.n_thread, m.yield_to)
+    if not one or not heads_stay(m, step):
+        barrier(m.sync, m.n_thread, m.yield_to)
     if one:
         attention_one(m, layer, step, mine, thread)
     else:
@@ -78,24 +79,25 @@ def layer_step(m: Any, layer: Any, step: Any, mine: Any, index: int, thread: int
             barrier(m.sync, m.n_thread, m.yield_to)
         project_router(m, layer.router, mine.normed, step.n_tok, thread)
         barrier(m.sync, m.n_thread, m.yield_to)
-        if thread == 0:
+        if one:  # every thread for itself, in a row of the trace of its own: the first is the one that is read
+            if not choose_experts(m, step, 0, thread, index) and thread == 0 and not step.failed_layer:
+                step.failed_layer = index + 1
+        elif thread == 0:
             for t in range(step.n_tok):
-                if not choose_experts(m, step, t, index) and not step.failed_layer:
+                if not choose_experts(m, step, t, t, index) and not step.failed_layer:
                     step.failed_layer = index + 1
-            if not one:
-                group_slots(m, step, index)
-    elif thread == 0 and not one:
-        group_slots(m, step, index)
-    if m.n_expert or not one:
+    if not one:
+        if thread == 0:
+            group_slots(m, step, index)
         barrier(m.sync, m.n_thread, m.yield_to)
     if one:
-        ids = step.experts + index * step.trace_width * 4 if m.n_expert else m.starts
+        ids = step.experts + (thread * m.n_layer + index) * step.trace_width * 4 if m.n_expert else m.starts
         feed_forward_one(m, layer, step, mine, ids, thread)
     else:
         feed_forward_many(m, layer, step, mine, thread)
     barrier(m.sync, m.n_thread, m.yield_to)
     for t in range(first, last):
-        add_experts(m, step, mine, t, index)
+        add_experts(m, step, mine, t, thread if one else t, index)
 
 
 @njit

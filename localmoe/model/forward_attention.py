@@ -89,6 +89,12 @@ def chunk_factors(stats: int, n_chunk: int, chunk: int, factors: int) -> None:
 
 
 @njit
+def heads_stay(m: Any, step: Any) -> bool:
+    """Whether attention of one token shares out KV heads just as `write_cache` does: a thread then needs no other."""
+    return step.pos < CHUNK and m.n_head // m.n_head_kv <= QUERY_ROWS
+
+
+@njit
 def attention_one(m: Any, layer: Any, step: Any, mine: Any, thread: int) -> None:
     """Attention of one token: items are (KV head, tile of its query heads, chunk of positions)."""
     group = m.n_head // m.n_head_kv
@@ -112,11 +118,25 @@ def attention_one(m: Any, layer: Any, step: Any, mine: Any, thread: int) -> None
     for item in range(first_item, last_item):
         pair, chunk = item // chunks, item % chunks
         first = chunk * CHUNK
+        acc = m.partial + item * acc_bytes
         chunk_factors(m.stats + pair * chunks * stats_bytes, chunks, chunk, scratch)
         weigh_values(
-            m, layer, pair // tiles, first, min(first + CHUNK, step.pos + 1), m.scores + pair * s_bytes + first * 4,
-            scratch, m.partial + item * acc_bytes,
-        )  # fmt: skip
+            m,
+            layer,
+            pair // tiles,
+            first,
+            min(first + CHUNK, step.pos + 1),
+            m.scores + pair * s_bytes + first * 4,
+            scratch,
+            acc,
+        )
+        if chunks == 1:
+            row = pair % tiles * QUERY_ROWS
+            for r in range(min(QUERY_ROWS, group - row)):
+                out = mine.attended.f32 + (pair // tiles * group + row + r) * m.head_dim * 4
+                copy_scaled(acc + r * width * 4, 1.0, out, m.head_dim)
+    if chunks == 1:
+        return
     barrier(m.sync, m.n_thread, m.yield_to)
     for h in range(m.n_head * thread // m.n_thread, m.n_head * (thread + 1) // m.n_thread):
         head, row = h // group, h % group

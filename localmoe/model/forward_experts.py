@@ -11,31 +11,37 @@ from localmoe.kernels.elementwise import add_scaled, silu_multiply
 from localmoe.kernels.router import group_by_expert, route
 from localmoe.kernels.simd import ld_f32, ld_i32, st_i32
 from localmoe.kernels.team import barrier, share
-from localmoe.model.forward_products import ROW_UNIT, multiply_many, multiply_one, quantize_row
+from localmoe.model.forward_products import ROW_UNIT, multiply_many, multiply_one, quantize_part, quantize_row
 
 
 @njit
-def choose_experts(m: Any, step: Any, t: int, layer_index: int) -> bool:
-    """Token t's experts from its router logits, written to the trace; False if a logit is not finite."""
-    row = (t * m.n_layer + layer_index) * step.trace_width * 4
-    probs = step.probs + (t * m.n_layer + layer_index) * m.n_expert * 4
+def choose_experts(m: Any, step: Any, t: int, row: int, layer_index: int) -> bool:
+    """Token t's experts from its router logits, to the trace's `row`; False if a logit is not finite."""
+    at = (row * m.n_layer + layer_index) * step.trace_width * 4
+    probs = step.probs + (row * m.n_layer + layer_index) * m.n_expert * 4
     logits = m.router_logits + t * m.n_expert * 4
-    return route(logits, m.n_expert, step.n_used, m.weights_norm != 0, probs, step.experts + row, step.weights + row)
+    return route(logits, m.n_expert, step.n_used, m.weights_norm != 0, probs, step.experts + at, step.weights + at)
 
 
 @njit
 def hidden_one(m: Any, layer: Any, step: Any, mine: Any, ids: int, thread: int) -> None:
     """hidden[k] = silu(gate @ x) * (up @ x) of the chosen experts of one token, quantized for `down`."""
-    first, last = share(m.n_ff, ROW_UNIT, thread, m.n_thread)
+    unit = 256 if layer.needs_down & 4 else 32 if layer.needs_down & 2 else ROW_UNIT
+    blocks = (m.n_ff + unit - 1) // unit
+    # a thread quantizes what it computed itself, without waiting, where whole blocks share out evenly
+    alone = unit == ROW_UNIT or blocks % m.n_thread == 0 or blocks >= 8 * m.n_thread
+    first, last = share(m.n_ff, unit if alone else ROW_UNIT, thread, m.n_thread)
     for k in range(step.n_used):
         e = ld_i32(ids + 4 * k)
         gate, up = mine.hidden.f32 + k * mine.hidden.f32_stride, m.up + k * m.n_ff * 4
         multiply_one(layer.gate, e, mine.normed, 0, gate, first, last)
         multiply_one(layer.up, e, mine.normed, 0, up, first, last)
         silu_multiply(gate + first * 4, up + first * 4, last - first)
-    barrier(m.sync, m.n_thread, m.yield_to)
-    for k in range(thread, step.n_used, m.n_thread):
-        quantize_row(mine.hidden, layer.needs_down, k, m.n_ff)
+    if not alone:
+        barrier(m.sync, m.n_thread, m.yield_to)
+        first, last = share(m.n_ff, unit, thread, m.n_thread)
+    for k in range(step.n_used):
+        quantize_part(mine.hidden, layer.needs_down, k, m.n_ff, first, last)
 
 
 @njit
@@ -90,9 +96,9 @@ def group_slots(m: Any, step: Any, layer_index: int) -> None:
 
 
 @njit
-def add_experts(m: Any, step: Any, mine: Any, t: int, layer_index: int) -> None:
-    """x[t] += the sum of its experts' outputs times their weights, in the order chosen."""
-    weights = step.weights + (t * m.n_layer + layer_index) * step.trace_width * 4
+def add_experts(m: Any, step: Any, mine: Any, t: int, row: int, layer_index: int) -> None:
+    """x[t] += the sum of its experts' outputs times the weights in the trace's `row`, in the order chosen."""
+    weights = step.weights + (row * m.n_layer + layer_index) * step.trace_width * 4
     for k in range(step.n_used):
         weight = ld_f32(weights + 4 * k) if m.n_expert else np.float32(1.0)
         out = m.expert_out + (t * step.n_used + k) * m.n_embd * 4

@@ -33,13 +33,19 @@ def act_stride(rows: Any, act: int) -> int:
 
 
 @njit
-def quantize_row(rows: Any, needs: int, index: int, n: int) -> None:
-    """The forms in `needs` of float32 row `index`."""
+def quantize_part(rows: Any, needs: int, index: int, n: int, first: int, last: int) -> None:
+    """The forms in `needs` of values first to last, whole blocks, of float32 row `index`, which has n."""
     x = rows.f32 + index * rows.f32_stride
     if needs & 2:
-        quantize_q8_0(x, rows.q8_0 + index * rows.q8_0_stride, n)
+        quantize_q8_0(x, rows.q8_0 + index * rows.q8_0_stride, n, first // 32, last // 32)
     if needs & 4:
-        quantize_q8_k(x, rows.q8_k + index * rows.q8_k_stride, n)
+        quantize_q8_k(x, rows.q8_k + index * rows.q8_k_stride, n, first // 256, last // 256)
+
+
+@njit
+def quantize_row(rows: Any, needs: int, index: int, n: int) -> None:
+    """The forms in `needs` of float32 row `index`."""
+    quantize_part(rows, needs, index, n, 0, n)
 
 
 @njit

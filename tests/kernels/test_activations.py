@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from localmoe.kernels.activations import act_bytes, copy_f32, quantize_q8_0, quantize_q8_k
 from tests import naive
 
-QUANTIZE = {"q8_0": quantize_q8_0, "q8_k": quantize_q8_k, "f32": copy_f32}
+QUANTIZE = {
+    "q8_0": lambda x, row, n: quantize_q8_0(x, row, n, 0, n // 32),
+    "q8_k": lambda x, row, n: quantize_q8_k(x, row, n, 0, n // 256),
+    "f32": copy_f32,
+}
 
 
 def quantized(fmt: str, x: np.ndarray) -> np.ndarray:
@@ -71,3 +77,13 @@ def test_rows_start_on_64_bytes() -> None:
     assert act_bytes("q8_0", 32) == 64
     assert act_bytes("q8_0", 2048) == 2048 + 512
     assert act_bytes("q8_k", 2048) == 2368  # 2048 + 32 + 256, rounded up
+
+
+@pytest.mark.parametrize(("quantize", "fmt", "block"), [(quantize_q8_0, "q8_0", 32), (quantize_q8_k, "q8_k", 256)])
+def test_a_row_in_parts_is_the_same_row(quantize: Any, fmt: str, block: int) -> None:
+    x = np.random.default_rng(5).normal(size=1024).astype(np.float32)
+    row = np.zeros(act_bytes(fmt, x.size), np.uint8)
+    for first, last in ((2, 1024 // block), (0, 2)):
+        quantize(x.ctypes.data, row.ctypes.data, x.size, first, last)
+    wanted = naive.activation_row(fmt, x)
+    np.testing.assert_array_equal(row[: wanted.size], wanted)
