@@ -158,9 +158,9 @@ def padded(head_dim: int) -> int:
 
 
 @njit(fast=True, inline=True)
-def _scores(load: Any, q: int, k: int, s: int, stride: int, block: int, head_dim: int) -> None:
-    """s[r, 0:BLOCK] = q[r] . k[block : block + BLOCK]."""
-    for j in range(0, BLOCK, LANES):
+def _scores(load: Any, q: int, k: int, s: int, stride: int, block: int, n: int, head_dim: int) -> None:
+    """s[r, 0:n] = q[r] . k[block : block + n]."""
+    for j in range(0, n, LANES):
         base = (block + j) // K_BLOCK * K_BLOCK * head_dim + j % K_BLOCK
         tile = rows_zero()
         for d in range(head_dim):
@@ -190,29 +190,30 @@ def _exponentials(s: int, visible: int, n: int, scale: float, stats: int) -> Non
 
 @njit(fast=True, inline=True)
 def _weights(
-    load: Any, q: int, limits: int, k: int, first: int, last: int, s: int, stride: int, stats: int, scale: float,
-    head_dim: int,
+    load: Any, q: int, limits: int, n_row: int, k: int, first: int, last: int, s: int, stride: int, stats: int,
+    scale: float, head_dim: int,
 ) -> None:  # fmt: skip
+    n = (last - first + K_BLOCK - 1) // K_BLOCK * K_BLOCK
     for block in range(first, last, BLOCK):
-        _scores(load, q, k, s + 4 * (block - first), stride, block, head_dim)
-    n = (last - first + BLOCK - 1) // BLOCK * BLOCK
-    for r in range(ROWS):
+        _scores(load, q, k, s + 4 * (block - first), stride, block, min(BLOCK, first + n - block), head_dim)
+    for r in range(n_row):
         _exponentials(s + r * stride, ld_i64(limits + 8 * r) - first, n, scale, stats + 8 * r)
 
 
 @njit(fast=True, inline=True)
 def _values(
-    load: Any, half: bool, s: int, stride: int, factors: int, v: int, first: int, last: int, acc: int, head_dim: int
-) -> None:
+    load: Any, half: bool, n_row: int, s: int, stride: int, factors: int, v: int, first: int, last: int, acc: int,
+    head_dim: int,
+) -> None:  # fmt: skip
     width = (head_dim + 15) // 16 * 16
     for i in range(0, ROWS * width, LANES):
         store(acc + 4 * i, zero_f32())
     for block in range(first, last, BLOCK):
         n = min(BLOCK, last - block)
         at = s + 4 * (block - first)
-        for r in range(ROWS):
+        for r in range(n_row):
             factor = splat_f32(ld_f32(factors + 4 * r))
-            for j in range(0, BLOCK, LANES):
+            for j in range(0, n, LANES):
                 weight = mul(load_f32(at + r * stride + 4 * j), factor)
                 store(at + r * stride + 4 * j, round_half(weight) if half else weight)
         for d in range(0, width, LANES):
@@ -223,38 +224,44 @@ def _values(
 
 
 def weights_f16(
-    q: int, limits: int, k: int, first: int, last: int, s: int, stride: int, stats: int, scale: int, head_dim: int
-) -> None:
+    q: int, limits: int, n_row: int, k: int, first: int, last: int, s: int, stride: int, stats: int, scale: int,
+    head_dim: int,
+) -> None:  # fmt: skip
     """Softmax weights, not yet normalised, of positions `first` (a multiple of BLOCK) to `last` of a float16 KV head.
 
-    q: (ROWS, head_dim) float32. limits: (ROWS,) int64, positions each row may see. s: rows `stride` bytes apart of
-    float32, whole blocks of which are written: exp(scale * score - max). stats: (ROWS, 2) float32, written: max and
-    sum. scale: address of a float32.
+    q: (ROWS, head_dim) float32, of which the first `n_row` count. limits: (n_row,) int64, positions each row may see.
+    s: ROWS rows `stride` bytes apart of float32, blocks of 16 of which are written: exp(scale * score - max). stats:
+    (n_row, 2) float32, written: max and sum. scale: address of a float32.
     """
-    _weights(load_half, q, limits, k, first, last, s, stride, stats, ld_f32(scale), head_dim)
+    _weights(load_half, q, limits, n_row, k, first, last, s, stride, stats, ld_f32(scale), head_dim)
 
 
 def weights_f32(
-    q: int, limits: int, k: int, first: int, last: int, s: int, stride: int, stats: int, scale: int, head_dim: int
-) -> None:
+    q: int, limits: int, n_row: int, k: int, first: int, last: int, s: int, stride: int, stats: int, scale: int,
+    head_dim: int,
+) -> None:  # fmt: skip
     """`weights_f16` over a float32 KV head."""
-    _weights(load_full, q, limits, k, first, last, s, stride, stats, ld_f32(scale), head_dim)
+    _weights(load_full, q, limits, n_row, k, first, last, s, stride, stats, ld_f32(scale), head_dim)
 
 
-def values_f16(s: int, stride: int, factors: int, v: int, first: int, last: int, acc: int, head_dim: int) -> None:
+def values_f16(
+    n_row: int, s: int, stride: int, factors: int, v: int, first: int, last: int, acc: int, head_dim: int
+) -> None:
     """acc = (s * factors, rounded to float16) @ v[first:last] of a float16 KV head.
 
-    s: as `weights_f16` leaves it, scaled in place. factors: (ROWS,) float32, 1 / sum where all positions are here.
-    acc: (ROWS, padded(head_dim)) float32, written.
+    s: as `weights_f16` leaves it, the first `n_row` rows scaled in place. factors: (n_row,) float32, 1 / sum where all
+    positions are here. acc: (ROWS, padded(head_dim)) float32, written; its rows from `n_row` on mean nothing.
     """
-    _values(load_half, True, s, stride, factors, v, first, last, acc, head_dim)
+    _values(load_half, True, n_row, s, stride, factors, v, first, last, acc, head_dim)
 
 
-def values_f32(s: int, stride: int, factors: int, v: int, first: int, last: int, acc: int, head_dim: int) -> None:
+def values_f32(
+    n_row: int, s: int, stride: int, factors: int, v: int, first: int, last: int, acc: int, head_dim: int
+) -> None:
     """`values_f16` over a float32 KV head, without the rounding."""
-    _values(load_full, False, s, stride, factors, v, first, last, acc, head_dim)
+    _values(load_full, False, n_row, s, stride, factors, v, first, last, acc, head_dim)
 
 
-WEIGHTS_ARGS, VALUES_ARGS = 10, 8
+WEIGHTS_ARGS, VALUES_ARGS = 11, 9
 WEIGHTS = {"f16": weights_f16, "f32": weights_f32}
 VALUES = {"f16": values_f16, "f32": values_f32}

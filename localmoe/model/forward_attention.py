@@ -52,8 +52,8 @@ def softmax_weights(
     """Query rows first_row.. of a KV head (row = token * heads a KV head + head) against positions first to last."""
     group = m.n_head // m.n_head_kv
     q, limits = scratch, scratch + QUERY_ROWS * m.head_dim * 4
-    for r in range(QUERY_ROWS):
-        row = first_row + min(r, n_row - 1)
+    for r in range(n_row):
+        row = first_row + r
         t = row // group
         target = q + r * m.head_dim * 4
         rotate(m, m.q + (t * m.n_head + head * group + row % group) * m.head_dim * 4, t, target)
@@ -61,22 +61,24 @@ def softmax_weights(
             round_row_f16(target, m.head_dim)
         st_i64(limits + 8 * r, step.pos + t + 1)
     k = layer.k_cache + head * m.n_ctx * m.head_dim * (2 if m.half_cache else 4)
-    call_address(m.weights, (q, limits, k, first, last, s, m.n_ctx * 4, stats, m.attn_scale, m.head_dim))
+    call_address(m.weights, (q, limits, n_row, k, first, last, s, m.n_ctx * 4, stats, m.attn_scale, m.head_dim))
 
 
 @njit
-def weigh_values(m: Any, layer: Any, head: int, first: int, last: int, s: int, factors: int, acc: int) -> None:
-    """acc = the weighted values of positions first to last."""
+def weigh_values(
+    m: Any, layer: Any, head: int, n_row: int, first: int, last: int, s: int, factors: int, acc: int
+) -> None:
+    """acc = the weighted values of positions first to last, for n_row rows."""
     width = (m.head_dim + 15) // 16 * 16
     v = layer.v_cache + head * m.n_ctx * width * (2 if m.half_cache else 4)
-    call_address(m.values, (s, m.n_ctx * 4, factors, v, first, last, acc, m.head_dim))
+    call_address(m.values, (n_row, s, m.n_ctx * 4, factors, v, first, last, acc, m.head_dim))
 
 
 @njit(fast=True)
-def chunk_factors(stats: int, n_chunk: int, chunk: int, factors: int) -> None:
-    """What turns a chunk's exp(s - its max) into softmax weights over all chunks, for QUERY_ROWS rows."""
+def chunk_factors(stats: int, n_row: int, n_chunk: int, chunk: int, factors: int) -> None:
+    """What turns a chunk's exp(s - its max) into softmax weights over all chunks, for n_row rows."""
     stride = QUERY_ROWS * 8
-    for r in range(QUERY_ROWS):
+    for r in range(n_row):
         row = stats + 8 * r
         top = ld_f32(row)
         for c in range(1, n_chunk):
@@ -117,23 +119,14 @@ def attention_one(m: Any, layer: Any, step: Any, mine: Any, thread: int) -> None
         barrier(m.sync, m.n_thread, m.yield_to)
     for item in range(first_item, last_item):
         pair, chunk = item // chunks, item % chunks
-        first = chunk * CHUNK
-        acc = m.partial + item * acc_bytes
-        chunk_factors(m.stats + pair * chunks * stats_bytes, chunks, chunk, scratch)
-        weigh_values(
-            m,
-            layer,
-            pair // tiles,
-            first,
-            min(first + CHUNK, step.pos + 1),
-            m.scores + pair * s_bytes + first * 4,
-            scratch,
-            acc,
-        )
+        head, row = pair // tiles, pair % tiles * QUERY_ROWS
+        rows, first = min(QUERY_ROWS, group - row), chunk * CHUNK
+        scores, acc = m.scores + pair * s_bytes + first * 4, m.partial + item * acc_bytes
+        chunk_factors(m.stats + pair * chunks * stats_bytes, rows, chunks, chunk, scratch)
+        weigh_values(m, layer, head, rows, first, min(first + CHUNK, step.pos + 1), scores, scratch, acc)
         if chunks == 1:
-            row = pair % tiles * QUERY_ROWS
-            for r in range(min(QUERY_ROWS, group - row)):
-                out = mine.attended.f32 + (pair // tiles * group + row + r) * m.head_dim * 4
+            for r in range(rows):
+                out = mine.attended.f32 + (head * group + row + r) * m.head_dim * 4
                 copy_scaled(acc + r * width * 4, 1.0, out, m.head_dim)
     if chunks == 1:
         return
@@ -164,8 +157,8 @@ def attention_many(m: Any, layer: Any, step: Any, shared: Any, thread: int) -> N
         rows = min(QUERY_ROWS, n_row - first_row)
         last = step.pos + (first_row + rows - 1) // group + 1
         softmax_weights(m, layer, step, head, first_row, rows, 0, last, scores, stats, scratch)
-        chunk_factors(stats, 1, 0, factors)
-        weigh_values(m, layer, head, 0, last, scores, factors, acc)
+        chunk_factors(stats, rows, 1, 0, factors)
+        weigh_values(m, layer, head, rows, 0, last, scores, factors, acc)
         for r in range(rows):
             t, h = (first_row + r) // group, head * group + (first_row + r) % group
             out = shared.attended.f32 + t * shared.attended.f32_stride + h * m.head_dim * 4
