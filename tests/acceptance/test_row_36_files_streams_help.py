@@ -40,8 +40,8 @@ def test_missing_files(tmp_path: Path) -> None:
 
 def test_a_folder_for_a_model(tmp_path: Path) -> None:
     """`convert` takes one, and says what it lacks."""
-    *readers, _, convert = commands(tmp_path, tmp_path / "out.gguf")
-    *answers, last = together(*readers, convert)
+    inspect, run, *_, quantize, convert = commands(tmp_path, tmp_path / "out.gguf")
+    *answers, last = together(inspect, run, quantize, convert)
     for answer in answers:
         answer.failed(4, f"error: {tmp_path}: ", "folder").quickly()
     last.failed(3, tmp_path)

@@ -43,7 +43,7 @@ FILES: dict[str, tuple[bytes, tuple[str, ...]]] = {
 
 
 # These are shown to every command that reads a model, the others to `inspect`.
-EVERY_COMMAND = ("row 2 v1", "row 4 string in an array")
+EVERY_COMMAND = ("row 4 string in an array",)
 Refusals = tuple[dict[str, list[Answer]], bool]
 
 

@@ -49,8 +49,8 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "row 22 norm": ({"drop_tensors": ["output_norm.weight"]}, ("output_norm.weight", "missing")),
     "row 22 embedding": ({"drop_tensors": ["token_embd.weight"]}, ("token_embd.weight", "missing")),
 }  # fmt: skip
-EVERY_COMMAND = ("row 10 9 of 4 experts", "row 11 missing")
-QUANTIZED = ("row 11 fewer experts", "row 11 router", "row 17 wider", "row 22 attention", "row 22 embedding")
+EVERY_COMMAND = ("row 11 missing",)
+QUANTIZED = ("row 10 9 of 4 experts", "row 17 wider", "row 22 attention")
 Refusals = tuple[dict[str, list[Answer]], bool]
 
 

@@ -135,7 +135,7 @@ def test_row_20_interrupted_while_writing(tmp_path: Path, large: Path, command: 
     arguments = ("quantize", large, out, "Q6_K") if command == "quantize" else ("convert", large, "-o", out)
     with start(*arguments) as child:
         wait_until_writing(child, tmp_path)
-        time.sleep(0.05)
+        time.sleep(0.01)
         child.send_signal(number)
         printed, said = child.communicate(timeout=60)
     code, err = child.returncode, said.decode()
