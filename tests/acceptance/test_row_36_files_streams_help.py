@@ -84,8 +84,12 @@ def test_what_may_not_be_read_or_written(tmp_path: Path) -> None:
     locked = tmp_path / "locked"
     locked.mkdir(0o555)
     out = locked / "out.gguf"
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    cache = {"LOCALMOE_CACHE": str(tmp_path / "cache")}
     localmoe("inspect", secret, prefix=prefix).failed(4, f"error: {secret}: ", "Permission denied").quickly()
-    localmoe("quantize", model, out, "Q8_0", prefix=prefix).failed(4, f"error: {out}: ", "Permission denied")
+    refused = localmoe("quantize", model, out, "Q8_0", prefix=prefix, env=cache)
+    refused.failed(4, f"error: {out}: ", "Permission denied")
     assert contents(locked) == {}
 
 
