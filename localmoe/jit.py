@@ -6,8 +6,10 @@ folder whose name is a hash over all kernel sources, Numba's version, the CPU an
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -89,6 +91,7 @@ def cache_dir() -> Path:
             pass
     except OSError:  # a read-only home: compile anew for this process
         folder = Path(tempfile.mkdtemp(prefix="localmoe-jit-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 

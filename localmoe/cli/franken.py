@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def franken(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yml", help="A mergekit-moe recipe.", show_default=False)],
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE.yml", help="A mergekit-moe recipe.", show_default=False, readable=False)
+    ],
     out: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT.gguf", help="The file to write.", show_default=False)
     ],

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 
 def quantize(
-    source: Annotated[Path, typer.Argument(metavar="IN.gguf", help="The model to quantize (any part of a split one).")],
-    out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="The file to write.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN.gguf", help="The model to quantize (any part of a split one).", readable=False)
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="The file to write.", readable=False)],
     file_type: Annotated[
         str, typer.Argument(metavar="TYPE", help="Q4_K_M, Q6_K, Q8_0, F16, ...; COPY keeps all types as they are.")
     ],
@@ -45,7 +47,7 @@ def quantize(
     from localmoe.converters.gguf_source import gguf_source
     from localmoe.converters.pipeline import write_model
     from localmoe.converters.recipe import parse_options
-    from localmoe.gguf_file import open_gguf
+    from localmoe.gguf_file import open_gguf, visible
     from localmoe.progress import TerminalProgress
 
     options = parse_options(
@@ -62,7 +64,7 @@ def quantize(
     if dry_run:
         print(table(report))
     else:
-        print(f"{report.path}: {report.file_type}, {summary(report)}", file=sys.stderr)
+        print(f"{visible(str(report.path))}: {report.file_type}, {summary(report)}", file=sys.stderr)
 
 
 def split_override(text: str) -> tuple[str, str]:
