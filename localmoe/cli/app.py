@@ -9,6 +9,7 @@ import _thread
 import importlib
 import io
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -118,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("LOCALMOE_DEBUG"):
             raise
         code = _fail(1, f"internal: {type(error).__name__}: {error} (LOCALMOE_DEBUG=1 shows where)")
+    if argv is None:  # the process ends here, and a Ctrl-C while Python takes itself down must not change its code
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     return code if _flushed() else code or BROKEN_PIPE
 
 

@@ -159,7 +159,9 @@ def test_row_20_before_anything_is_open(tmp_path: Path, small: Path) -> None:
             child.send_signal(signal.SIGINT)
             _, err = child.communicate(timeout=60)
         assert b"Traceback" not in err, err.decode()
-        assert child.returncode in (130, 0)
+        # CPython dies by SIGINT, which a shell calls 130 too, once the interrupt has passed through exec of a string,
+        # as dataclasses do while modules are imported
+        assert child.returncode in (130, -signal.SIGINT, 0)
     assert not [path for path in tmp_path.iterdir() if path != out]
 
 
