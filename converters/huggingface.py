@@ -19,7 +19,8 @@ from .card import general_keys
 from .checkpoint import CheckpointTensor, listing, open_checkpoint, read_json
 from .hparams import HParams, Warn, model_keys, read_hparams, rope_factors
 from .source import Piece, SourceModel, SourceTensor, row_runs
-from .vocab import read_files, read_vocabulary, vocabulary_keys
+from .tokenizer_files import read_files
+from .vocab import read_vocabulary, vocabulary_keys
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Slot = tuple[str, int | None]  # stem and layer of an output tensor

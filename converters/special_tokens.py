@@ -16,7 +16,7 @@ from .card import collected
 from .checkpoint import find_file, read_json, read_text
 from .hparams import Warn
 from .source import MetaValue
-from .vocab import TokenizerFiles, check_texts, listed_tokens
+from .tokenizer_files import TokenizerFiles, check_texts, listed_tokens
 
 ID_KEYS = {
     "bos": "tokenizer.ggml.bos_token_id",

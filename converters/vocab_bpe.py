@@ -11,7 +11,7 @@ from localmoe.errors import BadInputError
 
 from .hparams import Warn
 from .pretokenizers import recognise
-from .vocab import TokenizerFiles, Vocabulary, added_tokens, added_type, check_texts, fill_gaps
+from .tokenizer_files import TokenizerFiles, Vocabulary, added_tokens, added_type, check_texts, fill_gaps
 
 
 def from_tokenizer_json(files: TokenizerFiles, pre: str | None, warn: Warn) -> Vocabulary:

@@ -13,7 +13,15 @@ from localmoe.errors import BadInputError
 
 from .checkpoint import find_file, read_json
 from .hparams import Warn
-from .vocab import TokenizerFiles, Vocabulary, added_tokens, added_type, check_texts, configured_tokens, fill_gaps
+from .tokenizer_files import (
+    TokenizerFiles,
+    Vocabulary,
+    added_tokens,
+    added_type,
+    check_texts,
+    configured_tokens,
+    fill_gaps,
+)
 from .vocab_bpe import read_bpe_model
 
 ADDED_SCORE = -1000.0

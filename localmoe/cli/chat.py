@@ -27,7 +27,6 @@ from localmoe.cli.common import (
     count_experts,
     expert_legend,
     experts_table,
-    given_or_demo_model,
     load_arguments,
     open_model,
     sampling_arguments,
@@ -35,6 +34,7 @@ from localmoe.cli.common import (
     show_text,
     with_sampling,
 )
+from localmoe.cli.default_model import given_or_demo_model
 from localmoe.cli.run import timings_line
 from localmoe.engine.sampling import SamplingParams
 from localmoe.errors import UsageError

@@ -203,20 +203,3 @@ def expert_legend(model: Model) -> list[str]:
     """A line for each expert of a frankenMoE: the prompts its router row was made from (no claim about its skill)."""
     labels = expert_labels(model.gguf.metadata, model.config.n_expert)
     return [f"expert {expert:3d}: router row made from: {one_line(label)}" for expert, label in enumerate(labels)]
-
-
-def given_or_demo_model(path: Path | None) -> Path:
-    """The model given, or the demo model, which is offered to be built where it is missing and someone can answer."""
-    if path is not None:
-        return path
-    from localmoe.cli.demo import build_demo, demo_model_path
-
-    demo = demo_model_path()
-    if demo.exists():
-        return demo
-    if not sys.stdin.isatty():
-        raise UsageError("no model given", expected="-m MODEL (`localmoe demo` builds the demo model)")
-    if not typer.confirm(f"No model given. Build the demo model ({demo})?", default=True, err=True):
-        raise UsageError("no model given", expected="-m MODEL")
-    build_demo()
-    return demo

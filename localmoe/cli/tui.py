@@ -13,11 +13,11 @@ from localmoe.cli.common import (
     ExpertsUsed,
     OptionalModelPath,
     Threads,
-    given_or_demo_model,
     load_arguments,
     sampling_arguments,
     with_sampling,
 )
+from localmoe.cli.default_model import given_or_demo_model
 from localmoe.engine.sampling import SamplingParams
 
 

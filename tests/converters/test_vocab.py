@@ -11,7 +11,8 @@ import pytest
 
 from localmoe.converters import pretokenizers
 from localmoe.converters.source import MetaValue
-from localmoe.converters.vocab import read_files, read_vocabulary, vocabulary_keys
+from localmoe.converters.tokenizer_files import read_files
+from localmoe.converters.vocab import read_vocabulary, vocabulary_keys
 from localmoe.errors import BadInputError
 from localmoe.text.pretokenizers import PRE_TOKENIZERS
 from tests.checkpoints import WORDS, added_token, bpe_tokenizer, bpe_vocab, spm_model, spm_pieces

@@ -1,0 +1,27 @@
+"""What `localmoe chat` and `localmoe tui` open when no model is named."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import typer
+
+from localmoe.errors import UsageError
+
+
+def given_or_demo_model(path: Path | None) -> Path:
+    """The model given, or the demo model, which is offered to be built where it is missing and someone can answer."""
+    if path is not None:
+        return path
+    from localmoe.cli.demo import build_demo, demo_model_path
+
+    built = demo_model_path()
+    if built.exists():
+        return built
+    if not sys.stdin.isatty():
+        raise UsageError("no model given", expected="-m MODEL (`localmoe demo` builds the demo model)")
+    if not typer.confirm(f"No model given. Build the demo model ({built})?", default=True, err=True):
+        raise UsageError("no model given", expected="-m MODEL")
+    build_demo()
+    return built
