@@ -24,7 +24,6 @@ from localmoe.kernels.simd import (
     hmax_i32,
     hmin,
     hsum_i32,
-    ld_f32,
     make_constant,
     make_load,
     make_shuffle2,
@@ -35,7 +34,6 @@ from localmoe.kernels.simd import (
     round_f16,
     st_f32,
     st_i32,
-    store,
     store_i8_from_i32,
     store_i16_from_i32,
     to_i32,
@@ -67,18 +65,6 @@ def act_bytes(fmt: str, n: int) -> int:
 @njit(fast=True, inline=True)
 def _abs_bits(x):  # type: ignore[no-untyped-def]
     return bit_and(as_i32(x), _magnitude())
-
-
-@njit(fast=True)
-def copy_f32(x: int, act: int, n: int) -> None:
-    """Write `n` float32 at `x` as an "f32" row at `act`."""
-    i = 0
-    while i + 16 <= n:
-        store(act + 4 * i, _load(x + 4 * i))
-        i += 16
-    while i < n:
-        st_f32(act + 4 * i, ld_f32(x + 4 * i))
-        i += 1
 
 
 @njit(fast=True)

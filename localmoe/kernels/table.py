@@ -12,7 +12,7 @@ from localmoe.kernels import matmul_block32, matmul_float, matmul_k
 from localmoe.kernels import matvec_blocks as blocks
 from localmoe.kernels import matvec_float as floats
 from localmoe.kernels import matvec_k as k
-from localmoe.kernels.activations import act_bytes
+from localmoe.quants.formats import FORMATS
 
 MATVEC_ARGS = 6
 MATMUL_ARGS = 12
@@ -28,23 +28,26 @@ class KernelSet:
     block: int
 
 
-KERNELS: dict[T, KernelSet] = {
-    T.F32: KernelSet("f32", floats.matvec_f32, matmul_float.matmul_f32, 1),
-    T.F16: KernelSet("f32", floats.matvec_f16, matmul_float.matmul_f16, 1),
-    T.BF16: KernelSet("f32", floats.matvec_bf16, matmul_float.matmul_bf16, 1),
-    T.Q8_0: KernelSet("q8_0", blocks.matvec_q8_0, matmul_block32.matmul_q8_0, 32),
-    T.Q4_0: KernelSet("q8_0", blocks.matvec_q4_0, matmul_block32.matmul_q4_0, 32),
-    T.Q4_1: KernelSet("q8_0", blocks.matvec_q4_1, matmul_block32.matmul_q4_1, 32),
-    T.Q5_0: KernelSet("q8_0", blocks.matvec_q5_0, matmul_block32.matmul_q5_0, 32),
-    T.Q5_1: KernelSet("q8_0", blocks.matvec_q5_1, matmul_block32.matmul_q5_1, 32),
-    T.Q2_K: KernelSet("q8_k", k.matvec_q2_k, matmul_k.matmul_q2_k, 256),
-    T.Q3_K: KernelSet("q8_k", k.matvec_q3_k, matmul_k.matmul_q3_k, 256),
-    T.Q4_K: KernelSet("q8_k", k.matvec_q4_k, matmul_k.matmul_q4_k, 256),
-    T.Q5_K: KernelSet("q8_k", k.matvec_q5_k, matmul_k.matmul_q5_k, 256),
-    T.Q6_K: KernelSet("q8_k", k.matvec_q6_k, matmul_k.matmul_q6_k, 256),
+_FUNCTIONS: dict[T, tuple[Callable[..., None], Callable[..., None]]] = {
+    T.F32: (floats.matvec_f32, matmul_float.matmul_f32),
+    T.F16: (floats.matvec_f16, matmul_float.matmul_f16),
+    T.BF16: (floats.matvec_bf16, matmul_float.matmul_bf16),
+    T.Q8_0: (blocks.matvec_q8_0, matmul_block32.matmul_q8_0),
+    T.Q4_0: (blocks.matvec_q4_0, matmul_block32.matmul_q4_0),
+    T.Q4_1: (blocks.matvec_q4_1, matmul_block32.matmul_q4_1),
+    T.Q5_0: (blocks.matvec_q5_0, matmul_block32.matmul_q5_0),
+    T.Q5_1: (blocks.matvec_q5_1, matmul_block32.matmul_q5_1),
+    T.Q2_K: (k.matvec_q2_k, matmul_k.matmul_q2_k),
+    T.Q3_K: (k.matvec_q3_k, matmul_k.matmul_q3_k),
+    T.Q4_K: (k.matvec_q4_k, matmul_k.matmul_q4_k),
+    T.Q5_K: (k.matvec_q5_k, matmul_k.matmul_q5_k),
+    T.Q6_K: (k.matvec_q6_k, matmul_k.matmul_q6_k),
 }
 
-ACT_BYTES = act_bytes
+KERNELS: dict[T, KernelSet] = {
+    kind: KernelSet(FORMATS[kind].activation, matvec, matmul, FORMATS[kind].block_size)
+    for kind, (matvec, matmul) in _FUNCTIONS.items()
+}
 
 
 def matvec_address(kind: T) -> int:

@@ -300,21 +300,3 @@ def rope_frequencies(
     high = min(config.rope_dim - 1.0, math.ceil(pair_of(scaling.beta_slow)))
     keep = (1.0 - np.clip((pair - low) / max(0.001, high - low), 0.0, 1.0)) * scaling.ext_factor
     return stretched * (1.0 - keep) + plain * keep
-
-
-def rope_table(
-    config: ModelConfig, n_ctx: int, freq_factors: npt.NDArray[np.float32] | None = None
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Cosines and sines of every position and pair: two float32 arrays (n_ctx, rope_dim // 2).
-
-    Angles are computed in float64, so that long contexts keep float32's full precision.
-    """
-    frequencies = rope_frequencies(config, freq_factors)
-    cos = np.empty((n_ctx, frequencies.size), np.float32)
-    sin = np.empty_like(cos)
-    for start in range(0, n_ctx, 4096):
-        rows = slice(start, min(start + 4096, n_ctx))
-        angles = np.arange(rows.start, rows.stop, dtype=np.float64)[:, None] * frequencies
-        cos[rows] = np.cos(angles) * config.rope_scaling.mscale
-        sin[rows] = np.sin(angles) * config.rope_scaling.mscale
-    return cos, sin

@@ -13,10 +13,17 @@ from gguf import GGUFValueType as T
 
 from localmoe.errors import BadInputError
 from localmoe.gguf_file import open_gguf
-from localmoe.model.config import ModelConfig, RopeScaling, rope_frequencies, rope_table
+from localmoe.model.config import ModelConfig, RopeScaling, rope_frequencies
 from tests.tiny import write_tiny
 
 A, S = "llama.attention.", "llama.rope.scaling."
+
+
+def rope_table(config: ModelConfig, n_ctx: int, factors: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines (n_ctx, rope_dim // 2) float32, as the forward pass makes them over a float32 cache."""
+    angles = np.arange(n_ctx)[:, None] * rope_frequencies(config, factors)
+    scale = config.rope_scaling.mscale
+    return (np.cos(angles) * scale).astype(np.float32), (np.sin(angles) * scale).astype(np.float32)
 
 
 def config_of(path: Path, **fields: Any) -> ModelConfig:
