@@ -93,8 +93,12 @@ def read_imatrix(path: Path) -> Imatrix:
     return _read_legacy(path)
 
 
-def _error(path: object, item: str | None, reason: str, **more: object) -> BadInputError:
-    return BadInputError(reason, file=visible(str(path)), item=visible(item) if item else None, **more)
+def _error(
+    path: object, item: str | None, reason: str, *, got: object = None, expected: object = None
+) -> BadInputError:
+    return BadInputError(
+        reason, file=visible(str(path)), item=visible(item) if item else None, got=got, expected=expected
+    )
 
 
 def _read_gguf(gguf: GGUFFile, label: str) -> Imatrix:
@@ -110,7 +114,7 @@ def _read_gguf(gguf: GGUFFile, label: str) -> Imatrix:
     if not names:
         raise _error(label, None, "no data", expected=f"tensors named *{_SUMS}")
     entries = {name: _gguf_entry(gguf, name, label) for name in names}
-    return Imatrix(entries, texts, *numbers, label=label)
+    return Imatrix(entries, texts, numbers[0], numbers[1], label=label)
 
 
 def _gguf_entry(gguf: GGUFFile, name: str, label: str) -> Entry:
