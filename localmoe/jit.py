@@ -27,6 +27,10 @@ from localmoe.errors import UsageError
 # never nnan or ninf: a NaN in a model must come out as a NaN, not as anything
 FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
 
+# CodeGenPrepare turns int64 addresses into offsets from a null pointer, which LLVM, run once more after inlining, takes
+# to alias nothing: stores vanished (Q4_K's scales with an importance matrix). Without this option it adds integers.
+llvm.set_option("", "-addr-sink-using-gep=false")
+
 ISAS = ("avx512vnni", "avxvnni", "avx2", "neon", "generic")
 _COMPILED = ("jit.py", "kernels/*.py", "quants/*.py", "model/forward*.py", "model/plan.py", "model/workers.py")
 

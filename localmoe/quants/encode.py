@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType as Type
 from localmoe.errors import UsageError
 from localmoe.jit import cache_dir
 
-from . import floats, kencode, legacy
+from . import floats, kblocks, kencode, legacy, weighted
 from .formats import FORMATS, Format
 
 # (address of n blocks of float32, address of the result, n, address of scratch)
@@ -23,11 +23,26 @@ _BLOCKS: Mapping[Type, Callable[[int, int, int, int], Any]] = {
     Type.Q4_1: legacy.encode_q4_1,
     Type.Q5_0: legacy.encode_q5_0,
     Type.Q5_1: legacy.encode_q5_1,
+    Type.Q2_K: kblocks.encode_q2_k,
+    Type.Q3_K: kblocks.encode_q3_k,
     Type.Q4_K: kencode.encode_q4_k,
     Type.Q5_K: kencode.encode_q5_k,
     Type.Q6_K: kencode.encode_q6_k,
 }
-_SCRATCH = max(legacy.SCRATCH, kencode.SCRATCH)
+# also (importances of a row, blocks in a row, mean x^2 of each row); the other types ignore an importance matrix
+_WEIGHTED: Mapping[Type, Callable[[int, int, int, int, int, int, int], Any]] = {
+    Type.Q4_0: weighted.weighted_q4_0,
+    Type.Q4_1: weighted.weighted_q4_1,
+    Type.Q5_0: weighted.weighted_q5_0,
+    Type.Q5_1: weighted.weighted_q5_1,
+    Type.Q2_K: kblocks.weighted_q2_k,
+    Type.Q3_K: kblocks.weighted_q3_k,
+    Type.Q4_K: kblocks.weighted_q4_k,
+    Type.Q5_K: kblocks.weighted_q5_k,
+    Type.Q6_K: kblocks.weighted_q6_k,
+}
+_BY_ROW = (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1)  # whose weights depend on the whole row
+_SCRATCH = max(legacy.SCRATCH, kencode.SCRATCH, kblocks.SCRATCH, weighted.SCRATCH)
 
 
 def encoder_of(type_: Type) -> Format:
@@ -48,20 +63,22 @@ def needs_compiling(types: Collection[Type]) -> bool:
 def encode(type_: Type, x: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
     """uint8 (rows, row bytes) from float32 (rows, columns); columns must divide into blocks.
 
-    `importance` (columns,) weighs the columns; no encoder here takes one yet. UsageError: a type or an importance that
-    is not implemented. Releases the GIL.
+    `importance` (columns,) float32 weighs the columns. UsageError: the type cannot be written. Releases the GIL.
     """
     form = encoder_of(type_)
-    if importance is not None:
-        raise UsageError("an importance matrix is not supported for this type", got=form.name)
     rows, columns = x.shape
     out = np.empty((rows, form.row_bytes(columns)), np.uint8)
-    encode_into(type_, np.ascontiguousarray(x, np.float32).reshape(-1), out.reshape(-1))
+    if importance is not None:
+        importance = np.ascontiguousarray(importance, np.float32)
+    encode_into(type_, np.ascontiguousarray(x, np.float32).reshape(-1), out.reshape(-1), importance)
     return out
 
 
-def encode_into(type_: Type, x: np.ndarray, out: np.ndarray) -> None:
-    """Encode contiguous float32 (n,), whole blocks, into uint8 `out` of exactly its encoded size."""
+def encode_into(type_: Type, x: np.ndarray, out: np.ndarray, importance: np.ndarray | None = None) -> None:
+    """Encode contiguous float32 (n,), whole blocks, into uint8 `out` of exactly its encoded size.
+
+    With `importance`, contiguous float32 (columns,), x is whole rows of as many columns.
+    """
     form = FORMATS[type_]
     n = x.size // form.block_size
     assert x.dtype == np.float32
@@ -71,7 +88,24 @@ def encode_into(type_: Type, x: np.ndarray, out: np.ndarray) -> None:
     assert out.size == n * form.block_bytes
     if type_ == Type.F32:
         out[:] = x.view(np.uint8)
-    else:
-        scratch = np.empty(_SCRATCH + 64, np.uint8)
-        aligned = -(-scratch.ctypes.data // 64) * 64
+        return
+    scratch = np.empty(_SCRATCH + 64, np.uint8)
+    aligned = -(-scratch.ctypes.data // 64) * 64
+    if importance is None or type_ not in _WEIGHTED:
         _BLOCKS[type_](x.ctypes.data, out.ctypes.data, n, aligned)
+    else:
+        _encode_weighted(type_, x, out, importance, aligned)
+
+
+def _encode_weighted(type_: Type, x: np.ndarray, out: np.ndarray, importance: np.ndarray, scratch: int) -> None:
+    form, rows = FORMATS[type_], x.size // importance.size
+    assert importance.dtype == np.float32
+    assert importance.flags.c_contiguous
+    assert rows * importance.size == x.size
+    means = np.empty(rows if type_ in _BY_ROW else 0, np.float32)
+    if type_ in _BY_ROW:
+        weighted.row_means(x.ctypes.data, rows, importance.size, means.ctypes.data)
+    _WEIGHTED[type_](
+        x.ctypes.data, out.ctypes.data, x.size // form.block_size, scratch, importance.ctypes.data,
+        importance.size // form.block_size, means.ctypes.data,
+    )  # fmt: skip

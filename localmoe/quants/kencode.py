@@ -12,6 +12,7 @@ import numpy as np
 
 from localmoe.jit import njit
 
+from .fit import affine_steps, fit_affine
 from .lanes import (
     N,
     absolute,
@@ -24,7 +25,6 @@ from .lanes import (
     load_f,
     nearest,
     nearest_1,
-    negative,
     put_f,
     put_f16,
     put_u8,
@@ -44,8 +44,7 @@ _W, _L, _LANES = _TILE, 2 * _TILE, 3 * _TILE  # weights, levels tried, per-lane 
 SCRATCH = 3 * _TILE + 8 * 64
 
 # what each step of the search adds to the number of levels: rmin + rdelta * step, and 0.1 * step
-_STEPS_4 = (np.float32(-1.0) + np.float32(0.1) * np.arange(21, dtype=np.float32)) + np.float32(15)
-_STEPS_5 = (np.float32(-0.5) + np.float32(0.1) * np.arange(16, dtype=np.float32)) + np.float32(31)
+_STEPS_4, _STEPS_5 = affine_steps(-1.0, 0.1, 20, 15), affine_steps(-0.5, 0.1, 15, 31)
 _STEPS_6 = -(np.float32(32) + np.float32(0.1) * np.array([s for s in range(-9, 10) if s], dtype=np.float32))
 
 
@@ -59,77 +58,6 @@ def _weigh(tile: int, weights: int) -> None:
     average = sqrt(total / splat_f(np.float32(32)))
     for i in range(32):
         store_f(weights + 64 * i, average + absolute(load_f(tile + 64 * i)))
-
-
-@njit
-def _sums(tile: int, weights: int) -> Any:
-    """Smallest and largest x, sum of w, sum of w * x."""
-    low = load_f(tile)
-    high = low
-    sum_w = load_f(weights)
-    sum_x = sum_w * low
-    for i in range(1, 32):
-        v, w = load_f(tile + 64 * i), load_f(weights + 64 * i)
-        low = select(v < low, v, low)
-        high = select(v > high, v, high)
-        sum_w = sum_w + w
-        sum_x = sum_x + w * v
-    return low, high, sum_w, sum_x
-
-
-@njit
-def _error(tile: int, weights: int, levels: int, scale: Any, low: Any) -> Any:
-    """Weighted squared error of scale * level + low."""
-    error = splat_f(np.float32(0))
-    for i in range(32):
-        difference = scale * load_f(levels + 64 * i) + low - load_f(tile + 64 * i)
-        error = error + load_f(weights + 64 * i) * (difference * difference)
-    return error
-
-
-@njit
-def _fit_affine(scratch: int, top: int, steps: np.ndarray) -> Any:
-    """make_qkx2_quants: scale, minus the minimum, and (inverse scale, base) that give the levels 0..top chosen."""
-    tile, weights, levels = scratch, scratch + _W, scratch + _L
-    zero, one = splat_f(np.float32(0)), splat_f(np.float32(1))
-    lowest, highest = splat_i(np.int32(0)), splat_i(np.int32(top))
-    low, high, sum_w, sum_x = _sums(tile, weights)
-    low = select(low > zero, zero, low)
-    flat = high == low
-    start = low
-    inverse = splat_f(np.float32(top)) / (high - low)
-    scale = one / inverse
-    for i in range(32):
-        q = clamp(nearest(inverse * (load_f(tile + 64 * i) - low)), lowest, highest)
-        store_f(levels + 64 * i, to_f(q))
-    best = _error(tile, weights, levels, scale, low)
-    best_inverse, best_base = inverse, low
-    for s in range(steps.size):
-        inverse = splat_f(steps[s]) / (high - low)
-        sum_l, sum_l2, sum_xl = zero, zero, zero
-        for i in range(32):
-            v = load_f(tile + 64 * i)
-            q = to_f(clamp(nearest(inverse * (v - low)), lowest, highest))
-            store_f(levels + 64 * i, q)
-            wq = load_f(weights + 64 * i) * q
-            sum_l = sum_l + wq
-            sum_l2 = sum_l2 + wq * q
-            sum_xl = sum_xl + wq * v
-        determinant = sum_w * sum_l2 - sum_l * sum_l
-        try_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
-        try_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
-        positive = try_low > zero
-        try_scale = select(positive, sum_xl / sum_l2, try_scale)
-        try_low = select(positive, zero, try_low)
-        error = _error(tile, weights, levels, try_scale, try_low)
-        better = (determinant > zero) & (error < best)
-        best = select(better, error, best)
-        best_inverse = select(better, inverse, best_inverse)
-        best_base = select(better, low, best_base)
-        scale = select(better, try_scale, scale)
-        low = select(better, try_low, low)  # later steps measure from here
-    minimum = negative(select(flat, start, low))
-    return select(flat, zero, scale), minimum, select(flat, zero, best_inverse), best_base
 
 
 @njit
@@ -193,7 +121,7 @@ def _encode_affine(x: int, out: int, n: int, scratch: int, top: int, steps: np.n
     for first in range(0, n, 2):
         transpose(x, tile, 8 * first, 8 * n - 1, 32)
         _weigh(tile, scratch + _W)
-        scale, minimum, inverse, base = _fit_affine(scratch, top, steps)
+        scale, minimum, inverse, base = fit_affine(tile, scratch + _W, levels, 32, top, steps, True)
         both = min(2, n - first)
         store_f(lanes, scale)
         store_f(lanes + 64, minimum)

@@ -70,12 +70,14 @@ _OPERATORS: tuple[tuple[Any, Lanes, Lanes, Callable[[Any, Any, Any], Any]], ...]
     (operator.gt, FLOATS, MASK, lambda b, x, y: b.fcmp_ordered(">", x, y)),
     (operator.eq, FLOATS, MASK, lambda b, x, y: b.fcmp_ordered("==", x, y)),
     (operator.gt, INTS, MASK, lambda b, x, y: b.icmp_signed(">", x, y)),
+    (operator.ne, INTS, MASK, lambda b, x, y: b.icmp_signed("!=", x, y)),
     (operator.add, INTS, INTS, lambda b, x, y: b.add(x, y)),
     (operator.and_, INTS, INTS, lambda b, x, y: b.and_(x, y)),
     (operator.or_, INTS, INTS, lambda b, x, y: b.or_(x, y)),
     (operator.lshift, INTS, INTS, lambda b, x, y: b.shl(x, y)),
     (operator.rshift, INTS, INTS, lambda b, x, y: b.lshr(x, y)),
     (operator.and_, MASK, MASK, lambda b, x, y: b.and_(x, y)),
+    (operator.or_, MASK, MASK, lambda b, x, y: b.or_(x, y)),
 )
 
 
@@ -137,6 +139,7 @@ load_i = _make_load(_vector(_I32), INTS, _keep)
 load_f16 = _make_load(_vector(_HALF), FLOATS, lambda b, v: b.fpext(v, _vector(_F32)))
 load_bf16 = _make_load(_vector(_I16), FLOATS, _bf16_up)
 load_u16 = _make_load(_vector(_I16), INTS, lambda b, v: b.zext(v, _vector(_I32)))
+load_u8 = _make_load(_vector(_I8), INTS, lambda b, v: b.zext(v, _vector(_I32)))
 store_f = _make_store(FLOATS, _keep)
 store_i = _make_store(INTS, _keep)
 store_u16 = _make_store(INTS, lambda b, v: b.trunc(v, _vector(_I16)))
@@ -179,6 +182,16 @@ splat_i = _make_splat(_I32, INTS, types.int32)
 def select(typingctx: Any, mask: Any, x: Any, y: Any) -> Any:
     """x where the mask is set, else y."""
     return x(MASK, x, x), lambda ctx, b, sig, args: b.select(*args)
+
+
+@intrinsic
+def any_lane(typingctx: Any, mask: Any) -> Any:
+    """Whether any lane of the mask is set."""
+
+    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        return b.icmp_unsigned("!=", b.bitcast(args[0], _I16), _I16(0))
+
+    return types.boolean(MASK), codegen
 
 
 @intrinsic

@@ -145,23 +145,23 @@ def _as_int8(x: Any) -> Any:
 
 
 @njit
-def _put_header(lanes: int, out: int, first: int, last: int, stride: int, offset: int) -> None:
+def put_header(lanes: int, out: int, first: int, last: int, stride: int, offset: int) -> None:
     """Sixteen float32 at `lanes` as float16 at `offset` of their blocks."""
     for lane in range(min(N, last + 1 - first)):
         put_f16(out + stride * (first + lane) + offset, get_f(lanes + 4 * lane))
 
 
 @njit
-def _put_nibbles(nibbles: int, out: int, first: int, last: int, stride: int, offset: int) -> None:
-    """Bytes (16 pairs, 16 lanes) at `nibbles` to `offset` of their blocks."""
+def put_bytes(rows: int, n: int, out: int, first: int, last: int, stride: int, offset: int) -> None:
+    """Bytes (n, 16 lanes) at `rows` to `offset` of their blocks."""
     for lane in range(min(N, last + 1 - first)):
         target = out + stride * (first + lane) + offset
-        for j in range(16):
-            put_u8(target + j, get_u8(nibbles + N * j + lane))
+        for j in range(n):
+            put_u8(target + j, get_u8(rows + N * j + lane))
 
 
 @njit
-def _put_words(lanes: int, out: int, first: int, last: int, stride: int, offset: int) -> None:
+def put_words(lanes: int, out: int, first: int, last: int, stride: int, offset: int) -> None:
     """Sixteen 32-bit words at `lanes` to `offset` of their blocks."""
     for lane in range(min(N, last + 1 - first)):
         for byte in range(4):
@@ -180,7 +180,7 @@ def _encode_signed(x: int, out: int, n: int, scratch: int, levels: int, stride: 
         transpose(x, tile, first, n - 1, 32)
         d, inverse = _signed_scale(tile, levels)
         store_f(lanes, d)
-        _put_header(lanes, out, first, n - 1, stride, 0)
+        put_header(lanes, out, first, n - 1, stride, 0)
         high = splat_i(np.int32(0))
         for j in range(16):
             q0 = clamp(_as_int8(truncate(load_f(tile + 64 * j) * inverse + half)), lowest, top)
@@ -189,15 +189,15 @@ def _encode_signed(x: int, out: int, n: int, scratch: int, levels: int, stride: 
                 store_u8(nibbles + N * j, q0 | (q1 << four))
             else:
                 store_u8(nibbles + N * j, (q0 & low_bits) | ((q1 & low_bits) << four))
-                high = high | _fifth(q0, j) | _fifth(q1, j + 16)
-        _put_nibbles(nibbles, out, first, n - 1, stride, stride - 16)
+                high = high | fifth(q0, j) | fifth(q1, j + 16)
+        put_bytes(nibbles, 16, out, first, n - 1, stride, stride - 16)
         if levels == 16:
             store_i(lanes, high)
-            _put_words(lanes, out, first, n - 1, stride, 2)
+            put_words(lanes, out, first, n - 1, stride, 2)
 
 
 @njit
-def _fifth(q: Any, position: int) -> Any:
+def fifth(q: Any, position: int) -> Any:
     """Bit 4 of each lane, moved to `position`."""
     bit = (q >> splat_i(np.int32(4))) & splat_i(np.int32(1))
     return bit << splat_i(np.int32(position))
@@ -214,9 +214,9 @@ def _encode_affine(x: int, out: int, n: int, scratch: int, levels: int, stride: 
         transpose(x, tile, first, n - 1, 32)
         m, d, inverse = _affine_scale(tile, levels)
         store_f(lanes, d)
-        _put_header(lanes, out, first, n - 1, stride, 0)
+        put_header(lanes, out, first, n - 1, stride, 0)
         store_f(lanes, m)
-        _put_header(lanes, out, first, n - 1, stride, 2)
+        put_header(lanes, out, first, n - 1, stride, 2)
         high = splat_i(np.int32(0))
         for j in range(16):
             q0 = truncate((load_f(tile + 64 * j) - m) * inverse + half)
@@ -226,11 +226,11 @@ def _encode_affine(x: int, out: int, n: int, scratch: int, levels: int, stride: 
                 store_u8(nibbles + N * j, q0 | (q1 << four))
             else:
                 store_u8(nibbles + N * j, (q0 & low_bits) | ((q1 & low_bits) << four))
-                high = high | _fifth(q0, j) | _fifth(q1, j + 16)
-        _put_nibbles(nibbles, out, first, n - 1, stride, stride - 16)
+                high = high | fifth(q0, j) | fifth(q1, j + 16)
+        put_bytes(nibbles, 16, out, first, n - 1, stride, stride - 16)
         if levels == 31:
             store_i(lanes, high)
-            _put_words(lanes, out, first, n - 1, stride, 4)
+            put_words(lanes, out, first, n - 1, stride, 4)
 
 
 @njit
