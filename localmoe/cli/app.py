@@ -37,6 +37,7 @@ COMMANDS = {
     "tui": "Chat in the terminal app, with the experts' activity beside it.",
     "tokenize": "Turn text into token ids.",
     "bench": "Measure prompt and decode speed.",
+    "perplexity": "Measure how well a model predicts a text, and how far it is from another model.",
 }
 INTERRUPTED = 130
 BROKEN_PIPE = 141

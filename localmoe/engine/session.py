@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -103,6 +103,22 @@ class Session:
     def decode(self, token: int) -> StepResult:
         """Run one generated token; `logits` is (1, V). Views that the next step overwrites."""
         return self._run(self._check([token]), 1, DECODE)
+
+    def prefill_scored(self, ids: Sequence[int], first: int, most: int) -> Iterator[npt.NDArray[np.float32]]:
+        """Run `ids` after what is cached; logits of those from number `first` on, at most `most` rows at a time.
+
+        Views that the next step overwrites.
+        """
+        array = self._check(ids)
+        size = self._runner.batch_size(self.n_used)
+        start = 0
+        while start < len(array):
+            scored = max(start, first)
+            stop = min(start + size, scored + most, len(array))
+            result = self._run(array[start:stop], max(0, stop - scored), PREFILL)
+            if len(result.logits):
+                yield result.logits
+            start = stop
 
     def run_all(self, ids: Sequence[int], *, want_logits: bool = True, want_hidden: bool = False) -> list[StepResult]:
         """Run `ids`, with logits (or hidden states) of every token; copies, one result a batch."""
