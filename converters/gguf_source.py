@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections import deque
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -14,6 +15,7 @@ from localmoe.errors import BadInputError
 from localmoe.gguf_file import GGUFFile, TensorInfo, visible
 from localmoe.model.architectures import ARCHITECTURES
 from localmoe.model.config import ModelConfig
+from localmoe.model.legacy_experts import expert_name, stacked_name
 from localmoe.model.weights import supported_types, tensor_problems
 from localmoe.quants.formats import format_of
 
@@ -43,7 +45,7 @@ def gguf_source(gguf: GGUFFile) -> SourceModel:
     metadata = {key: MetaValue(value, *gguf.metadata_types[key]) for key, value in gguf.metadata.items()}
     return SourceModel(
         metadata=metadata,
-        tensors=[_tensor(gguf, info, label, held) for info in gguf.tensors.values()],
+        tensors=list(_tensors(gguf, label, held)),
         n_expert=_whole(gguf, f"{arch}.expert_count", label, 0),
         n_layer=_whole(gguf, f"{arch}.block_count", label, None),
         label=label,
@@ -58,6 +60,35 @@ def _whole(gguf: GGUFFile, key: str, label: str, default: int | None) -> int:
         got = "nothing" if value is None else visible(repr(value), 60)
         raise BadInputError("not a count", file=label, item=visible(key), got=got, expected="a whole number")
     return value
+
+
+def _tensors(gguf: GGUFFile, label: str, held: _Held) -> Iterator[SourceTensor]:
+    """All tensors in the file's order; experts that it keeps apart come as one stack where the first of them is."""
+    single: dict[str, list[SourceTensor]] = {}
+    order: list[SourceTensor | str] = []
+    for info in gguf.tensors.values():
+        tensor, stack = _tensor(gguf, info, label, held), stacked_name(info.name)
+        if stack is None:
+            order.append(tensor)
+        elif stack in single:
+            single[stack].append(tensor)
+        else:
+            single[stack] = [tensor]
+            order.append(stack)
+    for entry in order:
+        yield _stack(entry, single[entry], label) if isinstance(entry, str) else entry
+
+
+def _stack(name: str, experts: list[SourceTensor], label: str) -> SourceTensor:
+    """Tensors of one expert each, by number, as one."""
+    by_name = {tensor.name: tensor for tensor in experts}
+    ordered = [by_name.get(expert_name(name, e)) for e in range(len(experts))]
+    first = experts[0]
+    for tensor in ordered:
+        if tensor is None or (tensor.shape, tensor.type) != (first.shape, first.type):
+            raise BadInputError("its experts are not all there and alike", file=label, item=visible(name))
+    pieces = [piece for tensor in ordered if tensor is not None for piece in tensor.pieces]
+    return SourceTensor(name, (len(experts), *first.shape), first.type, pieces)
 
 
 def _tensor(gguf: GGUFFile, info: TensorInfo, label: str, held: _Held) -> SourceTensor:

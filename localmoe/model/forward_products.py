@@ -7,7 +7,7 @@ from typing import Any
 from localmoe.jit import njit
 from localmoe.kernels.activations import quantize_q8_0, quantize_q8_k
 from localmoe.kernels.elementwise import rms_norm
-from localmoe.kernels.simd import call_address
+from localmoe.kernels.simd import call_address, ld_i64
 from localmoe.kernels.team import share
 
 ROW_UNIT = 16  # rows are shared out in whole vectors
@@ -52,7 +52,7 @@ def quantize_row(rows: Any, needs: int, index: int, n: int) -> None:
 def multiply_one(w: Any, expert: int, rows: Any, index: int, out: int, first: int, last: int) -> None:
     """out[first:last] = w @ row."""
     act = act_row(rows, w.act, index)
-    call_address(w.matvec, (w.data + expert * w.expert_bytes, act, out, first, last, w.cols))
+    call_address(w.matvec, (ld_i64(w.experts + 8 * expert), act, out, first, last, w.cols))
 
 
 @njit
@@ -63,7 +63,7 @@ def multiply_many(
     call_address(
         w.matmul,
         (
-            w.data + expert * w.expert_bytes, act_row(rows, w.act, 0), act_stride(rows, w.act), inputs,
+            ld_i64(w.experts + 8 * expert), act_row(rows, w.act, 0), act_stride(rows, w.act), inputs,
             out, w.rows * 4, outputs, n, first, last, w.cols, scratch,
         ),
     )  # fmt: skip

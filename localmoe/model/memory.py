@@ -18,7 +18,7 @@ CACHE_TYPES: dict[str, float] = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34
 # activations, the compiled code and the interpreter beside weights and cache (design: at most 300 MB)
 WORKING_BYTES = 300 << 20
 
-_EXPERTS = re.compile(r"^blk\.\d+\.ffn_(gate|up|down)_exps\.weight$")
+_EXPERTS = re.compile(r"^blk\.\d+\.ffn_(gate|up|down)(_exps|\.\d+)\.weight$")
 _NOT_PARAMETERS = frozenset({"rope_freqs.weight"})
 
 

@@ -16,8 +16,8 @@ def record(*fields: str | tuple[str, object]) -> np.dtype:
     return np.dtype([(f, I8) if isinstance(f, str) else f for f in fields])
 
 
-# act: 0 float32, 1 q8_0, 2 q8_k. expert_bytes: from one expert's matrix to the next.
-WEIGHT = record("matvec", "matmul", "data", "rows", "cols", "act", "expert_bytes")
+# act: 0 float32, 1 q8_0, 2 q8_k. experts: address of the addresses of each expert's matrix, (n_expert,) int64.
+WEIGHT = record("matvec", "matmul", "rows", "cols", "act", "experts")
 
 # needs_*: which forms (bit 0 float32, 1 q8_0, 2 q8_k) of their input the weights that share it want
 LAYER = record(

@@ -41,15 +41,6 @@ class StepResult:
     hidden: npt.NDArray[np.float32] | None
 
 
-def _weight_row(weight: Weight, n_rows: int | None = None) -> tuple[int, ...]:
-    """A WEIGHT record; compiles the type's kernels where no cache has them."""
-    rows = weight.rows if n_rows is None else n_rows
-    form = _FORMS[KERNELS[weight.type].act]
-    expert = weight.rows * weight.row_bytes
-    address = int(weight.data.ctypes.data)
-    return matvec_address(weight.type), matmul_address(weight.type), address, rows, weight.cols, form, expert
-
-
 def _needs(*weights: Weight) -> int:
     """Bits of the activation forms that these weights multiply."""
     bits = 0
@@ -104,6 +95,14 @@ class Runner:
         self._alive.append(values)
         return int(values.ctypes.data)
 
+    def _weight_row(self, weight: Weight) -> tuple[int, ...]:
+        """A WEIGHT record; compiles the type's kernels where no cache has them."""
+        form = _FORMS[KERNELS[weight.type].act]
+        experts = self._array(weight.n_expert, np.int64)
+        experts[:] = [weight.matrix(expert).ctypes.data for expert in range(weight.n_expert)]
+        kernels = matvec_address(weight.type), matmul_address(weight.type)
+        return (*kernels, weight.rows, weight.cols, form, int(experts.ctypes.data))
+
     def _fill_model(self, weights: Weights, cache_type: str) -> None:
         config = self.config
         self._logits = np.empty((0, config.n_vocab), np.float32)
@@ -128,7 +127,7 @@ class Runner:
             "attn_scale": self._constant(np.array([config.n_embd_head_k**-0.5], np.float32)),
             "rope_magnitude": config.rope_scaling.mscale,
             "rope_step": np.float32(config.rope_freq_base) ** np.float32(-2.0 / config.rope_dim),
-            "output_norm": self._constant(weights.output_norm), "output": _weight_row(weights.output),
+            "output_norm": self._constant(weights.output_norm), "output": self._weight_row(weights.output),
             "needs_logits": _needs(weights.output), "n_thread": self.n_thread, "yield_to": yield_address(),
         }  # fmt: skip
 
@@ -169,9 +168,9 @@ class Runner:
         }  # fmt: skip
         routers = () if layer.ffn_gate_inp is None else (layer.ffn_gate_inp,)
         for name, weight in named.items():
-            row[name] = _weight_row(weight)
+            row[name] = self._weight_row(weight)
         for router in routers:
-            row["router"] = _weight_row(router)
+            row["router"] = self._weight_row(router)
         row["needs_attn"] = _needs(layer.attn_q, layer.attn_k, layer.attn_v)
         row["needs_output"] = _needs(layer.attn_output)
         row["needs_ffn"] = _needs(layer.ffn_gate, layer.ffn_up, *routers)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,11 +16,11 @@ import numpy.typing as npt
 from localmoe.errors import BadInputError
 from localmoe.gguf_file import GGUFFile, TensorInfo, visible
 from localmoe.model.config import ModelConfig
+from localmoe.model.legacy_experts import differing_types, expert_name, has_single_experts, single_shapes
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
 
-_LEGACY_EXPERT = re.compile(r"^blk\.(\d+)\.ffn_(gate|up|down)\.(\d+)\.weight$")
 _LAYER = re.compile(r"^blk\.(\d+)\.")
 _FLOATS = ("F32", "F16", "BF16")
 
@@ -29,7 +29,8 @@ _FLOATS = ("F32", "F16", "BF16")
 class Weight:
     """A matrix, or a stack of `n_expert` of them, in its file's own bytes.
 
-    `data` is a read-only view of the map, uint8 (n_expert * rows, row_bytes): expert e's rows start at e * rows.
+    `data` is a read-only view of the map, uint8 (n_expert * rows, row_bytes): expert e's rows start at e * rows. Where
+    the file keeps experts apart, `singles` are their matrices (rows, row_bytes) each, and `data` is the first.
     """
 
     name: str
@@ -39,6 +40,11 @@ class Weight:
     n_expert: int
     row_bytes: int
     data: npt.NDArray[np.uint8]
+    singles: tuple[npt.NDArray[np.uint8], ...] = ()
+
+    def matrix(self, expert: int) -> npt.NDArray[np.uint8]:
+        """One expert's rows, (rows, row_bytes)."""
+        return self.singles[expert] if self.singles else self.data[expert * self.rows : (expert + 1) * self.rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +114,11 @@ def tensor_problems(
 ) -> Iterator[BadInputError]:
     """Everything that keeps the file's tensors from running as `config`, worst first, as errors not yet raised."""
     expected = expected_shapes(config)
+    if config.n_expert and has_single_experts(gguf.tensors):
+        yield from differing_types(gguf)
+        expected = single_shapes(expected)
     expected_extra = {"rope_freqs.weight": (config.rope_dim // 2,)}
     file = visible(str(gguf.path))
-    legacy = next((name for name in gguf.tensors if _LEGACY_EXPERT.match(name)), None)
-    if legacy is not None:
-        reason = "one tensor an expert is the layout of December 2023, which is not supported: convert the model again"
-        yield BadInputError(reason, file=file, item=legacy)
-        return
     missing = [name for name in expected if name not in gguf.tensors]
     if missing:
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -200,11 +204,22 @@ def _layer(gguf: GGUFFile, config: ModelConfig, layer: int) -> LayerWeights:
 
 
 def _weight(gguf: GGUFFile, name: str) -> Weight:
+    if name not in gguf.tensors:
+        return _single_experts(gguf, name)
     tensor = gguf.tensors[name]
     rows, cols = tensor.shape[-2:]
     n_expert = tensor.shape[0] if len(tensor.shape) == 3 else 1
     data = gguf.raw(name).reshape(n_expert * rows, -1)
     return Weight(name, tensor.type, rows, cols, n_expert, data.shape[1], data)
+
+
+def _single_experts(gguf: GGUFFile, stack: str) -> Weight:
+    """A stack that the file holds as one tensor an expert."""
+    singles: list[npt.NDArray[np.uint8]] = []
+    while (name := expert_name(stack, len(singles))) in gguf.tensors:
+        first = _weight(gguf, name)
+        singles.append(first.data)
+    return replace(first, name=stack, n_expert=len(singles), data=singles[0], singles=tuple(singles))
 
 
 def read_floats(gguf: GGUFFile, name: str) -> npt.NDArray[np.float32] | None:

@@ -135,13 +135,6 @@ def test_a_tensor_that_would_be_ignored_is_refused(tmp_path: Path, name: str, re
     assert message.isprintable()
 
 
-def test_one_tensor_an_expert_is_recognised_as_the_old_layout(tmp_path: Path) -> None:
-    stacks = [f"blk.{i}.ffn_{part}_exps.weight" for i in range(2) for part in ("gate", "up", "down")]
-    old = {"blk.0.ffn_gate.0.weight": np.zeros((96, 64), np.float32)}
-    message = refusal(tmp_path, drop_tensors=stacks, extra_tensors=old)
-    assert "blk.0.ffn_gate.0.weight: one tensor an expert is the layout of December 2023" in message
-
-
 def test_impossible_rope_factors_are_refused(tmp_path: Path) -> None:
     message = refusal(tmp_path, rope_freqs=(1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0))
     assert "rope_freqs.weight: impossible value, got 0.0 at index 2, expected numbers > 0" in message
