@@ -7,17 +7,20 @@ of layer 0 and expert 3 of layer 1 share nothing), so every figure belongs to a 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from localmoe.experts.coactivation import Pair, PairCounts
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 PREFILL, DECODE = 0, 1
+CAPACITY_FACTORS = (1.0, 1.25)
 _MASK_CELLS = 1 << 22  # tokens are taken in groups whose (N, L, E) mask stays below 4 MiB
 
 
@@ -31,7 +34,10 @@ class LayerStatistics:
     does everything; max_over_mean (L,) load of the busiest expert over the mean; dead (L, E) never chosen;
     importance_cv (L,) standard deviation over mean of the summed gate weights (Shazeer et al. 2017, section 4);
     reuse (L, E) how often a token's expert was chosen by the next token too, layer_reuse (L,) the same over the layer's
-    choices. Figures without data are NaN.
+    choices; margin (L,) how far the least likely choice's probability was above the likeliest expert's left out, mean
+    over the tokens that brought probabilities; overflow (F, L) the share of choices beyond an expert's capacity, its
+    even share times each of CAPACITY_FACTORS (Fedus et al. 2021, section 2.2, all tokens of the phase as one batch);
+    skipped (L,) share of the choices asked for that were not run. Figures without data are NaN.
     """
 
     tokens: IntArray
@@ -45,6 +51,9 @@ class LayerStatistics:
     importance_cv: FloatArray
     reuse: FloatArray
     layer_reuse: FloatArray
+    margin: FloatArray
+    overflow: FloatArray
+    skipped: FloatArray
 
 
 @dataclass
@@ -58,6 +67,9 @@ class _Counts:
     with_probability: int
     followed: IntArray
     again: IntArray
+    margin: FloatArray
+    with_margin: IntArray
+    asked: IntArray
 
     @classmethod
     def zeros(cls, n_layer: int, n_expert: int) -> _Counts:
@@ -67,22 +79,19 @@ class _Counts:
         def real() -> FloatArray:
             return np.zeros((n_layer, n_expert), np.float64)
 
-        return cls(np.zeros(n_layer, np.int64), whole(), real(), real(), 0, whole(), whole())
+        def layers() -> IntArray:
+            return np.zeros(n_layer, np.int64)
+
+        margin = np.zeros(n_layer, np.float64)
+        return cls(layers(), whole(), real(), real(), 0, whole(), whole(), margin, layers(), layers())
 
     def __add__(self, other: _Counts) -> _Counts:
-        return _Counts(
-            self.tokens + other.tokens,
-            self.routed + other.routed,
-            self.weight + other.weight,
-            self.probability + other.probability,
-            self.with_probability + other.with_probability,
-            self.followed + other.followed,
-            self.again + other.again,
-        )
+        names = [field.name for field in fields(self)]
+        return _Counts(*(getattr(self, name) + getattr(other, name) for name in names))
 
 
 class ExpertStatistics:
-    """Counts the router's choices in O(1) a token and O(L x E) memory.
+    """Counts the router's choices in O(1) a token and O(L x E) memory, and 256 KiB a layer for pairs.
 
     `window` is the number of tokens the moving average looks back over: a token's part shrinks by 1/window with every
     token after it. `n_used` is the usual K; a call may bring any K from 0 to E, since top-k can change by request.
@@ -99,7 +108,10 @@ class ExpertStatistics:
     def reset(self) -> None:
         """Forget everything."""
         self._phases = {p: _Counts.zeros(self.n_layer, self.n_expert) for p in (PREFILL, DECODE)}
+        self._pairs = {p: PairCounts(self.n_layer, self.n_expert) for p in (PREFILL, DECODE)}
         self._moving = np.zeros((self.n_layer, self.n_expert), np.float64)
+        self._seen = 0
+        self._last_use = np.full((self.n_layer, self.n_expert), -1, np.int64)
         self._last_mask: BoolArray | None = None
         self._last_experts = np.zeros((self.n_layer, 0), np.int32)
         self._last_weights = np.zeros((self.n_layer, 0), np.float32)
@@ -115,8 +127,12 @@ class ExpertStatistics:
         weights: NDArray[np.float32],
         router: NDArray[np.float32] | None,
         phase: int | NDArray[np.integer[Any]],
+        n_used: NDArray[np.integer[Any]] | None = None,
     ) -> None:
-        """Add tokens in order: experts and weights (N, L, K), router (N, L, E) or None, phase 0, 1 or (N,) of them."""
+        """Add tokens in order: experts and weights (N, L, K), router (N, L, E) or None, phase 0, 1 or (N,) of them.
+
+        `n_used` (N,) is how many experts each token was to use; without it no choice counts as skipped.
+        """
         n = experts.shape[0]
         assert experts.shape == weights.shape
         assert experts.shape[1] == self.n_layer
@@ -128,6 +144,11 @@ class ExpertStatistics:
         for start, stop in itertools.pairwise(sorted(cuts)):
             part = slice(start, stop)
             self._add(experts[part], weights[part], None if router is None else router[part], int(phases[start]))
+            if n_used is not None:
+                self._phases[int(phases[start])].asked += int(n_used[part].sum())
+            else:
+                real = (experts[part] >= 0) & (experts[part] < self.n_expert)
+                self._phases[int(phases[start])].asked += real.sum(axis=(0, 2))
         self._last_experts = np.array(experts[-1])
         self._last_weights = np.array(weights[-1])
         self._last_phase = int(phases[-1])
@@ -155,8 +176,14 @@ class ExpertStatistics:
         self._moving *= keep**n
         self._moving += np.bincount(cell, fade, minlength=cells).reshape(shape)
         mask = np.zeros((n, cells), np.bool_)
-        mask[np.broadcast_to(np.arange(n)[:, None, None], experts.shape)[used], cell] = True
+        token = np.broadcast_to(np.arange(n)[:, None, None], experts.shape)[used]
+        mask[token, cell] = True
         self._follow(mask.reshape(n, *shape), counts)
+        if router is not None:
+            _add_margins(mask.reshape(n, *shape), router, counts)
+        self._pairs[phase].add(experts)
+        np.maximum.at(self._last_use.reshape(-1), cell, self._seen + token)
+        self._seen += n
 
     def _follow(self, mask: BoolArray, counts: _Counts) -> None:
         """Count, under the later token's phase, which choices the next token repeated; mask (N, L, E)."""
@@ -171,6 +198,18 @@ class ExpertStatistics:
     def n_tokens(self) -> int:
         """Tokens counted so far, both phases."""
         return int(sum(c.tokens[0] for c in self._phases.values())) if self.n_layer else 0
+
+    def working_set(self, n_token: int) -> IntArray:
+        """How many different experts of each layer (L,) the last `n_token` tokens went through, either phase."""
+        distinct: IntArray = (self._last_use >= max(0, self._seen - n_token)).sum(axis=1)
+        return distinct
+
+    def pairs(self, phase: int | None = None, n: int = 3) -> list[list[Pair]]:
+        """The n pairs of experts that most tokens chose together, a list a layer."""
+        both = phase is None
+        counts = self._pairs[PREFILL] + self._pairs[DECODE] if both else self._pairs[phase or PREFILL]
+        c = self._phases[PREFILL] + self._phases[DECODE] if both else self._phases[phase or PREFILL]
+        return [counts.top(i, n, c.routed[i], int(c.tokens[i])) for i in range(self.n_layer)]
 
     def moving_share(self) -> FloatArray:
         """Each expert's share (L, E) of the choices of the last tokens, either phase, later ones counting more."""
@@ -208,7 +247,32 @@ class ExpertStatistics:
                 importance_cv=c.weight.std(axis=1) / mean if self.n_expert else mean * np.nan,
                 reuse=c.again / c.followed,
                 layer_reuse=c.again.sum(axis=1) / c.followed.sum(axis=1),
+                margin=c.margin / c.with_margin,
+                overflow=np.stack([overflow(c.routed, factor) for factor in CAPACITY_FACTORS]),
+                skipped=1.0 - c.routed.sum(axis=1) / c.asked,
             )
+
+
+def overflow(routed: IntArray, factor: float) -> FloatArray:
+    """Share (L,) of the choices `routed` (L, E) beyond an expert's capacity, its even share times `factor`.
+
+    Fedus et al. 2021 (Switch Transformers), equation 3: capacity = tokens / experts x factor; here every choice of a
+    token counts as one, and all tokens counted are the batch.
+    """
+    total = routed.sum(axis=1)
+    capacity = total / max(routed.shape[1], 1) * factor
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lost: FloatArray = np.maximum(routed - capacity[:, None], 0.0).sum(axis=1) / total
+    return lost
+
+
+def _add_margins(mask: BoolArray, router: NDArray[np.float32], counts: _Counts) -> None:
+    """Add each token's margin between chosen and not chosen; mask and router (N, L, E)."""
+    left_out = np.where(mask, -np.inf, router).max(axis=2)
+    margin = np.where(mask, router, np.inf).min(axis=2) - left_out
+    known = np.isfinite(margin)
+    counts.margin += np.where(known, margin, 0.0).sum(axis=0, dtype=np.float64)
+    counts.with_margin += known.sum(axis=0)
 
 
 def normalised_entropy(share: FloatArray) -> FloatArray:

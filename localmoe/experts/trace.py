@@ -14,7 +14,8 @@ MAX_BYTES = 32 << 20  # of all rings of one trace together
 @dataclass(frozen=True)
 class TraceSlice:
     """N consecutive tokens: their ids (N,), phases (N,) 0 prefill or 1 decode, experts (N, L, K) int32 with -1 where a
-    token used fewer, weights (N, L, K) float32, router probabilities (N, L, E) float32.
+    token used fewer, weights (N, L, K) float32, router probabilities (N, L, E) float32, and how many experts each
+    token was to use n_used (N,).
 
     `first` counts from the first token ever recorded.
     """
@@ -25,6 +26,7 @@ class TraceSlice:
     experts: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float32]
     router: npt.NDArray[np.float32]
+    n_used: npt.NDArray[np.int32]
 
 
 class RoutingTrace:
@@ -88,6 +90,7 @@ class RoutingTrace:
                 self._experts[index][:, :, :n_used],
                 self._weights[index][:, :, :n_used],
                 self._router[index],
+                self._n_used[index],
             )
             if first >= self.count - self.capacity:  # else the writer lapped this copy
                 return taken

@@ -8,6 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from localmoe.experts.coactivation import PairCounts
 from localmoe.experts.labels import expert_labels
 from localmoe.experts.statistics import DECODE, PREFILL, ExpertStatistics, normalised_entropy
 
@@ -158,6 +159,109 @@ def test_agrees_with_a_naive_recomputation(n_layer, n_expert, n_used):
         np.testing.assert_allclose(got.importance_cv[layer], weight.std() / weight.mean(), rtol=1e-6)
         np.testing.assert_allclose(stats.moving_share()[layer], moving / moving.sum(), rtol=1e-9)
         np.testing.assert_allclose(got.layer_reuse[layer], again / followed)
+
+
+def test_margin_by_hand():
+    """Chosen .5 and .3 against .2 left out is .1; a token that uses every expert has no margin."""
+    stats = ExpertStatistics(1, 3, 2)
+    router = np.array([[[0.5, 0.3, 0.2]], [[0.1, 0.6, 0.3]]], np.float32)
+    stats.update(*tokens([[0, 1]], [[1, 2]]), router, DECODE)
+    np.testing.assert_allclose(stats.layers().margin, [(0.1 + 0.2) / 2], rtol=1e-6)
+    full = ExpertStatistics(1, 2, 2)
+    full.update(*tokens([[0, 1]]), np.array([[[0.5, 0.5]]], np.float32), DECODE)
+    assert np.isnan(full.layers().margin).all()
+
+
+def test_overflow_by_hand():
+    """Loads 5, 2, 1, 0 of 8: capacity 2 loses 3; at 1.25 it is 2.5 and loses 2.5."""
+    stats = ExpertStatistics(1, 4, 1)
+    stats.update(*tokens(*[[[e]] for e in (0, 0, 0, 0, 0, 1, 1, 2)]), None, DECODE)
+    np.testing.assert_allclose(stats.layers().overflow, [[3 / 8], [2.5 / 8]])
+    even = ExpertStatistics(1, 2, 1)
+    even.update(*tokens([[0]], [[1]]), None, DECODE)
+    np.testing.assert_allclose(even.layers().overflow, [[0], [0]])
+
+
+def test_working_set_by_hand():
+    """Experts 0, 1, 0, 2: the last token touched one, the last two {0, 2}, the last three and all {0, 1, 2}."""
+    stats = ExpertStatistics(1, 4, 1)
+    assert stats.working_set(10).tolist() == [0]
+    stats.update(*tokens([[0]], [[1]], [[0]]), None, PREFILL)
+    stats.update(*tokens([[2]]), None, DECODE)
+    assert [int(stats.working_set(n)[0]) for n in (1, 2, 3, 4, 100)] == [1, 2, 3, 3, 3]
+
+
+def test_pairs_by_hand():
+    """{0,1} twice, {1,2} once: lift of 0 and 1 is 2 / (2 x 3 / 3) = 1, of 1 and 2 is 1 / (3 x 1 / 3) = 1."""
+    stats = ExpertStatistics(1, 4, 2)
+    stats.update(*tokens([[0, 1]], [[1, 0]], [[2, 1]]), None, DECODE)
+    (pairs,) = stats.pairs(DECODE)
+    assert [(p.first, p.second, p.count) for p in pairs] == [(0, 1, 2), (1, 2, 1)]
+    np.testing.assert_allclose([p.lift for p in pairs], [1.0, 1.0])
+    assert stats.pairs(PREFILL) == [[]]
+
+
+def test_skipped_share_by_hand():
+    """Two tokens that were to use two experts, one of which used one: a quarter was skipped."""
+    stats = ExpertStatistics(1, 3, 2)
+    stats.update(*tokens([[0, 1]], [[2, -1]]), None, DECODE, np.array([2, 2]))
+    np.testing.assert_allclose(stats.layers().skipped, [0.25])
+    stats.update(*tokens([[0, -1]]), None, PREFILL)
+    np.testing.assert_allclose(stats.layers(PREFILL).skipped, [0.0])
+
+
+@pytest.mark.parametrize(("n_expert", "n_used"), [(7, 3), (256, 8)])
+def test_pair_counts_equal_a_count_of_every_pair(n_expert, n_used):
+    """Up to 256 experts exact, in every layer, whatever the order of a token's choices."""
+    rng = np.random.default_rng(1)
+    experts = np.stack([[rng.permutation(n_expert)[:n_used] for _ in range(2)] for _ in range(40)])
+    counts = PairCounts(2, n_expert)
+    counts.add(experts[:15])
+    counts.add(experts[15:])
+    assert counts.exact
+    for layer in range(2):
+        wanted = np.zeros((n_expert, n_expert), int)
+        for token in experts[:, layer]:
+            for a in token:
+                for b in token:
+                    wanted[a, b] += a < b
+        first, second = np.nonzero(wanted)
+        got = counts.layer(layer)
+        assert got.sum() == wanted.sum()
+        assert [got[b * (b - 1) // 2 + a] for a, b in zip(first, second, strict=True)] == wanted[wanted > 0].tolist()
+        assert counts.count(layer, int(second[0]), int(first[0])) == wanted[first[0], second[0]]
+
+
+def test_a_sketch_of_pairs_is_bounded_never_too_low_and_finds_the_frequent_ones():
+    """512 experts: more pairs than counters. 400 tokens share two experts, the rest is noise."""
+    rng = np.random.default_rng(2)
+    experts = np.stack([rng.permutation(510)[:8] for _ in range(1000)])[:, None, :]
+    experts[:400, 0, :2] = [511, 510]
+    counts = PairCounts(1, 512)
+    counts.add(experts)
+    assert not counts.exact
+    assert counts.table.nbytes <= 1 << 17
+    wanted = {}
+    for token in experts[:, 0]:
+        for i, a in enumerate(token):
+            for b in token[i + 1 :]:
+                key = (min(a, b), max(a, b))
+                wanted[key] = wanted.get(key, 0) + 1
+    assert all(counts.count(0, *map(int, pair)) >= n for pair, n in wanted.items())
+    (best,) = counts.top(0, 1, np.bincount(experts.ravel(), minlength=512), 1000)
+    assert (best.first, best.second) == (510, 511)
+    assert 400 <= best.count <= 420
+
+
+def test_256_experts_in_96_layers_stay_within_40_mib():
+    tracemalloc.start()
+    stats = ExpertStatistics(96, 256, 8)
+    batch = np.random.default_rng(0).integers(0, 256, size=(4, 96, 8)).astype(np.int32)
+    stats.update(batch, np.full(batch.shape, 0.125, np.float32), None, PREFILL)
+    stats.layers()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 40 << 20
 
 
 def test_memory_does_not_grow_with_tokens():
