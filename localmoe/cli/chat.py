@@ -22,6 +22,9 @@ from localmoe.cli.common import (
     CacheTypeV,
     Context,
     ExpertsUsed,
+    ExpertThreshold,
+    ForceExperts,
+    LeaveOut,
     OptionalModelPath,
     Threads,
     count_experts,
@@ -76,6 +79,9 @@ def chat(
     threads: Threads = None,
     ctx_size: Context = None,
     experts_used: ExpertsUsed = None,
+    leave_out: LeaveOut = None,
+    force_experts: ForceExperts = None,
+    expert_threshold: ExpertThreshold = None,
     cache_type_k: CacheTypeK = "f16",
     cache_type_v: CacheTypeV = "f16",
     *,
@@ -83,7 +89,10 @@ def chat(
 ) -> None:
     """Chat, line by line: /help tells the commands, Ctrl-C stops an answer, Ctrl-D leaves."""
     path = given_or_demo_model(model)
-    load = load_arguments(ctx_size, threads, experts_used, cache_type_k, cache_type_v)
+    load = load_arguments(
+        ctx_size, threads, experts_used, cache_type_k, cache_type_v,
+        leave_out=leave_out, force_experts=force_experts, expert_threshold=expert_threshold,
+    )  # fmt: skip
     with closing(open_model(path, load)) as opened:
         if opened.chat_template is None:
             raise UsageError("the model has no chat template", file=path, expected="one; `localmoe run` needs none")

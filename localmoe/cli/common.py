@@ -36,6 +36,16 @@ Context = Annotated[
     typer.Option("-c", "--ctx-size", min=0, help="Context in tokens; 0: the model's. [default: that, up to 4096]"),
 ]
 ExpertsUsed = Annotated[int | None, typer.Option(help="Experts used per token. [default: the model's]")]
+LeaveOut = Annotated[
+    list[str] | None,
+    typer.Option("--leave-out", metavar="LAYER:EXPERTS", help="Experts never chosen: 3:1,5 or 0-7:2 or *:2."),
+]
+ForceExperts = Annotated[
+    list[str] | None, typer.Option("--force-experts", metavar="LAYER:EXPERTS", help="Experts chosen for every token.")
+]
+ExpertThreshold = Annotated[
+    float | None, typer.Option("--expert-threshold", help="Skip an expert whose gate weight is below this; 0: never.")
+]
 CacheTypeK = Annotated[str, typer.Option("--cache-type-k", "-ctk", help="Type of the keys in the KV cache.")]
 CacheTypeV = Annotated[str, typer.Option("--cache-type-v", "-ctv", help="Type of the values in the KV cache.")]
 
@@ -129,15 +139,21 @@ def sampling_arguments(sampling: SamplingParams) -> dict[str, Any]:
 
 
 def load_arguments(
-    context: int | None, threads: int | None, experts_used: int | None, cache_type_k: str, cache_type_v: str
+    context: int | None,
+    threads: int | None,
+    experts_used: int | None,
+    cache_type_k: str,
+    cache_type_v: str,
+    **routing: Any,
 ) -> dict[str, Any]:
-    """Keyword arguments of `localmoe.load` for a command's options."""
+    """Keyword arguments of `localmoe.load` for a command's options; `routing` where it is given."""
     return {
         "n_ctx": context,
         "n_threads": threads,
         "n_expert_used": experts_used,
         "cache_type_k": cache_type_k,
         "cache_type_v": cache_type_v,
+        **{name: value for name, value in routing.items() if value not in (None, [])},
     }
 
 
@@ -180,11 +196,17 @@ def say(text: str) -> None:
 def count_experts(steps: Iterable[Step], n_layer: int, n_expert: int) -> NDArray[np.int64]:
     """How often each expert was used by the steps that have a token: (L, E)."""
     counts = np.zeros((n_layer, n_expert), np.int64)
-    layers = np.arange(n_layer)[:, None]
     for step in steps:
         if step.token >= 0:
-            np.add.at(counts, (layers, step.experts), 1)
+            layer, slot = np.nonzero(step.experts >= 0)
+            np.add.at(counts, (layer, step.experts[layer, slot]), 1)
     return counts
+
+
+def skipped_share(steps: Iterable[Step]) -> float:
+    """The share of the choices asked for that no expert ran for: those below a threshold, or left without an expert."""
+    slots = [step.experts for step in steps if step.token >= 0 and step.experts.size]
+    return float(np.mean([(experts < 0).mean() for experts in slots])) if slots else 0.0
 
 
 def experts_table(counts: NDArray[np.int64]) -> list[str]:

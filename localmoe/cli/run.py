@@ -16,6 +16,9 @@ from localmoe.cli.common import (
     CacheTypeV,
     Context,
     ExpertsUsed,
+    ExpertThreshold,
+    ForceExperts,
+    LeaveOut,
     ModelPath,
     Threads,
     count_experts,
@@ -27,6 +30,7 @@ from localmoe.cli.common import (
     sampling_arguments,
     say,
     show_text,
+    skipped_share,
     with_sampling,
 )
 from localmoe.engine.sampling import SamplingParams
@@ -61,6 +65,9 @@ def run(
     threads: Threads = None,
     ctx_size: Context = None,
     experts_used: ExpertsUsed = None,
+    leave_out: LeaveOut = None,
+    force_experts: ForceExperts = None,
+    expert_threshold: ExpertThreshold = None,
     cache_type_k: CacheTypeK = "f16",
     cache_type_v: CacheTypeV = "f16",
     stop: Annotated[list[str] | None, typer.Option("-r", "--reverse-prompt", help="Stop at this text.")] = None,
@@ -78,7 +85,10 @@ def run(
 ) -> None:
     """Complete a prompt: the text goes to stdout, timings to stderr."""
     text = _prompt_text(prompt, file, dash)
-    options = load_arguments(ctx_size, threads, experts_used, cache_type_k, cache_type_v)
+    options = load_arguments(
+        ctx_size, threads, experts_used, cache_type_k, cache_type_v,
+        leave_out=leave_out, force_experts=force_experts, expert_threshold=expert_threshold,
+    )  # fmt: skip
     with closing(open_model(model, options)) as opened:
         if ignore_eos:
             banned = dict.fromkeys(opened.tokenizer.eog, float("-inf"))
@@ -94,6 +104,8 @@ def run(
             report = _report(request, steps, opened.timings, summary)
             print(json.dumps(report, ensure_ascii=sys.stdout.isatty()))  # JSON escapes less than a terminal needs
         say(timings_line(opened.timings, steps[-1].stop_reason if steps else None))
+        if skipped := skipped_share(steps):
+            say(f"experts: {skipped:.1%} of the generated tokens' choices were skipped")
         if expert_summary:
             for line in experts_table(summary) + expert_legend(opened):
                 say(line)

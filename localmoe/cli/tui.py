@@ -11,6 +11,9 @@ from localmoe.cli.common import (
     CacheTypeV,
     Context,
     ExpertsUsed,
+    ExpertThreshold,
+    ForceExperts,
+    LeaveOut,
     OptionalModelPath,
     Threads,
     load_arguments,
@@ -28,6 +31,9 @@ def tui(
     threads: Threads = None,
     ctx_size: Context = None,
     experts_used: ExpertsUsed = None,
+    leave_out: LeaveOut = None,
+    force_experts: ForceExperts = None,
+    expert_threshold: ExpertThreshold = None,
     cache_type_k: CacheTypeK = "f16",
     cache_type_v: CacheTypeV = "f16",
     *,
@@ -38,6 +44,9 @@ def tui(
     from localmoe.tui.app import run_app
     from localmoe.tui.options import AppOptions
 
-    load = load_arguments(ctx_size, threads, experts_used, cache_type_k, cache_type_v)
+    load = load_arguments(
+        ctx_size, threads, experts_used, cache_type_k, cache_type_v,
+        leave_out=leave_out, force_experts=force_experts, expert_threshold=expert_threshold,
+    )  # fmt: skip
     code = run_app(path, AppOptions(load=load, sampling=sampling_arguments(sampling), system=system))
     raise typer.Exit(code)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from localmoe.engine.generation import Generation, Step, Timings
+from localmoe.engine.routing import ExpertsByLayer
 from localmoe.engine.sampling import SamplingParams
 from localmoe.engine.session import OnPrompt, Session
 from localmoe.engine.threads import physical_cores
@@ -88,10 +89,23 @@ class Model:
     def detokenize(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids))
 
-    def eval(self, ids: Sequence[int], *, n_expert_used: int | None = None) -> EvalResult:
-        """Run `ids` from an empty context and keep every token's logits and routing."""
+    def eval(
+        self,
+        ids: Sequence[int],
+        *,
+        n_expert_used: int | Sequence[int] | None = None,
+        leave_out: ExpertsByLayer | None = None,
+        force_experts: ExpertsByLayer | None = None,
+        expert_threshold: float | None = None,
+    ) -> EvalResult:
+        """Run `ids` from an empty context and keep every token's logits and routing; routing as for `generate`."""
         self._session.reset()
-        self._session.use_experts(n_expert_used)
+        self._session.route(
+            n_expert_used=n_expert_used,
+            leave_out=leave_out,
+            force_experts=force_experts,
+            expert_threshold=expert_threshold,
+        )
         parts = self._session.run_all(ids)
         joined = (
             np.concatenate([getattr(p, name) for p in parts]) for name in ("logits", "experts", "weights", "router")
@@ -101,7 +115,7 @@ class Model:
     def hidden_states(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """The residual stream (L + 1, T, D): what enters each layer, then what enters the output norm."""
         self._session.reset()
-        self._session.use_experts(None)
+        self._session.route()
         parts = self._session.run_all(ids, want_logits=False, want_hidden=True)
         self._session.reset()
         return np.concatenate([p.hidden for p in parts if p.hidden is not None], axis=1)
@@ -111,7 +125,10 @@ class Model:
         prompt: str | Sequence[int],
         *,
         max_tokens: int = -1,
-        n_expert_used: int | None = None,
+        n_expert_used: int | Sequence[int] | None = None,
+        leave_out: ExpertsByLayer | None = None,
+        force_experts: ExpertsByLayer | None = None,
+        expert_threshold: float | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         cancel: threading.Event | None = None,
@@ -120,6 +137,10 @@ class Model:
     ) -> Iterator[Step]:
         """Continue `prompt`: a Step for every token, the last one with its `stop_reason`.
 
+        n_expert_used: experts a token uses, or a number for every layer. leave_out and force_experts: experts by layer
+        ({3: [1, 5]}, or ["3:1,5", "*:7"]) that are never or always chosen; where fewer are left than used, those.
+        expert_threshold: a choice whose gate weight is below it is skipped, but for the likeliest. An unused slot is
+        expert -1 with weight 0.
         `sampling` are SamplingParams' fields. What the cache already holds of the prompt is not computed again.
         UsageError when the prompt does not fit in the context.
         """
@@ -127,7 +148,12 @@ class Model:
         generation = Generation(
             self._session, self.tokenizer, SamplingParams(**sampling), max_tokens, tuple(stop), ignore_eos
         )
-        self._session.use_experts(n_expert_used)
+        self._session.route(
+            n_expert_used=n_expert_used,
+            leave_out=leave_out,
+            force_experts=force_experts,
+            expert_threshold=expert_threshold,
+        )
         self.timings = generation.timings
         return generation.run(ids, cancel, on_prompt)
 
@@ -143,7 +169,10 @@ def load(
     *,
     n_ctx: int | None = None,
     n_threads: int | None = None,
-    n_expert_used: int | None = None,
+    n_expert_used: int | Sequence[int] | None = None,
+    leave_out: ExpertsByLayer | None = None,
+    force_experts: ExpertsByLayer | None = None,
+    expert_threshold: float | None = None,
     cache_type_k: str = "f16",
     cache_type_v: str = "f16",
     progress: Progress | None = None,
@@ -151,7 +180,8 @@ def load(
     """Open a GGUF for inference.
 
     n_ctx: positions of context, by default the model's own up to 4096 (0: all of the model's own). n_threads: by
-    default one a physical core. n_expert_used: experts a token, instead of the file's. cache_type_k/v: "f16" or
+    default one a physical core. n_expert_used: experts a token, instead of the file's; it, leave_out, force_experts and
+    expert_threshold, see `Model.generate`, hold wherever a request says nothing else. cache_type_k/v: "f16" or
     "f32", the same for both. `progress` is told in a line what is being waited for. Raises BadInputError for a file
     that cannot run, MemoryLimitError when its KV cache does not fit.
     """
@@ -168,8 +198,13 @@ def load(
         progress("compiling kernels for this CPU (the first run only)")
     runner = Runner(config, weights, context, _threads(n_threads), cache_type_k)
     model = Model(gguf, config, load_tokenizer(gguf), runner)
-    if n_expert_used is not None:
-        model.session().use_experts(n_expert_used, by_default=True)
+    model.session().route(
+        by_default=True,
+        n_expert_used=n_expert_used,
+        leave_out=leave_out,
+        force_experts=force_experts,
+        expert_threshold=expert_threshold,
+    )
     return model
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from localmoe.engine.routing import Routing, make_routing
 from localmoe.errors import BadInputError, LocalMoeError, UsageError
 from localmoe.experts.trace import DECODE, PREFILL, RoutingTrace
 from localmoe.model.runner import Runner, StepResult
@@ -23,9 +25,14 @@ class Session:
         self._file = file
         self.trace = trace
         self.tokens: list[int] = []
-        self._default_n_used = runner.config.n_expert_used
-        self.n_used = self._default_n_used
-        self._cached_n_used = self.n_used
+        self._default_routing = self.routing = Routing(runner.config.n_expert_used)
+        self._rules = self.routing.rules(runner.config)
+        self._cached_routing = self.routing
+
+    @property
+    def n_used(self) -> int:
+        """Experts a token uses at most."""
+        return self.routing.n_used
 
     @property
     def n_vocab(self) -> int:
@@ -45,19 +52,20 @@ class Session:
         """Forget everything."""
         self.tokens = []
 
-    def use_experts(self, n_used: int | None, *, by_default: bool = False) -> None:
-        """Route to `n_used` experts from now on, None for the default, which `by_default` changes.
+    def route(self, *, by_default: bool = False, **options: Any) -> None:
+        """Route by `make_routing`'s options from now on; what is not given is as by default, which `by_default` sets.
 
-        UsageError outside 1..n_expert.
+        UsageError where they ask for what the model has not.
         """
-        n_expert = self._runner.config.n_expert
-        if n_used is not None and n_expert == 0:
-            raise UsageError("this model has no experts to choose a number of", got=n_used)
-        if n_used is not None and not 1 <= n_used <= n_expert:
-            raise UsageError("number of experts used is out of range", got=n_used, expected=f"1 to {n_expert}")
-        if by_default and n_used is not None:
-            self._default_n_used = n_used
-        self.n_used = self._default_n_used if n_used is None else n_used
+        self.routing = make_routing(self._runner.config, self._default_routing, **options)
+        self._rules = self.routing.rules(self._runner.config)
+        if by_default:
+            self._default_routing = self.routing
+
+    def replace_router(self, layer: int, rows: npt.NDArray[np.float32] | None) -> None:
+        """Let a layer's router be `rows` (E, D), None: its own again; what is in the cache is forgotten."""
+        self._runner.replace_router(layer, rows)
+        self.reset()
 
     def no_routing(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
         """Experts and weights (L, 0) of a step that ran nothing."""
@@ -67,10 +75,10 @@ class Session:
     def keep_prefix(self, ids: Sequence[int]) -> int:
         """Cut the cache to what it shares with `ids`, less the last token, which must be run; how many stay.
 
-        Nothing stays when what is cached was computed with another number of experts.
+        Nothing stays when what is cached was routed otherwise.
         """
         n = 0
-        if self._cached_n_used == self.n_used:
+        if self._cached_routing == self.routing:
             limit = min(len(self.tokens), len(ids) - 1)
             while n < limit and self.tokens[n] == ids[n]:
                 n += 1
@@ -148,9 +156,11 @@ class Session:
 
     def _run(self, batch: npt.NDArray[np.int32], n_out: int, phase: int, *, want_hidden: bool = False) -> StepResult:
         if not self.tokens:
-            self._cached_n_used = self.n_used
+            self._cached_routing = self.routing
         try:
-            result = self._runner.step(batch, self.n_past, n_out, self.n_used, want_hidden=want_hidden)
+            result = self._runner.step(
+                batch, self.n_past, n_out, self.n_used, rules=self._rules, want_hidden=want_hidden
+            )
         except LocalMoeError as damaged:  # the runner knows the layer, not the file
             raise BadInputError(damaged.reason, file=self._file) from None
         if n_out and not np.isfinite(result.logits[-1]).all():

@@ -11,12 +11,8 @@ MIN_WEIGHT_SUM = 6.103515625e-5  # llama.cpp clamps the sum it divides by: the s
 
 
 @njit
-def route(logits: int, n_expert: int, n_used: int, normalise: bool, probs: int, ids: int, weights: int) -> bool:
-    """Softmax over all experts, then the `n_used` likeliest, ties to the lower index; False if a logit is not finite.
-
-    logits, probs: (n_expert,) float32. ids: (n_used,) int32, weights: (n_used,) float32, in order of choice,
-    divided by their sum when `normalise`.
-    """
+def probabilities(logits: int, n_expert: int, probs: int) -> bool:
+    """Softmax of logits (n_expert,) float32 to probs, the same; False if a logit is not finite."""
     top = ld_f32(logits)
     finite = True
     for e in range(n_expert):
@@ -30,7 +26,28 @@ def route(logits: int, n_expert: int, n_used: int, normalise: bool, probs: int, 
         total += p
     for e in range(n_expert):
         st_f32(probs + 4 * e, ld_f32(probs + 4 * e) / total)
+    return finite
+
+
+@njit
+def renormalise(weights: int, n_used: int) -> None:
+    """Divide weights (n_used,) float32 by their sum, which is MIN_WEIGHT_SUM at least."""
     chosen = np.float32(0.0)
+    for k in range(n_used):
+        chosen += ld_f32(weights + 4 * k)
+    chosen = max(chosen, np.float32(MIN_WEIGHT_SUM))
+    for k in range(n_used):
+        st_f32(weights + 4 * k, ld_f32(weights + 4 * k) / chosen)
+
+
+@njit
+def route(logits: int, n_expert: int, n_used: int, normalise: bool, probs: int, ids: int, weights: int) -> bool:
+    """Softmax over all experts, then the `n_used` likeliest, ties to the lower index; False if a logit is not finite.
+
+    logits, probs: (n_expert,) float32. ids: (n_used,) int32, weights: (n_used,) float32, in order of choice,
+    divided by their sum when `normalise`.
+    """
+    finite = probabilities(logits, n_expert, probs)
     for k in range(n_used):
         best = -1
         for e in range(n_expert):
@@ -41,11 +58,52 @@ def route(logits: int, n_expert: int, n_used: int, normalise: bool, probs: int, 
                 best = e
         st_i32(ids + 4 * k, np.int32(best))
         st_f32(weights + 4 * k, ld_f32(probs + 4 * best))
-        chosen += ld_f32(probs + 4 * best)
     if normalise:
-        chosen = max(chosen, np.float32(MIN_WEIGHT_SUM))
-        for k in range(n_used):
-            st_f32(weights + 4 * k, ld_f32(weights + 4 * k) / chosen)
+        renormalise(weights, n_used)
+    return finite
+
+
+@njit
+def route_by_rules(
+    logits: int, n_expert: int, n_used: int, most: int, normalise: bool, rules: int, threshold: float, probs: int,
+    ids: int, weights: int,
+) -> bool:  # fmt: skip
+    """`route` among the experts that `rules` leave: forced ones first, then the likeliest, `most` of them at most.
+
+    rules: (n_expert,) int32, -1 left out, 0 free, 1 forced; one expert at least is not left out. Free experts whose
+    weight is below `threshold` are dropped from the last one on, but for the first of all, and the rest renormalised
+    again. probs are those of all experts; ids are -1 and weights 0 from the last one used to n_used.
+    """
+    finite = probabilities(logits, n_expert, probs)
+    n = 0
+    for k in range(min(most, n_used)):
+        best, best_rule = -1, np.int32(-1)
+        for e in range(n_expert):
+            rule = ld_i32(rules + 4 * e)
+            taken = rule < 0
+            for j in range(k):
+                taken = taken or ld_i32(ids + 4 * j) == e
+            better = best < 0 or rule > best_rule
+            better = better or (rule == best_rule and ld_f32(logits + 4 * e) > ld_f32(logits + 4 * best))
+            if better and not taken:
+                best, best_rule = e, rule
+        if best < 0:
+            break
+        st_i32(ids + 4 * k, np.int32(best))
+        st_f32(weights + 4 * k, ld_f32(probs + 4 * best))
+        n += 1
+    if normalise:
+        renormalise(weights, n)
+    kept = n
+    while kept > 1 and ld_f32(weights + 4 * (kept - 1)) < threshold:
+        if ld_i32(rules + 4 * ld_i32(ids + 4 * (kept - 1))) > 0:
+            break
+        kept -= 1
+    if normalise and kept < n:
+        renormalise(weights, kept)
+    for k in range(kept, n_used):
+        st_i32(ids + 4 * k, np.int32(-1))
+        st_f32(weights + 4 * k, np.float32(0.0))
     return finite
 
 

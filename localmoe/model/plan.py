@@ -105,5 +105,8 @@ STEP = record(
     "weights",
     "probs",  # (n_tok, n_layer, n_expert) float32
     "trace_width",
+    "rules",  # 0, or (n_layer, n_expert) int32: -1 never chosen, 0 free, 1 always chosen
+    "limits",  # with rules: (n_layer,) int32, experts of a token at most
+    ("threshold", F4),  # with rules: a weight below it is dropped
     "failed_layer",  # out: 1 + the first layer whose router was not finite, or 0
 )

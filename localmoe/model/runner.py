@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from gguf import GGMLQuantizationType
 
 from localmoe.errors import LocalMoeError
 from localmoe.jit import kernel_address
@@ -25,6 +26,17 @@ from localmoe.quants.decode import decode
 
 BATCH = 512  # tokens of one step at most
 _FORMS = {"f32": 0, "q8_0": 1, "q8_k": 2}
+
+
+@dataclass(frozen=True)
+class RoutingRules:
+    """What a step's router may choose: of_expert (L, E) int32, -1 never, 0 freely, 1 always; limits (L,) int32, experts
+    of a token at most; a weight below `threshold` is dropped. Contiguous; at least one expert a layer is not -1.
+    """
+
+    of_expert: npt.NDArray[np.int32]
+    limits: npt.NDArray[np.int32]
+    threshold: float
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,7 @@ class Runner:
         self.n_slot = max(BATCH * max(config.n_expert_used, 1), config.n_expert)
         self.cache: KVCache = new_cache(config, n_ctx, cache_type)
         self._alive: list[np.ndarray] = []
+        self._replaced: dict[int, np.ndarray] = {}
         self._n_ff = config.n_ff_exp if config.n_expert else config.n_ff
         self._model = np.zeros(1, MODEL)
         self._layers = np.zeros(config.n_layer, LAYER)
@@ -151,7 +164,7 @@ class Runner:
             "up": self._address((self.n_slot, n_ff)), "expert_out": self._address((self.n_slot, config.n_embd)),
             "slot_ids": self._address(self.n_slot, np.int32), "slots": self._address(self.n_slot, np.int32),
             "slot_tokens": self._address(self.n_slot, np.int32),
-            "starts": self._address(max(config.n_expert, 1) + 1, np.int32), "iota": iota.ctypes.data,
+            "starts": self._address(max(config.n_expert, 1) + 2, np.int32), "iota": iota.ctypes.data,
             "angles": self._address((BATCH, config.rope_dim)),
             "scores": self._address((max(tiles, self.n_thread) * attention.ROWS, self.cache.n_room)),
             "stats": self._address((n_item, 2)), "partial": self._address((n_item, value_width)),
@@ -213,12 +226,19 @@ class Runner:
         return max(1, min(BATCH, self.n_slot // max(n_used, 1)))
 
     def step(
-        self, ids: npt.NDArray[np.int32], pos: int, n_out: int, n_used: int, *, want_hidden: bool = False
+        self,
+        ids: npt.NDArray[np.int32],
+        pos: int,
+        n_out: int,
+        n_used: int,
+        *,
+        rules: RoutingRules | None = None,
+        want_hidden: bool = False,
     ) -> StepResult:
         """Run tokens `ids` at positions pos, pos + 1, ...; logits of the last `n_out` of them.
 
-        The caller has checked ids, positions and `n_used`. Raises LocalMoeError when a router's scores or the logits
-        are not finite.
+        The caller has checked ids, positions, `n_used` and `rules`. Raises LocalMoeError when a router's scores are
+        not finite.
         """
         config, step = self.config, self._step[0]
         n_tok = len(ids)
@@ -236,6 +256,9 @@ class Runner:
         step["hidden"] = 0 if hidden is None else hidden.ctypes.data
         step["experts"], step["weights"] = self._experts.ctypes.data, self._weights_out.ctypes.data
         step["probs"], step["trace_width"] = self._probs.ctypes.data, max(config.n_expert, 1)
+        step["rules"] = 0 if rules is None else rules.of_expert.ctypes.data
+        step["limits"] = 0 if rules is None else rules.limits.ctypes.data
+        step["threshold"] = 0.0 if rules is None else rules.threshold
         step["failed_layer"] = 0
         self._workers.run()
         if step["failed_layer"]:
@@ -249,6 +272,19 @@ class Runner:
             self._probs[:n_tok, :, : config.n_expert],
             hidden,
         )
+
+    def replace_router(self, layer: int, rows: npt.NDArray[np.float32] | None) -> None:
+        """Let a layer's router be `rows` (E, D) until told otherwise, None: the file's own."""
+        weights, row = self.weights.layers[layer], self._layers[layer]
+        own = weights.ffn_gate_inp
+        assert own is not None
+        self._replaced.pop(layer, None)
+        if rows is not None:
+            assert rows.shape == (own.rows, own.cols)
+            self._replaced[layer] = data = np.ascontiguousarray(rows, np.float32)
+            own = Weight(own.name, GGMLQuantizationType.F32, own.rows, own.cols, 1, 4 * own.cols, data.view(np.uint8))
+        row["router"] = _weight_row(own)
+        row["needs_ffn"] = _needs(weights.ffn_gate, weights.ffn_up, own)
 
     def close(self) -> None:
         """End the threads; the runner cannot be used afterwards."""

@@ -7,12 +7,14 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from localmoe.cli import main
-from localmoe.cli.common import SAMPLING_FLAGS, parse_bias, sampling_from_flags, say
+from localmoe.cli.common import SAMPLING_FLAGS, count_experts, parse_bias, sampling_from_flags, say, skipped_share
 from localmoe.engine.sampling import SamplingParams
 from localmoe.errors import UsageError
 from tests.cli.fake_model import EXPERTS, LAYERS, FakeModel
@@ -226,3 +228,19 @@ def test_dry_breakers_replace_the_defaults() -> None:
     assert sampling_from_flags({"dry_sequence_breakers": ["\\n", "ab"]}).dry_sequence_breakers == ("\n", "ab")
     assert sampling_from_flags({"dry_sequence_breakers": ["none"]}).dry_sequence_breakers == ()
     assert sampling_from_flags({"dry_sequence_breakers": None}).dry_sequence_breakers == ("\n", ":", '"', "*")
+
+
+def test_experts_left_out_forced_and_skipped_reach_the_model_only_when_given(model: FakeModel) -> None:
+    flags = ["--leave-out", "0:1", "--leave-out", "1:2,3", "--force-experts", "*:0", "--expert-threshold", "0.2"]
+    assert main(["run", "-m", "m.gguf", "-p", "Hi", *flags]) == 0
+    [(_, options)] = model.loaded  # type: ignore[attr-defined]
+    assert options["leave_out"] == ["0:1", "1:2,3"]
+    assert options["force_experts"] == ["*:0"]
+    assert options["expert_threshold"] == 0.2
+
+
+def test_an_unused_slot_is_no_expert_and_the_skipped_share_is_said() -> None:
+    step = SimpleNamespace(token=5, experts=np.array([[2, -1], [0, 1]], np.int32))
+    counts = count_experts([step], 2, 3)  # type: ignore[list-item]
+    assert counts.tolist() == [[0, 0, 1], [1, 1, 0]]
+    assert skipped_share([step]) == 0.25  # type: ignore[list-item]
