@@ -1,19 +1,13 @@
-"""Writing a GGUF so that nobody ever sees half of it: beside its target, flushed, then renamed.
+"""The bytes of a GGUF before its tensors' data, and room for all of it.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, little-endian, alignment 32.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
 import shutil
-import signal
-import stat
 import struct
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +15,7 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
-from localmoe.errors import FileError, UsageError
+from localmoe.errors import FileError
 
 from .source import MetaValue
 
@@ -82,28 +76,6 @@ def _array(entry: MetaValue) -> bytes:
     return head + b"".join(_value(item, entry.element) for item in entry.value)
 
 
-def check_target(out: Path, inputs: Sequence[Path], *, file: str) -> Path:
-    """The path that will be replaced, links resolved.
-
-    UsageError if it is one of the inputs, under any name; FileError if it is no regular file or its folder is missing.
-    """
-    target = Path(os.path.realpath(out))
-    if not target.parent.is_dir():
-        raise FileError("the folder does not exist", file=out)
-    try:
-        status = target.stat()
-    except FileNotFoundError:
-        return target
-    except OSError as error:
-        raise FileError(error.strerror or str(error), file=out) from None
-    for path in inputs:
-        if path.exists() and os.path.samestat(path.stat(), status):
-            raise UsageError("input and output are the same file", file=file)
-    if not stat.S_ISREG(status.st_mode):
-        raise FileError("cannot be replaced: not a regular file", file=out)
-    return target
-
-
 def check_space(target: Path, n_bytes: int) -> None:
     """FileError if the file system cannot hold `n_bytes` more."""
     free = shutil.disk_usage(target.parent).free
@@ -111,107 +83,3 @@ def check_space(target: Path, n_bytes: int) -> None:
         raise FileError(
             "not enough space on the disk", file=target, got=f"{free} bytes free", expected=f"{n_bytes} bytes"
         )
-
-
-class OutputFile:
-    """The file being written: every refusal of the system becomes a FileError that names the target."""
-
-    def __init__(self, descriptor: int, target: Path) -> None:
-        self._descriptor = descriptor
-        self._target = target
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Write all of `data`."""
-        left = memoryview(data).cast("B")
-        while left:
-            with _naming(self._target):
-                left = left[os.write(self._descriptor, left) :]
-
-
-@contextlib.contextmanager
-def _naming(target: Path) -> Iterator[None]:
-    """Turn what the system says about the target into a FileError."""
-    try:
-        yield
-    except OSError as error:
-        raise FileError(f"cannot be written: {error.strerror or error}", file=target) from None
-
-
-@contextlib.contextmanager
-def replacing(target: Path) -> Iterator[OutputFile]:
-    """A file that becomes `target` when the block ends, and vanishes when it is left by any exception.
-
-    Where the system has unnamed files (Linux) not even SIGKILL leaves anything behind; elsewhere a hidden name beside
-    the target is removed. SIGTERM counts as an exception. FileError: the system refused to write.
-    """
-    hidden = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.part")
-    with _terminating():
-        with _naming(target):
-            descriptor, named = _open_unnamed(hidden)
-        try:
-            yield OutputFile(descriptor, target)
-            with _naming(target):
-                os.fchmod(descriptor, _mode(target))
-                os.fsync(descriptor)
-                if not named:
-                    _name(descriptor, hidden)
-                os.replace(hidden, target)
-        except BaseException:
-            hidden.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(descriptor)
-        _sync_folder(target.parent)
-
-
-def _open_unnamed(hidden: Path) -> tuple[int, bool]:
-    """A descriptor to write to, and whether it already has the name `hidden`."""
-    flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    if os.path.isdir("/proc/self/fd"):  # through which it gets its name in the end
-        with contextlib.suppress(AttributeError, OSError):  # not this system, or not this file system
-            return os.open(hidden.parent, flags | os.O_TMPFILE, 0o600), False
-    return os.open(hidden, flags | os.O_CREAT | os.O_EXCL, 0o600), True
-
-
-def _name(descriptor: int, path: Path) -> None:
-    """Give an unnamed file a name; only linkat follows /proc's link, and Python calls it when given a folder."""
-    folder = os.open("/", os.O_RDONLY)
-    try:
-        os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=folder, follow_symlinks=True)
-    finally:
-        os.close(folder)
-
-
-def _mode(target: Path) -> int:
-    """The permissions of the file replaced, or those a new one gets."""
-    if target.exists():
-        return stat.S_IMODE(target.stat().st_mode)
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system can
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _terminating() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit(143) for as long as there is something to clean up."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-
-    def stop(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -20,11 +20,12 @@ from gguf import GGUFValueType
 
 from localmoe.errors import BadInputError, UsageError
 from localmoe.gguf_file import visible
+from localmoe.output_file import OutputFile, check_target, replacing
 from localmoe.progress import Progress, Silent
 from localmoe.quants.formats import FORMATS, format_of
 
 from .convert_rows import Rows, convert, prepare
-from .output import OutputFile, TensorHeader, check_space, check_target, header_bytes, padded, replacing
+from .output import TensorHeader, check_space, header_bytes, padded
 from .recipe import CONVERTER_TYPES, COPY, Choice, Options, choose_types, find_recipe, parse_options
 from .source import MetaValue, Piece, SourceModel
 

@@ -16,10 +16,10 @@ import pytest
 
 from localmoe.converters import output
 from localmoe.converters.gguf_source import gguf_source
-from localmoe.converters.output import replacing
 from localmoe.converters.pipeline import WriteReport, write_model
 from localmoe.errors import FileError
 from localmoe.gguf_file import open_gguf
+from localmoe.output_file import replacing
 from tests.tiny import write_tiny
 
 SHAPE = {"n_embd": 256, "n_ff": 256, "n_layer": 2}
