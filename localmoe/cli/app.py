@@ -36,6 +36,7 @@ COMMANDS = {
     "chat": "Chat, line by line.",
     "tui": "Chat in the terminal app, with the experts' activity beside it.",
     "tokenize": "Turn text into token ids.",
+    "experts": "Record, measure and change what a model's routers do.",
     "bench": "Measure prompt and decode speed.",
     "perplexity": "Measure how well a model predicts a text, and how far it is from another model.",
 }
@@ -60,6 +61,8 @@ class CommandGroup(typer.core.TyperGroup):
             expected = near[0] if near else "one of " + ", ".join(COMMANDS)
             raise UsageError("no such command", got=repr(cmd_name), expected=expected)
         module = importlib.import_module(f"localmoe.cli.{cmd_name}")
+        if isinstance(group := getattr(module, cmd_name), typer.Typer):
+            return typer.main.get_command(group)
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
         single.command(name=cmd_name)(getattr(module, cmd_name))
         return typer.main.get_command(single)

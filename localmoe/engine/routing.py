@@ -32,6 +32,17 @@ class Routing:
     force: _Chosen = ()
     threshold: float = 0.0
 
+    def describe(self, n_expert: int) -> str:
+        """The same in words: `top-2 of 8, 3:1,5 left out, weights below 0.2 skipped`."""
+        used = "top-" + (f"({','.join(map(str, self.limits))})" if self.limits else str(self.n_used))
+        parts = [f"{used} of {n_expert}"]
+        for chosen, word in ((self.leave_out, "left out"), (self.force, "forced")):
+            if chosen:
+                parts.append(" ".join(f"{layer}:{','.join(map(str, e))}" for layer, e in chosen) + f" {word}")
+        if self.threshold:
+            parts.append(f"weights below {self.threshold:g} skipped")
+        return ", ".join(parts)
+
     def rules(self, config: ModelConfig) -> RoutingRules | None:
         """The same as arrays, None where it is top-k alone."""
         if not (self.limits or self.leave_out or self.force or self.threshold):

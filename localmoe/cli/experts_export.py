@@ -1,0 +1,24 @@
+"""`localmoe experts export`: a recording for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from localmoe.cli.experts_common import Trace
+
+
+def export(
+    trace: Trace,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write: .csv, .jsonl or .npz.")],
+    kind: Annotated[
+        str | None, typer.Option("--format", help="csv, jsonl or npz. [default: what the name says]")
+    ] = None,
+) -> None:
+    """Turn a recording into CSV (`token,layer,slot,expert,weight`), JSON Lines (a token a line) or NPZ."""
+    from localmoe.experts.export import check_format, export_recording
+    from localmoe.experts.trace_file import load_recording
+
+    export_recording(load_recording(trace), output, check_format(output, kind))

@@ -1,0 +1,30 @@
+"""`localmoe experts report`: a recording as tables, JSON or a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from localmoe.cli.common import say
+from localmoe.cli.experts_common import AsJson, Trace, print_json, show, write_text
+
+
+def report(
+    trace: Trace,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page that stands alone.")] = None,
+    json_output: AsJson = False,
+) -> None:
+    """Show a recording: what every layer's router did, prompts apart from replies."""
+    from localmoe.experts import report as made
+    from localmoe.experts.trace_file import load_recording
+
+    recording = load_recording(trace)
+    if html is not None:
+        write_text(html, made.html(recording))
+        say(f"the page is {html}")
+    elif json_output:
+        print_json(made.as_json(recording))
+    else:
+        show(made.lines(recording))

@@ -1,0 +1,164 @@
+"""Recording what a model routes: texts it reads, and what it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from localmoe.engine.api import Model, Step
+from localmoe.errors import UsageError
+from localmoe.experts.labels import expert_labels
+from localmoe.experts.recording import Recording
+from localmoe.experts.trace import TraceSlice
+from localmoe.gguf_file import visible
+from localmoe.text.tokenizer import StreamDecoder
+
+_ROUTING = ("n_expert_used", "leave_out", "force_experts", "expert_threshold")
+
+
+class Recorder:
+    """Collects a model's routing while it runs; `router` False leaves the probabilities out (E values a layer).
+
+    Take it in before the trace's ring laps it: after every batch of a prompt and every few generated tokens.
+    """
+
+    def __init__(self, model: Model, *, router: bool = True) -> None:
+        if not model.config.n_expert:
+            raise UsageError("this model has no experts to record", file=visible(str(model.gguf.path)))
+        self._model, self._router = model, router
+        self._since = model.trace.count
+        self._parts: list[TraceSlice] = []
+        self._starts: set[int] = set()
+        self._n = 0
+
+    def begin_text(self) -> None:
+        """The next token begins a text of its own."""
+        self.take()
+        self._starts.add(self._n)
+
+    def skip(self) -> None:
+        """Leave out what was routed since the last time."""
+        self._since = self._model.trace.count
+
+    def take(self) -> None:
+        """Copy what was routed since the last time."""
+        part = self._model.trace.read(self._since)
+        if len(part.tokens):
+            assert part.first == self._since
+            self._since += len(part.tokens)
+            self._n += len(part.tokens)
+            self._parts.append(part)
+
+    def finish(self) -> Recording:
+        """Everything taken so far."""
+        self.take()
+        if not self._parts:
+            raise UsageError("nothing was recorded: there are no tokens")
+        model, parts = self._model, self._parts
+        width = max(part.experts.shape[2] for part in parts)
+        starts = np.zeros(self._n, np.bool_)
+        starts[[0, *(at for at in self._starts if at < self._n)]] = True
+        tokens = np.concatenate([part.tokens for part in parts])
+        router = np.concatenate([p.router.astype(np.float16) for p in parts]) if self._router else None
+        return Recording(
+            tokens=tokens,
+            pieces=_pieces(model, tokens.tolist(), starts.tolist()),
+            phase=np.concatenate([part.phase for part in parts]),
+            starts=starts,
+            n_used=np.concatenate([part.n_used for part in parts]),
+            experts=np.concatenate([_padded(part.experts, width, -1) for part in parts]),
+            weights=np.concatenate([_padded(part.weights, width, 0) for part in parts]),
+            router=router,
+            n_expert=model.config.n_expert,
+            expert_bytes=expert_bytes(model),
+            labels=expert_labels(model.gguf.metadata, model.config.n_expert),
+            model=model.gguf.path.name,
+            settings=model.session().routing.describe(model.config.n_expert),
+        )
+
+
+def _pieces(model: Model, tokens: Sequence[int], starts: Sequence[bool]) -> tuple[str, ...]:
+    """What each token adds to its text; a character's bytes all count for its last token."""
+    pieces: list[str] = []
+    decoder = StreamDecoder(model.tokenizer, special=True)
+    for token, starting in zip(tokens, starts, strict=True):
+        if starting:
+            if pieces:
+                pieces[-1] += decoder.flush()
+            decoder = StreamDecoder(model.tokenizer, special=True)
+        pieces.append(decoder.push(token))
+    pieces[-1] += decoder.flush()
+    return tuple(pieces)
+
+
+def _padded(values: np.ndarray[Any, Any], width: int, fill: int) -> np.ndarray[Any, Any]:
+    return np.pad(values, ((0, 0), (0, 0), (0, width - values.shape[2])), constant_values=fill)
+
+
+def expert_bytes(model: Model) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Bytes of one expert's three matrices in each layer, (L,)."""
+    stacks = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+    tensors, n_expert = model.gguf.tensors, max(model.config.n_expert, 1)
+    sizes = [
+        sum(tensors[f"blk.{layer}.{name}.weight"].n_bytes for name in stacks) // n_expert
+        if model.config.n_expert
+        else 0
+        for layer in range(model.config.n_layer)
+    ]
+    return np.array(sizes, np.int64)
+
+
+def windows(model: Model, ids: Sequence[int], size: int | None = None) -> Iterator[list[int]]:
+    """`ids` in pieces that fit the context (of `size` tokens at most), the last one as short as it comes."""
+    room = min(size or model.n_ctx, model.n_ctx)
+    for start in range(0, len(ids), room):
+        yield list(ids[start : start + room])
+
+
+def record_text(model: Model, ids: Sequence[int], *, router: bool = True, **routing: Any) -> Recording:
+    """Read `ids` in windows of the context, each from an empty one, and record how they are routed.
+
+    `routing` as for `Model.generate`: n_expert_used, leave_out, force_experts, expert_threshold.
+    """
+    recorder, session = Recorder(model, router=router), model.session()
+    session.route(**routing)
+    for window in windows(model, ids):
+        session.reset()
+        recorder.begin_text()
+        _read(model, recorder, window)
+    return recorder.finish()
+
+
+def _read(model: Model, recorder: Recorder, ids: Sequence[int]) -> None:
+    """Prefill in steps that the trace's ring can hold."""
+    size = min(model.trace.capacity, 512)
+    for start in range(0, len(ids), size):
+        model.session().prefill(ids[start : start + size])
+        recorder.take()
+
+
+def record_generation(
+    model: Model,
+    prompt: str | Sequence[int],
+    *,
+    router: bool = True,
+    on_step: Callable[[Step], object] | None = None,
+    **options: Any,
+) -> Recording:
+    """Read a prompt and generate, options as for `Model.generate`; `on_step` sees what is generated."""
+    ids = model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+    if len(ids) >= model.n_ctx:
+        got, expected = f"{len(ids)} tokens", f"fewer than {model.n_ctx}"
+        raise UsageError("the prompt does not fit in the context", got=got, expected=expected)
+    recorder, session = Recorder(model, router=router), model.session()
+    session.route(**{name: options[name] for name in _ROUTING if name in options})
+    session.reset()
+    recorder.begin_text()
+    _read(model, recorder, ids[:-1])
+    for step in model.generate(ids, **options):
+        if on_step is not None:
+            on_step(step)
+        recorder.take()
+    return recorder.finish()

@@ -1,0 +1,112 @@
+"""`localmoe experts` from the command line, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from localmoe.cli import main
+from localmoe.cli.experts import SUBCOMMANDS
+from localmoe.cli.experts_compare import setting_of
+from localmoe.errors import UsageError
+from tests.tiny import write_tiny
+
+TEXT = "hello the sun and the red day is one to two "
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("model") / "m.gguf")
+
+
+@pytest.fixture
+def trace(model: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "t.npz"
+    assert main(["experts", "record", "-m", str(model), "-p", TEXT, "-n", "5", "--temp", "0", "-o", str(path)]) == 0
+    return path
+
+
+def test_help_lists_every_subcommand(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["experts"]) == 0
+    listed = capfd.readouterr().out
+    assert all(name in listed for name in SUBCOMMANDS)
+    assert main(["experts", "reprot"]) == 2
+    assert "expected report" in capfd.readouterr().err
+
+
+def test_record_report_export(trace: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["experts", "report", str(trace)]) == 0
+    assert "replies (4 tokens)" in capfd.readouterr().out
+    assert main(["experts", "report", str(trace), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["n_expert"] == 8
+    assert main(["experts", "report", str(trace), "--html", str(tmp_path / "p.html")]) == 0
+    assert (tmp_path / "p.html").read_text().startswith("<!doctype html>")
+    assert main(["experts", "export", str(trace), "-o", str(tmp_path / "t.csv")]) == 0
+    assert (tmp_path / "t.csv").read_text().startswith("token,layer,slot,expert,weight\n0,0,0,")
+
+
+def test_a_text_from_a_file_straight_to_csv(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text(TEXT)
+    out = tmp_path / "t.csv"
+    assert main(["experts", "record", "-m", str(model), "-f", str(tmp_path / "text"), "-o", str(out)]) == 0
+    assert len(out.read_text().splitlines()) > 10
+
+
+def test_diff(trace: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "b.npz"
+    flags = ["-p", TEXT, "--leave-out", "0:1", "-o", str(other)]
+    assert main(["experts", "record", "-m", str(model), *flags]) == 0
+    assert main(["experts", "diff", str(trace), str(other)]) == 0
+    out = capfd.readouterr().out
+    assert "0:1 left out" in out
+    assert "moved" in out
+
+
+def test_check_compare_ablate(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    given = ["-m", str(model), "-p", TEXT]
+    assert main(["experts", "check", *given]) == 0
+    assert "verdict:" in capfd.readouterr().out
+    assert main(["experts", "check", "-m", str(model), "--json"]) == 0
+    assert len(json.loads(capfd.readouterr().out)["layers"]) == 2
+    assert main(["experts", "compare", *given, "-b", "used=1"]) == 0
+    assert "KL(A || B)" in capfd.readouterr().out
+    assert main(["experts", "ablate", *given]) == 0
+    assert "shuffled" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["report", "none.npz"], 4, "none.npz"),
+        (["record", "-m", "none.gguf", "-p", "a", "-o", "t.txt"], 2, "unknown format"),
+        (["record", "-m", "none.gguf", "-o", "t.npz"], 2, "one text is needed"),
+        (["check", "-m", "none.gguf"], 4, "none.gguf"),
+        (["compare", "-m", "none.gguf", "-p", "a", "-b", "use=1"], 2, "not a setting"),
+        (["ablate", "-m", "none.gguf", "-f", "none.txt"], 4, "none.txt"),
+    ],
+)
+def test_refusals(arguments: list[str], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                  capfd: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["experts", *arguments]) == code
+    assert said in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_impossible_experts_are_refused_before_the_text_runs(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["experts", "compare", "-m", str(model), "-p", TEXT, "-b", "leave-out=0:9"]) == 2
+    assert "no such expert" in capfd.readouterr().err
+
+
+def test_settings_are_words() -> None:
+    assert setting_of("used=1 leave-out=3:1,5 leave-out=4:0 force=*:2 threshold=0.5") == {
+        "n_expert_used": 1,
+        "leave_out": ["3:1,5", "4:0"],
+        "force_experts": ["*:2"],
+        "expert_threshold": 0.5,
+    }
+    for bad in ("used=x", "leave-out=", "what", "'"):
+        with pytest.raises(UsageError):
+            setting_of(bad)

@@ -1,0 +1,53 @@
+"""What is recorded is what `eval` says, whatever the trace's ring can hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import localmoe
+from localmoe.engine.recorder import expert_bytes, record_generation, record_text
+from localmoe.errors import UsageError
+from localmoe.experts.trace import RoutingTrace
+from tests.tiny import write_tiny
+
+IDS = np.random.default_rng(0).integers(3, 250, 70).tolist()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> localmoe.Model:
+    model = localmoe.load(str(write_tiny(tmp_path / "m.gguf")), n_ctx=32, n_threads=1)
+    model.trace = model.session().trace = RoutingTrace(2, 8, capacity=10)
+    return model
+
+
+def test_a_text_longer_than_context_and_ring(model: localmoe.Model) -> None:
+    got = record_text(model, IDS, leave_out={0: [1]})
+    wanted = [model.eval(IDS[at : at + 32], leave_out={0: [1]}) for at in (0, 32, 64)]
+    np.testing.assert_array_equal(got.tokens, IDS)
+    np.testing.assert_array_equal(got.experts, np.concatenate([w.experts for w in wanted]))
+    np.testing.assert_allclose(got.router, np.concatenate([w.router for w in wanted]), atol=1e-3)
+    assert np.flatnonzero(got.starts).tolist() == [0, 32, 64]
+    assert not got.phase.any()
+    assert "".join(got.pieces[:32]).removeprefix(" ") == model.tokenizer.decode(IDS[:32], special=True)
+    assert got.settings == "top-2 of 8, 0:1 left out"
+
+
+def test_a_generation_has_its_phases(model: localmoe.Model) -> None:
+    steps: list[localmoe.engine.api.Step] = []
+    got = record_generation(model, IDS[:15], on_step=steps.append, max_tokens=6, temperature=0.0, ignore_eos=True)
+    assert got.tokens.tolist() == IDS[:15] + [step.token for step in steps[:5]]
+    assert got.phase.tolist() == [0] * 15 + [1] * 5
+    np.testing.assert_array_equal(got.experts[14], steps[0].experts)
+
+
+def test_bytes_of_an_expert(model: localmoe.Model) -> None:
+    assert expert_bytes(model).tolist() == [3 * 64 * 96 * 4] * 2
+
+
+def test_dense_models_have_nothing_to_record(tmp_path: Path) -> None:
+    dense = localmoe.load(str(write_tiny(tmp_path / "d.gguf", n_expert=0)), n_ctx=32)
+    with dense, pytest.raises(UsageError, match="no experts"):
+        record_text(dense, IDS[:3])

@@ -1,0 +1,88 @@
+"""Recordings for people: tables, the page, and two side by side."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from localmoe.errors import UsageError
+from localmoe.experts import report
+from localmoe.experts.difference import difference, lines
+from localmoe.experts.statistics import DECODE
+from tests.experts.recordings import recording
+
+MADE = recording(
+    [[[0, 1]], [[0, 2]], [[0, 1]], [[3, 1]]],
+    phase=np.array([0, 0, 1, 1], np.int8),
+    pieces=("a", "</script><img src=x onerror=alert(1)>", "\x1b[2J", "\u202e&"),
+    labels=("</script>", "", "", ""),
+)
+
+
+def test_tables_are_by_phase_and_layer() -> None:
+    text = report.lines(MADE)
+    assert "4 tokens, 2 of prompts, 2 of replies" in text
+    prompts = text[text.index("prompts (2 tokens)") + 2].split()
+    assert prompts[:5] == ["0", "0.750", "0", "2.00x", "1"]  # shares 1/2, 1/4, 1/4: entropy 1.5 bits of 2
+    replies = text[text.index("replies (2 tokens)") + 2]
+    assert "50% of tokens" in replies
+    assert "4,000 B" not in text[2]
+
+
+def test_working_set_counts_bytes_of_all_layers() -> None:
+    two = recording([[[0], [1]], [[0], [2]]], n_expert=4)
+    assert report.as_json(two)["working_set_bytes"]["64"] == 3000
+    assert report.as_json(two)["experts_bytes"] == 8000
+
+
+def test_json_has_no_nan_and_every_phase() -> None:
+    made = report.as_json(MADE)
+    assert json.loads(json.dumps(made, allow_nan=False)) == made
+    assert made["phases"]["replies"][0]["routed"] == [1, 2, 0, 1]
+    assert made["phases"]["prompts"][0]["pairs"][0] == {"experts": [0, 1], "count": 1, "lift": 1.0}
+
+
+def test_nothing_of_the_models_is_markup_in_the_page() -> None:
+    page = report.html(MADE)
+    assert "__DATA__" not in page
+    assert "onerror" in page
+    assert "<img" not in page
+    assert "\x1b" not in page
+    assert "\u202e" not in page
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", page, re.DOTALL)
+    assert len(scripts) == 2
+    data = json.loads(scripts[0])
+    assert data["pieces"][1] == "</script><img src=x onerror=alert(1)>"
+    assert data["shares"]["replies"] == [[0.25, 0.5, 0.0, 0.25]]
+    assert "innerHTML" not in scripts[1]
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_difference_by_hand() -> None:
+    """Loads 1/2, 1/2 against 1/4, 3/4 on the same four tokens: a quarter moved, the second token went elsewhere."""
+    a = recording([[[0]], [[0]], [[1]], [[1]]], n_expert=2)
+    b = recording([[[0]], [[1]], [[1]], [[1]]], n_expert=2)
+    found = difference(a, b)
+    np.testing.assert_allclose(found.moved, [0.25])
+    np.testing.assert_allclose(found.same_first, [0.75])
+    np.testing.assert_allclose(found.same_set, [0.75])
+    assert any("1: 50.0% -> 75.0%" in line for line in lines(found, ("a", "b")))
+
+
+def test_the_order_of_choices_and_another_top_k_are_compared() -> None:
+    a, b = recording([[[0, 1]], [[0, 1]]]), recording([[[1, 0]], [[0, 1]]])
+    assert difference(a, b).same_set.tolist() == [1.0]
+    c = recording([[[0]], [[0]]])
+    assert difference(a, c).same_set.tolist() == [0.0]
+    assert difference(a, c).same_first.tolist() == [1.0]
+
+
+def test_other_texts_compare_loads_alone_and_other_models_not_at_all() -> None:
+    a = recording([[[0, 1]], [[0, 1]]])
+    assert difference(a, recording([[[0, 1]]])).same_set is None
+    assert np.isnan(difference(a, a, DECODE).moved).all()
+    with pytest.raises(UsageError, match="different models"):
+        difference(a, recording([[[0, 1]]], n_expert=8))
