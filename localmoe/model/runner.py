@@ -283,7 +283,7 @@ class Runner:
             assert rows.shape == (own.rows, own.cols)
             self._replaced[layer] = data = np.ascontiguousarray(rows, np.float32)
             own = Weight(own.name, GGMLQuantizationType.F32, own.rows, own.cols, 1, 4 * own.cols, data.view(np.uint8))
-        row["router"] = _weight_row(own)
+        row["router"] = self._weight_row(own)
         row["needs_ffn"] = _needs(weights.ffn_gate, weights.ffn_up, own)
 
     def close(self) -> None:
