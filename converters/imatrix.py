@@ -17,8 +17,9 @@ from gguf import GGMLQuantizationType, GGUFValueType
 
 from localmoe.errors import BadInputError, FileError
 from localmoe.gguf_file import GGUFFile, open_gguf, visible
+from localmoe.output_file import check_target, replacing
 
-from .output import TensorHeader, check_target, header_bytes, padded, replacing
+from .output import TensorHeader, header_bytes, padded
 from .source import MetaValue
 
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"

@@ -75,9 +75,10 @@ def perplexity(
 
 def _measure(model: Model, text: str, most: int | None, base: Path | None, as_json: bool) -> None:
     """Perplexity of `text`; with `base` the log-probabilities are written there, all or nothing."""
-    from localmoe.converters.output import check_space, check_target, replacing
+    from localmoe.converters.output import check_space
     from localmoe.engine.divergence import base_bytes, write_base
     from localmoe.engine.perplexity import cut_chunks, perplexity
+    from localmoe.output_file import check_target, replacing
 
     chunks = cut_chunks(model.tokenize(text), model.n_ctx, most)
     if base is None:
