@@ -136,7 +136,7 @@ def test_the_wheel_holds_one_package_and_all_of_it(wheel: Path) -> None:
     ]
     assert missing == []
     assert "localmoe/tui/app.tcss" in names
-    assert "localmoe/py.typed" in names
+    assert {"localmoe/py.typed", "localmoe/data/tiny-moe.gguf", "localmoe/data/tiny-moe-licences.txt"} <= set(names)
 
 
 def test_the_wheel_alone_shows_help_quickly_and_converts(wheel: Path, tmp_path: Path) -> None:

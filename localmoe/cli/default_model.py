@@ -10,6 +10,11 @@ import typer
 from localmoe.errors import UsageError
 
 
+def tiny_model_path() -> Path:
+    """The small trained MoE that is part of the package (data/tiny-moe-licences.txt)."""
+    return Path(__file__).parents[1] / "data" / "tiny-moe.gguf"
+
+
 def given_or_demo_model(path: Path | None) -> Path:
     """The model given, or the demo model, which is offered to be built where it is missing and someone can answer."""
     if path is not None:

@@ -20,13 +20,17 @@ from localmoe.cli.common import (
     sampling_arguments,
     with_sampling,
 )
-from localmoe.cli.default_model import given_or_demo_model
+from localmoe.cli.default_model import given_or_demo_model, tiny_model_path
 from localmoe.engine.sampling import SamplingParams
+from localmoe.errors import UsageError
 
 
 @with_sampling
 def tui(
     model: OptionalModelPath = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Open the packaged tiny-moe: a trained router at work, at once, offline.")
+    ] = False,
     system: Annotated[str, typer.Option("-sys", "--system-prompt", help="The system prompt.", show_default=False)] = "",
     threads: Threads = None,
     ctx_size: Context = None,
@@ -40,7 +44,9 @@ def tui(
     sampling: SamplingParams,
 ) -> None:
     """Chat in the terminal app, with the experts' activity beside it."""
-    path = given_or_demo_model(model)
+    if tiny and model is not None:
+        raise UsageError("two models given", got=f"--tiny and -m {model}", expected="one")
+    path = tiny_model_path() if tiny else given_or_demo_model(model)
     from localmoe.tui.app import run_app
     from localmoe.tui.options import AppOptions
 
