@@ -1,6 +1,9 @@
-"""A team of threads that runs one compiled call together: atomics, a spinning barrier, and how rows are shared out.
+"""A team of threads that runs one compiled call together: atomics, a spinning barrier, and how work is shared out.
 
-A barrier spins for a short while and then yields the processor, so a busy machine costs no more than its share.
+A barrier spins for a short while and then yields the processor. Work between two barriers is taken in pieces: each
+thread works through a range of its own, front to back, as if the work were simply divided; one that has finished takes
+pieces of what others have left. On an idle machine that costs one atomic addition a piece, and memory is read in the
+same long runs; on a busy one the threads that still have a core do the work of the one that lost its own.
 """
 
 from __future__ import annotations
@@ -18,9 +21,14 @@ from localmoe.kernels.simd import ISA, call_address
 
 _I64 = ir.IntType(64)
 SPINS = 4096  # pauses before a waiting thread yields: about 0.1 ms
-SYNC_INTS = 64  # int64 of one barrier: its counter and its generation on cache lines of their own
-_GENERATION = 32 * 8
 _ALIGN = 8
+
+# A barrier's words, each on cache lines of its own: threads that arrived, and the generation; then for each thread what
+# is taken of its range in each queue: the barrier's generation at that time << 20 | how many pieces. A word of an older
+# generation says that nothing is taken yet, so that nobody has to reset it.
+_GENERATION, _TAKEN = 128, 256
+_TAKEN_BYTES = 128
+QUEUES = 4  # lists of work between two barriers at most
 
 
 def _pointer(b: Any, address: Any) -> Any:
@@ -47,6 +55,17 @@ def atomic_store(typingctx: Any, address: Any, value: Any) -> Any:
         return ctx.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def atomic_replace(typingctx: Any, address: Any, expected: Any, value: Any) -> Any:
+    """Whether the int64 at an address was `expected`; if so, it is `value` now."""
+
+    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(b, args[0])
+        return b.extract_value(b.cmpxchg(pointer, args[1], args[2], "seq_cst", "seq_cst"), 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -101,15 +120,20 @@ def wait_while(address: int, value: int, yield_to: int, limit: int) -> bool:
     return True
 
 
+def sync_ints(n_thread: int) -> int:
+    """How many zeroed int64 a barrier and the queues of `n_thread` threads take."""
+    return (_TAKEN + n_thread * _TAKEN_BYTES) // 8
+
+
 @njit
 def barrier(sync: int, n_thread: int, yield_to: int) -> None:
-    """Return once all `n_thread` threads have called it; `sync` is the address of SYNC_INTS zeroed int64."""
-    if n_thread == 1:
-        return
+    """Return once all `n_thread` threads have called it; `sync` is the address of `sync_ints(n_thread)` zeros."""
     generation = atomic_load(sync + _GENERATION)
-    if atomic_add(sync, 1) == n_thread - 1:
+    if n_thread == 1:
+        atomic_store(sync + _GENERATION, generation + 1)
+    elif atomic_add(sync, 1) == n_thread - 1:
         atomic_store(sync, 0)
-        atomic_add(sync + _GENERATION, 1)
+        atomic_store(sync + _GENERATION, generation + 1)
     else:
         wait_while(sync + _GENERATION, generation, yield_to, 0)
 
@@ -121,3 +145,27 @@ def share(n: int, unit: int, thread: int, n_thread: int) -> tuple[int, int]:
     first = units * thread // n_thread * unit
     last = units * (thread + 1) // n_thread * unit
     return min(first, n), min(last, n)
+
+
+@njit
+def take(sync: int, queue: int, n: int, unit: int, pieces: int, thread: int, n_thread: int) -> tuple[int, int]:
+    """The next half-open range of 0..n for `thread`, from this queue, cut at multiples of `unit`; empty at the end.
+
+    A thread's own range, the one that `share` gives, is cut into `pieces`, less than 2**20; then come the others' in
+    turn. Every thread must pass the same n, unit and pieces until the next barrier, which fills the queue again.
+    """
+    generation = atomic_load(sync + _GENERATION) << 20
+    for i in range(n_thread):
+        owner = (thread + i) % n_thread
+        first, last = share(n, unit, owner, n_thread)
+        piece = ((last - first + unit - 1) // unit + pieces - 1) // pieces * unit
+        word = sync + _TAKEN + owner * _TAKEN_BYTES + 8 * queue
+        while True:
+            seen = atomic_load(word)
+            taken = max(seen - generation, 0)
+            at = first + taken * piece
+            if at >= last:
+                break
+            if atomic_replace(word, seen, generation + taken + 1):
+                return at, min(at + piece, last)
+    return 0, 0

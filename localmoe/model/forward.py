@@ -14,7 +14,7 @@ from numba import carray
 
 from localmoe.jit import njit
 from localmoe.kernels.elementwise import add_scaled, copy_scaled, rope_angles, rope_angles_ggml
-from localmoe.kernels.team import as_pointer, barrier, share
+from localmoe.kernels.team import as_pointer, barrier, take
 from localmoe.model.forward_attention import attention_many, attention_one, heads_stay, write_cache
 from localmoe.model.forward_experts import (
     add_experts,
@@ -24,10 +24,12 @@ from localmoe.model.forward_experts import (
     group_slots,
 )
 from localmoe.model.forward_products import (
+    MANY_UNIT,
     ROW_UNIT,
     multiply_many,
     multiply_one,
     norm,
+    pieces_of,
     project,
     project_router,
     quantize_row,
@@ -51,9 +53,9 @@ def layer_step(m: Any, layer: Any, step: Any, mine: Any, index: int, thread: int
         norm(m, mine, layer.attn_norm, layer.needs_attn, t)
     if not one:
         barrier(m.sync, m.n_thread, m.yield_to)
-    project(m, layer.attn_q, mine.normed, step.n_tok, m.q, thread)
-    project(m, layer.attn_k, mine.normed, step.n_tok, m.k, thread)
-    project(m, layer.attn_v, mine.normed, step.n_tok, m.v, thread)
+    project(m, layer.attn_q, mine.normed, step.n_tok, m.q, thread, 0)
+    project(m, layer.attn_k, mine.normed, step.n_tok, m.k, thread, 1)
+    project(m, layer.attn_v, mine.normed, step.n_tok, m.v, thread, 2)
     barrier(m.sync, m.n_thread, m.yield_to)
     write_cache(m, layer, step, thread)
     if not one or not heads_stay(m, step):
@@ -67,7 +69,7 @@ def layer_step(m: Any, layer: Any, step: Any, mine: Any, index: int, thread: int
         quantize_row(mine.attended, layer.needs_output, t, m.n_head * m.head_dim)
     if not one:
         barrier(m.sync, m.n_thread, m.yield_to)
-    project(m, layer.attn_output, mine.attended, step.n_tok, m.projected, thread)
+    project(m, layer.attn_output, mine.attended, step.n_tok, m.projected, thread, 0)
     barrier(m.sync, m.n_thread, m.yield_to)
 
     # feed-forward: the router chooses experts, their outputs are added with its weights
@@ -75,17 +77,15 @@ def layer_step(m: Any, layer: Any, step: Any, mine: Any, index: int, thread: int
         add_scaled(mine.x + t * m.n_embd * 4, m.projected + t * m.n_embd * 4, 1.0, m.n_embd)
         norm(m, mine, layer.ffn_norm, layer.needs_ffn, t)
     if m.n_expert:
-        if not one:
-            barrier(m.sync, m.n_thread, m.yield_to)
         project_router(m, layer.router, mine.normed, step.n_tok, thread)
-        barrier(m.sync, m.n_thread, m.yield_to)
-        if one:  # every thread for itself, in a row of the trace of its own: the first is the one that is read
-            if not choose_experts(m, step, 0, thread, index) and thread == 0 and not step.failed_layer:
-                step.failed_layer = index + 1
-        elif thread == 0:
-            for t in range(step.n_tok):
+        if not one:  # the scores of its own tokens
+            for t in range(first, last):
                 if not choose_experts(m, step, t, t, index) and not step.failed_layer:
                     step.failed_layer = index + 1
+        barrier(m.sync, m.n_thread, m.yield_to)
+        # every thread for itself, in a row of the trace of its own: the first is the one that is read
+        if one and not choose_experts(m, step, 0, thread, index) and thread == 0 and not step.failed_layer:
+            step.failed_layer = index + 1
     if not one:
         if thread == 0:
             group_slots(m, step, index)
@@ -114,15 +114,19 @@ def logits_step(m: Any, step: Any, mine: Any, thread: int) -> None:
             norm(m, mine, m.output_norm, m.needs_logits, t)
     if not one:
         barrier(m.sync, m.n_thread, m.yield_to)
-    first, last = share(m.n_vocab, ROW_UNIT, thread, m.n_thread)
-    if first == last or step.n_out == 0:
+    if step.n_out == 0:
         return
-    if step.n_out == 1:
-        multiply_one(m.output, 0, mine.normed, step.n_tok - 1, step.logits, first, last)
-    else:
-        scratch = m.scratch + thread * m.scratch_bytes
-        inputs = m.iota + 4 * (step.n_tok - step.n_out)
-        multiply_many(m.output, 0, mine.normed, inputs, step.logits, m.iota, step.n_out, first, last, scratch)
+    scratch = m.scratch + thread * m.scratch_bytes
+    inputs = m.iota + 4 * (step.n_tok - step.n_out)
+    unit = ROW_UNIT if step.n_out == 1 else MANY_UNIT
+    pieces = pieces_of(m.output.expert_bytes, m.n_thread)
+    first, last = take(m.sync, 0, m.n_vocab, unit, pieces, thread, m.n_thread)
+    while first < last:
+        if step.n_out == 1:
+            multiply_one(m.output, 0, mine.normed, step.n_tok - 1, step.logits, first, last)
+        else:
+            multiply_many(m.output, 0, mine.normed, inputs, step.logits, m.iota, step.n_out, first, last, scratch)
+        first, last = take(m.sync, 0, m.n_vocab, unit, pieces, thread, m.n_thread)
 
 
 @njit(inline=True)

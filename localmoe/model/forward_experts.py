@@ -10,8 +10,18 @@ from localmoe.jit import njit
 from localmoe.kernels.elementwise import add_scaled, silu_multiply
 from localmoe.kernels.router import group_by_expert, route, route_by_rules
 from localmoe.kernels.simd import ld_f32, ld_i32, st_i32
-from localmoe.kernels.team import barrier, share
-from localmoe.model.forward_products import ROW_UNIT, multiply_many, multiply_one, quantize_part, quantize_row
+from localmoe.kernels.team import barrier, share, take
+from localmoe.model.forward_products import (
+    MANY_UNIT,
+    PIECES_MANY,
+    ROW_UNIT,
+    multiply_many,
+    multiply_one,
+    pieces_of,
+    quantize_part,
+)
+
+EXPERT_ROWS, EXPERT_TOKENS = 256, 64  # rows of an expert taken at a time if it has so many tokens; else up to 4 times
 
 
 @njit
@@ -30,27 +40,57 @@ def choose_experts(m: Any, step: Any, t: int, row: int, layer_index: int) -> boo
 
 
 @njit
+def quantized_unit(needs: int) -> int:
+    """Values that are quantized together in the widest of the forms in `needs`."""
+    return 256 if needs & 4 else 32 if needs & 2 else ROW_UNIT
+
+
+@njit
+def n_chosen(step: Any, ids: int) -> int:
+    """How many of a token's slots have an expert: all of them, unless rules took some away."""
+    n = step.n_used
+    while step.rules and ld_i32(ids + 4 * (n - 1)) < 0:
+        n -= 1
+    return n
+
+
+@njit
+def hidden_part(m: Any, layer: Any, mine: Any, ids: int, k: int, first: int, last: int) -> None:
+    """Values first to last of hidden[k] = silu(gate @ x) * (up @ x) of one token's k-th expert."""
+    e = ld_i32(ids + 4 * k)
+    gate, up = mine.hidden.f32 + k * mine.hidden.f32_stride, m.up + k * m.n_ff * 4
+    multiply_one(layer.gate, e, mine.normed, 0, gate, first, last)
+    multiply_one(layer.up, e, mine.normed, 0, up, first, last)
+    silu_multiply(gate + first * 4, up + first * 4, last - first)
+
+
+@njit
 def hidden_one(m: Any, layer: Any, step: Any, mine: Any, ids: int, thread: int) -> None:
-    """hidden[k] = silu(gate @ x) * (up @ x) of the chosen experts of one token, quantized for `down`."""
-    unit = 256 if layer.needs_down & 4 else 32 if layer.needs_down & 2 else ROW_UNIT
+    """The hidden values of the chosen experts of one token, quantized for `down`."""
+    unit = quantized_unit(layer.needs_down)
     blocks = (m.n_ff + unit - 1) // unit
+    used = n_chosen(step, ids)
+    n = used * blocks
     # a thread quantizes what it computed itself, without waiting, where whole blocks share out evenly
-    alone = unit == ROW_UNIT or blocks % m.n_thread == 0 or blocks >= 8 * m.n_thread
-    first, last = share(m.n_ff, unit if alone else ROW_UNIT, thread, m.n_thread)
-    for k in range(step.n_used):
-        e = ld_i32(ids + 4 * k)
-        if e < 0:  # fewer experts than slots
-            break
-        gate, up = mine.hidden.f32 + k * mine.hidden.f32_stride, m.up + k * m.n_ff * 4
-        multiply_one(layer.gate, e, mine.normed, 0, gate, first, last)
-        multiply_one(layer.up, e, mine.normed, 0, up, first, last)
-        silu_multiply(gate + first * 4, up + first * 4, last - first)
-    if not alone:
-        barrier(m.sync, m.n_thread, m.yield_to)
-        first, last = share(m.n_ff, unit, thread, m.n_thread)
-    for k in range(step.n_used):
-        if ld_i32(ids + 4 * k) < 0:
-            break
+    if unit == ROW_UNIT or n % m.n_thread == 0 or n >= 8 * m.n_thread:
+        pieces = pieces_of(2 * used * layer.gate.expert_bytes, m.n_thread)
+        at, stop = take(m.sync, 0, n, 1, pieces, thread, m.n_thread)
+        while at < stop:
+            k = at // blocks
+            end = min(stop, (k + 1) * blocks)
+            first, last = (at - k * blocks) * unit, min((end - k * blocks) * unit, m.n_ff)
+            hidden_part(m, layer, mine, ids, k, first, last)
+            quantize_part(mine.hidden, layer.needs_down, k, m.n_ff, first, last)
+            at = end
+            if at == stop:
+                at, stop = take(m.sync, 0, n, 1, pieces, thread, m.n_thread)
+        return
+    first, last = share(m.n_ff, ROW_UNIT, thread, m.n_thread)
+    for k in range(used):
+        hidden_part(m, layer, mine, ids, k, first, last)
+    barrier(m.sync, m.n_thread, m.yield_to)
+    first, last = share(m.n_ff, unit, thread, m.n_thread)
+    for k in range(used):
         quantize_part(mine.hidden, layer.needs_down, k, m.n_ff, first, last)
 
 
@@ -59,43 +99,74 @@ def feed_forward_one(m: Any, layer: Any, step: Any, mine: Any, ids: int, thread:
     """The chosen experts of one token: outputs, not yet weighted, to expert_out[k]."""
     hidden_one(m, layer, step, mine, ids, thread)
     barrier(m.sync, m.n_thread, m.yield_to)
-    first, last = share(m.n_embd, ROW_UNIT, thread, m.n_thread)
-    for k in range(step.n_used):
-        e = ld_i32(ids + 4 * k)
-        if e < 0:
-            break
+    units = (m.n_embd + ROW_UNIT - 1) // ROW_UNIT
+    used = n_chosen(step, ids)
+    pieces = pieces_of(used * layer.down.expert_bytes, m.n_thread)
+    at, stop = take(m.sync, 0, used * units, 1, pieces, thread, m.n_thread)
+    while at < stop:
+        k = at // units
+        end = min(stop, (k + 1) * units)
+        first, last = (at - k * units) * ROW_UNIT, min((end - k * units) * ROW_UNIT, m.n_embd)
         out = m.expert_out + k * m.n_embd * 4
-        multiply_one(layer.down, e, mine.hidden, k, out, first, last)
+        multiply_one(layer.down, ld_i32(ids + 4 * k), mine.hidden, k, out, first, last)
+        at = end
+        if at == stop:
+            at, stop = take(m.sync, 0, used * units, 1, pieces, thread, m.n_thread)
+
+
+@njit
+def rows_of_item(m: Any, step: Any, n_rows: int, unit: int) -> int:
+    """Rows of one expert that a thread takes at a time: more where an expert has few tokens, some pieces a thread."""
+    n_expert = max(m.n_expert, 1)
+    tokens = max(step.n_tok * step.n_used // n_expert, 1)
+    wanted = EXPERT_ROWS * min(max(EXPERT_TOKENS // tokens, 1), 4)
+    most = max(n_rows * n_expert // (PIECES_MANY * m.n_thread), unit)
+    return max(min(wanted, most, n_rows) // unit, 1) * unit
+
+
+@njit
+def hidden_many(m: Any, layer: Any, shared: Any, item: int, rows: int, thread: int) -> None:
+    """Hidden values of one expert's tokens, quantized; item is expert * parts + part, a part `rows` of n_ff."""
+    parts = (m.n_ff + rows - 1) // rows
+    e, first = item // parts, item % parts * rows
+    last = min(first + rows, m.n_ff)
+    start, stop = ld_i32(m.starts + 4 * e), ld_i32(m.starts + 4 * e + 4)
+    if start == stop:
+        return
+    scratch = m.scratch + thread * m.scratch_bytes
+    tokens, slots, n = m.slot_tokens + 4 * start, m.slots + 4 * start, stop - start
+    multiply_many(layer.gate, e, shared.normed, tokens, shared.hidden.f32, slots, n, first, last, scratch)
+    multiply_many(layer.up, e, shared.normed, tokens, m.up, slots, n, first, last, scratch)
+    for i in range(n):
+        s = np.int64(ld_i32(slots + 4 * i))
+        hidden = shared.hidden.f32 + s * shared.hidden.f32_stride
+        silu_multiply(hidden + 4 * first, m.up + (s * m.n_ff + first) * 4, last - first)
+        quantize_part(shared.hidden, layer.needs_down, s, m.n_ff, first, last)
 
 
 @njit
 def feed_forward_many(m: Any, layer: Any, step: Any, shared: Any, thread: int) -> None:
     """Every expert on all tokens that chose it; rows of expert_out are slots, token * n_used + choice."""
-    scratch = m.scratch + thread * m.scratch_bytes
-    n_slot = step.n_tok * step.n_used
     n_expert = max(m.n_expert, 1)
-    first, last = share(m.n_ff, ROW_UNIT, thread, m.n_thread)
-    for e in range(n_expert):
-        start, stop = ld_i32(m.starts + 4 * e), ld_i32(m.starts + 4 * e + 4)
-        if start == stop or first == last:
-            continue
-        tokens, slots = m.slot_tokens + 4 * start, m.slots + 4 * start
-        n = stop - start
-        multiply_many(layer.gate, e, shared.normed, tokens, shared.hidden.f32, slots, n, first, last, scratch)
-        multiply_many(layer.up, e, shared.normed, tokens, m.up, slots, n, first, last, scratch)
+    rows = rows_of_item(m, step, m.n_ff, max(quantized_unit(layer.needs_down), MANY_UNIT))
+    n = n_expert * ((m.n_ff + rows - 1) // rows)
+    item, end = take(m.sync, 0, n, 1, n, thread, m.n_thread)
+    while item < end:
+        hidden_many(m, layer, shared, item, rows, thread)
+        item, end = take(m.sync, 0, n, 1, n, thread, m.n_thread)
     barrier(m.sync, m.n_thread, m.yield_to)
-    for s in range(n_slot * thread // m.n_thread, n_slot * (thread + 1) // m.n_thread):
-        if ld_i32(m.slot_ids + 4 * s) == n_expert:  # a slot without an expert
-            continue
-        silu_multiply(shared.hidden.f32 + s * shared.hidden.f32_stride, m.up + s * m.n_ff * 4, m.n_ff)
-        quantize_row(shared.hidden, layer.needs_down, s, m.n_ff)
-    barrier(m.sync, m.n_thread, m.yield_to)
-    first, last = share(m.n_embd, ROW_UNIT, thread, m.n_thread)
-    for e in range(n_expert):
+    scratch = m.scratch + thread * m.scratch_bytes
+    rows = rows_of_item(m, step, m.n_embd, MANY_UNIT)
+    parts = (m.n_embd + rows - 1) // rows
+    n = n_expert * parts
+    item, end = take(m.sync, 0, n, 1, n, thread, m.n_thread)
+    while item < end:
+        e, first = item // parts, item % parts * rows
         start, stop = ld_i32(m.starts + 4 * e), ld_i32(m.starts + 4 * e + 4)
-        if start < stop and first < last:
-            slots = m.slots + 4 * start
+        if start < stop:
+            slots, last = m.slots + 4 * start, min(first + rows, m.n_embd)
             multiply_many(layer.down, e, shared.hidden, slots, m.expert_out, slots, stop - start, first, last, scratch)
+        item, end = take(m.sync, 0, n, 1, n, thread, m.n_thread)
 
 
 @njit

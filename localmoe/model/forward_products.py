@@ -8,9 +8,13 @@ from localmoe.jit import njit
 from localmoe.kernels.activations import quantize_q8_0, quantize_q8_k
 from localmoe.kernels.elementwise import rms_norm
 from localmoe.kernels.simd import call_address, ld_i64
-from localmoe.kernels.team import share
+from localmoe.kernels.team import share, take
 
 ROW_UNIT = 16  # rows are shared out in whole vectors
+MANY_UNIT = 32  # and in the rows that a matmul unpacks at once when tokens are many
+PIECES_MANY = 8  # pieces of a thread's rows when tokens are many
+PIECE_BYTES = 64 << 10  # least bytes of weights in a piece for one token: some microseconds of reading
+MOST_PIECES = 16
 
 
 @njit
@@ -70,16 +74,26 @@ def multiply_many(
 
 
 @njit
-def project(m: Any, w: Any, rows: Any, n_tok: int, out: int, thread: int) -> None:
-    """out[t] = w @ rows[t]: this thread's share of the rows, for all tokens."""
-    first, last = share(w.rows, ROW_UNIT, thread, m.n_thread)
-    if first == last:
-        return
+def pieces_of(n_bytes: int, n_thread: int) -> int:
+    """Pieces of a thread's part of `n_bytes` of weights that one token is multiplied with."""
+    return min(max(n_bytes // n_thread // PIECE_BYTES, 1), MOST_PIECES)
+
+
+@njit
+def project(m: Any, w: Any, rows: Any, n_tok: int, out: int, thread: int, queue: int) -> None:
+    """out[t] = w @ rows[t] for all tokens; rows of w are taken from `queue`."""
     if n_tok == 1:
-        multiply_one(w, 0, rows, 0, out, first, last)
-    else:
-        scratch = m.scratch + thread * m.scratch_bytes
+        pieces = pieces_of(w.expert_bytes, m.n_thread)
+        first, last = take(m.sync, queue, w.rows, ROW_UNIT, pieces, thread, m.n_thread)
+        while first < last:
+            multiply_one(w, 0, rows, 0, out, first, last)
+            first, last = take(m.sync, queue, w.rows, ROW_UNIT, pieces, thread, m.n_thread)
+        return
+    scratch = m.scratch + thread * m.scratch_bytes
+    first, last = take(m.sync, queue, w.rows, MANY_UNIT, PIECES_MANY, thread, m.n_thread)
+    while first < last:
         multiply_many(w, 0, rows, m.iota, out, m.iota, n_tok, first, last, scratch)
+        first, last = take(m.sync, queue, w.rows, MANY_UNIT, PIECES_MANY, thread, m.n_thread)
 
 
 @njit

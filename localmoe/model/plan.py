@@ -17,7 +17,8 @@ def record(*fields: str | tuple[str, object]) -> np.dtype:
 
 
 # act: 0 float32, 1 q8_0, 2 q8_k. experts: address of the addresses of each expert's matrix, (n_expert,) int64.
-WEIGHT = record("matvec", "matmul", "rows", "cols", "act", "experts")
+# expert_bytes: of one expert's matrix, by which threads size their pieces of work.
+WEIGHT = record("matvec", "matmul", "rows", "cols", "act", "experts", "expert_bytes")
 
 # needs_*: which forms (bit 0 float32, 1 q8_0, 2 q8_k) of their input the weights that share it want
 LAYER = record(

@@ -15,7 +15,7 @@ from localmoe.kernels import attention
 from localmoe.kernels.activations import act_bytes
 from localmoe.kernels.matmul_driver import matmul_scratch_bytes
 from localmoe.kernels.table import KERNELS, matmul_address, matvec_address
-from localmoe.kernels.team import SYNC_INTS, yield_address
+from localmoe.kernels.team import sync_ints, yield_address
 from localmoe.model.config import ModelConfig, rope_frequencies
 from localmoe.model.forward_attention import CHUNK
 from localmoe.model.kv_cache import KVCache, new_cache
@@ -114,7 +114,7 @@ class Runner:
         experts = self._array(weight.n_expert, np.int64)
         experts[:] = [weight.matrix(expert).ctypes.data for expert in range(weight.n_expert)]
         kernels = matvec_address(weight.type), matmul_address(weight.type)
-        return (*kernels, weight.rows, weight.cols, form, int(experts.ctypes.data))
+        return (*kernels, weight.rows, weight.cols, form, int(experts.ctypes.data), weight.rows * weight.row_bytes)
 
     def _fill_model(self, weights: Weights, cache_type: str) -> None:
         config = self.config
@@ -168,7 +168,7 @@ class Runner:
             "angles": self._address((BATCH, config.rope_dim)),
             "scores": self._address((max(tiles, self.n_thread) * attention.ROWS, self.cache.n_room)),
             "stats": self._address((n_item, 2)), "partial": self._address((n_item, value_width)),
-            "sync": self._address(SYNC_INTS, np.int64),
+            "sync": self._address(sync_ints(self.n_thread), np.int64),
             "scratch": self._address((self.n_thread, scratch), np.uint8), "scratch_bytes": scratch,
         }  # fmt: skip
 
