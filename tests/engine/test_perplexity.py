@@ -97,11 +97,11 @@ def test_a_model_against_itself_and_with_fewer_experts(model: localmoe.Model, tm
     assert same().ppl == pytest.approx(estimate.ppl, rel=1e-6)
     assert same().same_top == 100.0
     expected, reference = [], [log_probabilities(model, chunk) for chunk in chunks]
-    model.session().use_experts(1)
+    model.session().route(n_expert_used=1)
     try:
         *_, (n, less) = compare(model, open_base(base))
     finally:
-        model.session().use_experts(None)
+        model.session().route()
     for chunk, p in zip(chunks, reference, strict=True):
         ids = [model.tokenizer.bos, *chunk[1:].tolist()]
         logits = model.eval(ids, n_expert_used=1).logits.astype(np.float64)[N_CTX // 2 : N_CTX - 1]
