@@ -11,34 +11,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from localmoe.jit import isa, kernel_address, njit
-from localmoe.kernels.simd import Vec, add, call_address, hsum, make_constant, make_load, st_f32
+from localmoe.kernels.limits import read
+from localmoe.kernels.simd import call_address
 from localmoe.kernels.table import KERNELS, MATVEC_ARGS, matvec_address
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests import naive
 
-_load = make_load(Vec("f32", 16))
-_zero = make_constant(Vec("f32", 16), 0)
+_read = njit(read, inline=True)
 
 
-def read(w: int, act: int, out: int, r0: int, r1: int, n_bytes: int) -> None:  # noqa: ARG001
-    """Sum rows of `n_bytes` as float32: what any kernel does at the least."""
-    a0, a1, a2, a3 = _zero(), _zero(), _zero(), _zero()
-    at = w + r0 * n_bytes
-    end = w + r1 * n_bytes - 255
-    while at < end:
-        a0 = add(a0, _load(at))
-        a1 = add(a1, _load(at + 64))
-        a2 = add(a2, _load(at + 128))
-        a3 = add(a3, _load(at + 192))
-        at += 256
-    st_f32(out + 4 * r0, hsum(add(add(a0, a1), add(a2, a3))))
+def read_rows(w: int, act: int, out: int, r0: int, r1: int, n_bytes: int) -> None:  # noqa: ARG001
+    """Sum rows of `n_bytes` as float32, with a matvec's arguments."""
+    _read(w + r0 * n_bytes, (r1 - r0) * n_bytes, out + 4 * r0)
 
 
 @njit
@@ -78,7 +73,7 @@ def measure(kind: GGMLQuantizationType, cols: int, n_bytes: int, runs: int) -> d
     w = np.tile(some, (rows // 64 + 1, 1))[:rows]
     act = aligned(naive.activation_row(KERNELS[kind].act, rng.normal(size=cols).astype(np.float32)))
     out = np.zeros(rows, np.float32)
-    programs = {"": (matvec_address(kind), cols), "read_": (kernel_address(read, MATVEC_ARGS), row_bytes)}
+    programs = {"": (matvec_address(kind), cols), "read_": (kernel_address(read_rows, MATVEC_ARGS), row_bytes)}
 
     best: dict[str, float] = {}
 

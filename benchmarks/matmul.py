@@ -11,56 +11,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from localmoe.jit import isa, kernel_address, njit
+from localmoe.jit import isa, njit
+from localmoe.kernels.limits import peak
 from localmoe.kernels.matmul_driver import matmul_scratch_bytes
-from localmoe.kernels.simd import LANES, call_address, emit_dot4
+from localmoe.kernels.simd import call_address
 from localmoe.kernels.table import KERNELS, matmul_address
-from localmoe.kernels.tile import BIASED, F32V, I8V, I32V, Cells, Value, compiled, fma, loop, zero
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests import naive
-
-_CHAINS, _TURNS, _UNROLL = 12, 50_000, 4
-
-
-def _emit_dots(scratch: Value, turns: Value) -> None:
-    x = scratch.load(I8V)
-    sums = Cells([zero(scratch.b, I32V)] * _CHAINS)
-    with loop(scratch.b, turns):
-        parts = sums.get()
-        for _ in range(_UNROLL):
-            parts = [Value(x.b, emit_dot4(x.b, part.v, x.v, x.v)) for part in parts]
-        sums.put(parts)
-    for i, part in enumerate(sums.get()):
-        (scratch + 64 * i).store(part)
-
-
-def _emit_fmas(scratch: Value, turns: Value) -> None:
-    x = scratch.load(F32V)
-    sums = Cells([zero(scratch.b, F32V)] * _CHAINS)
-    with loop(scratch.b, turns):
-        parts = sums.get()
-        for _ in range(_UNROLL):
-            parts = [fma(x, x, part) for part in parts]
-        sums.put(parts)
-    for i, part in enumerate(sums.get()):
-        (scratch + 64 * i).store(part)
-
-
-_dots, _fmas = compiled(_emit_dots, 2), compiled(_emit_fmas, 2)
-
-
-def dots(scratch: int, turns: int) -> None:
-    _dots((scratch, turns))
-
-
-def fmas(scratch: int, turns: int) -> None:
-    _fmas((scratch, turns))
 
 
 @njit
@@ -80,14 +47,6 @@ def best(work: Callable[[], None], seconds: float) -> float:
     return shortest
 
 
-def peak(block: int, seconds: float) -> float:
-    """GMAC/s of the instruction that a type's kernel is made of."""
-    address = kernel_address(fmas if block == 1 else dots, 2)
-    scratch = np.zeros(64 * _CHAINS, np.uint8)
-    taken = best(lambda: repeat(1, address, (scratch.ctypes.data, _TURNS)), seconds)
-    return _TURNS * _UNROLL * _CHAINS * LANES * (1 if block == 1 else 4) / taken / 1e9
-
-
 def measure(
     kind: GGMLQuantizationType, rows: int, cols: int, tokens: list[int], seconds: float
 ) -> dict[str, float | str]:
@@ -102,7 +61,7 @@ def measure(
     memory = np.zeros(matmul_scratch_bytes(cols) + 64, np.uint8)
     scratch = memory.ctypes.data + -memory.ctypes.data % 64
     address = matmul_address(kind)
-    top = peak(KERNELS[kind].block, seconds) if BIASED or KERNELS[kind].block == 1 else 0.0
+    top = peak("float" if KERNELS[kind].block == 1 else "int", 1)
     times = max(1, (1 << 20) // (rows * cols))
     line: dict[str, float | str] = {"type": kind.name, "isa": isa(), "cols": cols, "rows": rows}
     if top:

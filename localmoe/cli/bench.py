@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
+from localmoe.cli.bench_profile import profile_lines, profile_test
 from localmoe.cli.common import CacheTypeK, CacheTypeV, ExpertsUsed, ModelPath, load_arguments, open_model
 from localmoe.engine.threads import physical_cores
 from localmoe.errors import UsageError
@@ -64,6 +66,10 @@ class Row:
     avg_ts: float
     stddev_ts: float
     samples: list[float]
+    read_gbs: float | None = None  # of a plain read loop over the model's weights, between the runs
+    token_bytes: int | None = None  # that a decoded token reads
+    read_share: float | None = None  # median run's bytes per second over read_gbs
+    profile: dict[str, Any] | None = None
 
 
 def bench(
@@ -81,6 +87,7 @@ def bench(
     experts_used: ExpertsUsed = None,
     cache_type_k: CacheTypeK = "f16",
     cache_type_v: CacheTypeV = "f16",
+    profile: Annotated[bool, typer.Option("--profile", help="Time every step, beside the machine's limits.")] = False,
 ) -> None:
     """Measure prompt and decode speed in tokens per second: mean and standard deviation, after a warm-up."""
     if output not in FORMATS:
@@ -100,11 +107,14 @@ def bench(
     rows: list[Row] = []
     for n_threads in whole_numbers("-t", threads or str(physical_cores()), least=1):
         with closing(open_model(model, {**load, "n_threads": n_threads})) as opened:
-            for row in measure_all(opened, model, n_threads, tests, repetitions):
+            for row in measure_all(opened, model, n_threads, tests, repetitions, profile=profile):
                 if output == "md":
                     print("\n".join(([] if rows else [*HEADER]) + [markdown_row(row)]), flush=True)
                 rows.append(row)
-    if output == "json":
+    if output == "md":
+        for row in rows:
+            print("".join(f"{line}\n" for line in (*bandwidth(row), *profile_lines(row.test, row.profile))), end="")
+    else:
         print(json.dumps([asdict(row) for row in rows], indent=2))
 
 
@@ -116,7 +126,9 @@ def whole_numbers(flag: str, text: str, least: int = 0) -> list[int]:
     return list(dict.fromkeys(map(int, parts)))
 
 
-def measure_all(model: Model, path: Path, n_threads: int, tests: list[Case], repetitions: int) -> Iterator[Row]:
+def measure_all(
+    model: Model, path: Path, n_threads: int, tests: list[Case], repetitions: int, *, profile: bool = False
+) -> Iterator[Row]:
     """Rows of all tests, after a warm-up that compiles and reads what they need."""
     session = model.session()
     ids = _token_ids(model, WARM_UP_PROMPT + WARM_UP_DECODE)
@@ -125,14 +137,21 @@ def measure_all(model: Model, path: Path, n_threads: int, tests: list[Case], rep
         session.decode(token)
     n_params = sum(tensor.n_elements for tensor in model.gguf.tensors.values())
     for test in tests:
-        samples = []
+        samples, reads = [], []
         for run in range(repetitions):
             if sys.stderr.isatty():
                 print(f"\r{test.name}: {run + 1}/{repetitions} ", end="", file=sys.stderr, flush=True)
+            if test.n_gen:
+                reads.append(model.read_speed())
             samples.append(test.n_tokens / measure(model, session, test))
+        run_once = partial(measure, model, session, test)
+        profiled = profile_test(model, repetitions, run_once) if profile else None
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
         spread = statistics.stdev(samples) if len(samples) > 1 else 0.0
+        ends = (test.n_depth, test.n_depth + test.n_gen - 1)
+        n_bytes = sum(map(model.decode_bytes, ends)) // 2 if test.n_gen else None
+        read = statistics.median(reads) if reads else None
         yield Row(
             model_filename=str(path),
             model_size=model.gguf.n_bytes,
@@ -145,7 +164,20 @@ def measure_all(model: Model, path: Path, n_threads: int, tests: list[Case], rep
             avg_ts=statistics.fmean(samples),
             stddev_ts=spread,
             samples=samples,
+            read_gbs=read,
+            token_bytes=n_bytes,
+            read_share=statistics.median(samples) * n_bytes / read / 1e9 if n_bytes and read else None,
+            profile=profiled,
         )
+
+
+def bandwidth(row: Row) -> list[str]:
+    """A line on how much of the memory's bandwidth decoding used."""
+    if row.token_bytes is None or row.read_gbs is None or row.read_share is None:
+        return []
+    used, share = row.read_share * row.read_gbs, row.read_share
+    size = f"{row.token_bytes / 1e9:.3f} GB a token"
+    return [f"{row.test}: {size}, {used:.1f} GB/s, {share:.0%} of a plain read loop's {row.read_gbs:.1f} GB/s"]
 
 
 def measure(model: Model, session: Any, test: Case) -> float:

@@ -24,6 +24,7 @@ from localmoe.gguf_file import GGUFFile, open_gguf, visible
 from localmoe.jit import cache_dir
 from localmoe.model.config import ModelConfig
 from localmoe.model.memory import check_memory
+from localmoe.model.profile import Limits, Profile, decode_bytes, measure_limits, read_limit
 from localmoe.model.runner import Runner
 from localmoe.model.weights import load_weights
 from localmoe.text.chat_template import ChatTemplate
@@ -81,6 +82,22 @@ class Model:
     def session(self) -> Session:
         """The model's conversation, for callers that choose tokens themselves."""
         return self._session
+
+    def profile(self) -> Profile:
+        """A profile of the passes between its `start` and `stop`."""
+        return Profile(self._runner)
+
+    def read_speed(self) -> float:
+        """GB/s of a plain read loop over the model's own weights, on as many threads."""
+        return read_limit(self._runner.weights, self.n_threads)
+
+    def decode_bytes(self, n_past: int) -> int:
+        """Bytes of weights and cache that one token reads after `n_past` others."""
+        return decode_bytes(self._runner, n_past, self._session.n_used if self.config.n_expert else 0)
+
+    def limits(self) -> Limits:
+        """What this machine could do at most, on as many threads."""
+        return measure_limits(self._runner.weights, self.n_threads)
 
     def tokenize(self, text: str, *, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
         """Token ids of `text`; `add_bos` None does what the model's vocabulary asks for."""

@@ -14,7 +14,7 @@ from numba import carray
 
 from localmoe.jit import njit
 from localmoe.kernels.elementwise import add_scaled, copy_scaled, rope_angles, rope_angles_ggml
-from localmoe.kernels.team import as_pointer, barrier, take
+from localmoe.kernels.team import as_pointer, take
 from localmoe.model.forward_attention import attention_many, attention_one, heads_stay, write_cache
 from localmoe.model.forward_experts import (
     add_experts,
@@ -34,6 +34,21 @@ from localmoe.model.forward_products import (
     project_router,
     quantize_row,
 )
+from localmoe.model.forward_profile import (
+    ADD,
+    ATTENTION,
+    CACHE,
+    CHOOSE,
+    DOWN,
+    LOGITS,
+    NORM,
+    OUTPUT,
+    QKV,
+    ROUTER,
+    begin,
+    mark,
+    meet,
+)
 from localmoe.model.plan import BUFFERS, LAYER, MODEL, STEP
 
 N_ARGS = 6
@@ -51,53 +66,60 @@ def layer_step(m: Any, layer: Any, step: Any, mine: Any, index: int, thread: int
         if step.hidden and (not one or thread == 0):
             copy_scaled(mine.x + t * m.n_embd * 4, 1.0, step.hidden + (index * step.n_tok + t) * m.n_embd * 4, m.n_embd)
         norm(m, mine, layer.attn_norm, layer.needs_attn, t)
+    mark(m, thread, NORM)
     if not one:
-        barrier(m.sync, m.n_thread, m.yield_to)
+        meet(m, thread, NORM)
     project(m, layer.attn_q, mine.normed, step.n_tok, m.q, thread, 0)
     project(m, layer.attn_k, mine.normed, step.n_tok, m.k, thread, 1)
     project(m, layer.attn_v, mine.normed, step.n_tok, m.v, thread, 2)
-    barrier(m.sync, m.n_thread, m.yield_to)
+    meet(m, thread, QKV)
     write_cache(m, layer, step, thread)
+    mark(m, thread, CACHE)
     if not one or not heads_stay(m, step):
-        barrier(m.sync, m.n_thread, m.yield_to)
+        meet(m, thread, CACHE)
     if one:
         attention_one(m, layer, step, mine, thread)
     else:
         attention_many(m, layer, step, mine, thread)
-    barrier(m.sync, m.n_thread, m.yield_to)
+    meet(m, thread, ATTENTION)
     for t in range(first, last):
         quantize_row(mine.attended, layer.needs_output, t, m.n_head * m.head_dim)
+    mark(m, thread, NORM)
     if not one:
-        barrier(m.sync, m.n_thread, m.yield_to)
+        meet(m, thread, NORM)
     project(m, layer.attn_output, mine.attended, step.n_tok, m.projected, thread, 0)
-    barrier(m.sync, m.n_thread, m.yield_to)
+    meet(m, thread, OUTPUT)
 
     # feed-forward: the router chooses experts, their outputs are added with its weights
     for t in range(first, last):
         add_scaled(mine.x + t * m.n_embd * 4, m.projected + t * m.n_embd * 4, 1.0, m.n_embd)
         norm(m, mine, layer.ffn_norm, layer.needs_ffn, t)
+    mark(m, thread, NORM)
     if m.n_expert:
         project_router(m, layer.router, mine.normed, step.n_tok, thread)
+        mark(m, thread, ROUTER)
         if not one:  # the scores of its own tokens
             for t in range(first, last):
                 if not choose_experts(m, step, t, t, index) and not step.failed_layer:
                     step.failed_layer = index + 1
-        barrier(m.sync, m.n_thread, m.yield_to)
+        meet(m, thread, CHOOSE)
         # every thread for itself, in a row of the trace of its own: the first is the one that is read
         if one and not choose_experts(m, step, 0, thread, index) and thread == 0 and not step.failed_layer:
             step.failed_layer = index + 1
     if not one:
         if thread == 0:
             group_slots(m, step, index)
-        barrier(m.sync, m.n_thread, m.yield_to)
+        meet(m, thread, CHOOSE)
     if one:
+        mark(m, thread, CHOOSE)
         ids = step.experts + (thread * m.n_layer + index) * step.trace_width * 4 if m.n_expert else m.starts
         feed_forward_one(m, layer, step, mine, ids, thread)
     else:
         feed_forward_many(m, layer, step, mine, thread)
-    barrier(m.sync, m.n_thread, m.yield_to)
+    meet(m, thread, DOWN)
     for t in range(first, last):
         add_experts(m, step, mine, t, thread if one else t, index)
+    mark(m, thread, ADD)
 
 
 @njit
@@ -112,8 +134,9 @@ def logits_step(m: Any, step: Any, mine: Any, thread: int) -> None:
             copy_scaled(mine.x + t * m.n_embd * 4, 1.0, at, m.n_embd)
         if t >= step.n_tok - step.n_out:
             norm(m, mine, m.output_norm, m.needs_logits, t)
+    mark(m, thread, NORM)
     if not one:
-        barrier(m.sync, m.n_thread, m.yield_to)
+        meet(m, thread, NORM)
     if step.n_out == 0:
         return
     scratch = m.scratch + thread * m.scratch_bytes
@@ -133,6 +156,7 @@ def logits_step(m: Any, step: Any, mine: Any, thread: int) -> None:
 def run_step(thread: int, models: Any, layers: Any, buffers: Any, steps: Any, frequencies: Any) -> None:
     """The whole pass, with the records as arrays."""
     m, step = models[0], steps[0]
+    begin(m, thread)
     one = step.n_tok == 1
     mine = buffers[thread] if one else buffers[m.n_thread]
     if one and thread:
@@ -143,11 +167,11 @@ def run_step(thread: int, models: Any, layers: Any, buffers: Any, steps: Any, fr
             rope_angles_ggml(step.pos + t, m.rope_step, frequencies[1], m.rope_magnitude, angles)
         else:
             rope_angles(step.pos + t, frequencies[0], m.rope_magnitude, angles)
-    barrier(m.sync, m.n_thread, m.yield_to)
+    meet(m, thread, CACHE)
     for index in range(m.n_layer):
         layer_step(m, layers[index], step, mine, index, thread)
     logits_step(m, step, mine, thread)
-    barrier(m.sync, m.n_thread, m.yield_to)
+    meet(m, thread, LOGITS)
 
 
 def forward(thread: int, models: int, layers: int, buffers: int, steps: int, frequencies: int) -> None:

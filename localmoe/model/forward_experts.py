@@ -10,7 +10,7 @@ from localmoe.jit import njit
 from localmoe.kernels.elementwise import add_scaled, silu_multiply
 from localmoe.kernels.router import group_by_expert, route, route_by_rules
 from localmoe.kernels.simd import ld_f32, ld_i32, st_i32
-from localmoe.kernels.team import barrier, share, take
+from localmoe.kernels.team import share, take
 from localmoe.model.forward_products import (
     MANY_UNIT,
     PIECES_MANY,
@@ -20,6 +20,7 @@ from localmoe.model.forward_products import (
     pieces_of,
     quantize_part,
 )
+from localmoe.model.forward_profile import GATE_UP, SILU, mark, meet
 
 EXPERT_ROWS, EXPERT_TOKENS = 256, 64  # rows of an expert taken at a time if it has so many tokens; else up to 4 times
 
@@ -55,12 +56,13 @@ def n_chosen(step: Any, ids: int) -> int:
 
 
 @njit
-def hidden_part(m: Any, layer: Any, mine: Any, ids: int, k: int, first: int, last: int) -> None:
+def hidden_part(m: Any, layer: Any, mine: Any, ids: int, k: int, first: int, last: int, thread: int) -> None:
     """Values first to last of hidden[k] = silu(gate @ x) * (up @ x) of one token's k-th expert."""
     e = ld_i32(ids + 4 * k)
     gate, up = mine.hidden.f32 + k * mine.hidden.f32_stride, m.up + k * m.n_ff * 4
     multiply_one(layer.gate, e, mine.normed, 0, gate, first, last)
     multiply_one(layer.up, e, mine.normed, 0, up, first, last)
+    mark(m, thread, GATE_UP)
     silu_multiply(gate + first * 4, up + first * 4, last - first)
 
 
@@ -79,16 +81,17 @@ def hidden_one(m: Any, layer: Any, step: Any, mine: Any, ids: int, thread: int) 
             k = at // blocks
             end = min(stop, (k + 1) * blocks)
             first, last = (at - k * blocks) * unit, min((end - k * blocks) * unit, m.n_ff)
-            hidden_part(m, layer, mine, ids, k, first, last)
+            hidden_part(m, layer, mine, ids, k, first, last, thread)
             quantize_part(mine.hidden, layer.needs_down, k, m.n_ff, first, last)
+            mark(m, thread, SILU)
             at = end
             if at == stop:
                 at, stop = take(m.sync, 0, n, 1, pieces, thread, m.n_thread)
         return
     first, last = share(m.n_ff, ROW_UNIT, thread, m.n_thread)
     for k in range(used):
-        hidden_part(m, layer, mine, ids, k, first, last)
-    barrier(m.sync, m.n_thread, m.yield_to)
+        hidden_part(m, layer, mine, ids, k, first, last, thread)
+    meet(m, thread, SILU)
     first, last = share(m.n_ff, unit, thread, m.n_thread)
     for k in range(used):
         quantize_part(mine.hidden, layer.needs_down, k, m.n_ff, first, last)
@@ -98,7 +101,7 @@ def hidden_one(m: Any, layer: Any, step: Any, mine: Any, ids: int, thread: int) 
 def feed_forward_one(m: Any, layer: Any, step: Any, mine: Any, ids: int, thread: int) -> None:
     """The chosen experts of one token: outputs, not yet weighted, to expert_out[k]."""
     hidden_one(m, layer, step, mine, ids, thread)
-    barrier(m.sync, m.n_thread, m.yield_to)
+    meet(m, thread, SILU)
     units = (m.n_embd + ROW_UNIT - 1) // ROW_UNIT
     used = n_chosen(step, ids)
     pieces = pieces_of(used * layer.down.expert_bytes, m.n_thread)
@@ -137,11 +140,13 @@ def hidden_many(m: Any, layer: Any, shared: Any, item: int, rows: int, thread: i
     tokens, slots, n = m.slot_tokens + 4 * start, m.slots + 4 * start, stop - start
     multiply_many(layer.gate, e, shared.normed, tokens, shared.hidden.f32, slots, n, first, last, scratch)
     multiply_many(layer.up, e, shared.normed, tokens, m.up, slots, n, first, last, scratch)
+    mark(m, thread, GATE_UP)
     for i in range(n):
         s = np.int64(ld_i32(slots + 4 * i))
         hidden = shared.hidden.f32 + s * shared.hidden.f32_stride
         silu_multiply(hidden + 4 * first, m.up + (s * m.n_ff + first) * 4, last - first)
         quantize_part(shared.hidden, layer.needs_down, s, m.n_ff, first, last)
+    mark(m, thread, SILU)
 
 
 @njit
@@ -154,7 +159,7 @@ def feed_forward_many(m: Any, layer: Any, step: Any, shared: Any, thread: int) -
     while item < end:
         hidden_many(m, layer, shared, item, rows, thread)
         item, end = take(m.sync, 0, n, 1, n, thread, m.n_thread)
-    barrier(m.sync, m.n_thread, m.yield_to)
+    meet(m, thread, SILU)
     scratch = m.scratch + thread * m.scratch_bytes
     rows = rows_of_item(m, step, m.n_embd, MANY_UNIT)
     parts = (m.n_embd + rows - 1) // rows

@@ -92,6 +92,7 @@ MODEL = record(
     "yield_to",
     "scratch",
     "scratch_bytes",
+    "profile",  # 0, or (n_thread, forward_profile.ROW) int64 to add times of steps to
 )
 
 # One step: n_tok tokens from position `pos`; logits of the last n_out of them are written to `logits`.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ from localmoe.kernels.table import KERNELS, matmul_address, matvec_address
 from localmoe.kernels.team import sync_ints, yield_address
 from localmoe.model.config import ModelConfig, rope_frequencies
 from localmoe.model.forward_attention import CHUNK
+from localmoe.model.forward_profile import ROW
 from localmoe.model.kv_cache import KVCache, new_cache
 from localmoe.model.plan import BUFFERS, LAYER, MODEL, STEP
 from localmoe.model.weights import LayerWeights, Weight, Weights
@@ -25,6 +28,7 @@ from localmoe.model.workers import Workers
 from localmoe.quants.decode import decode
 
 BATCH = 512  # tokens of one step at most
+Observe = Callable[[int, int, int, npt.NDArray[np.int32], float], None]  # n_tok, pos, n_out, experts, seconds
 _FORMS = {"f32": 0, "q8_0": 1, "q8_k": 2}
 
 
@@ -73,6 +77,7 @@ class Runner:
         self.cache: KVCache = new_cache(config, n_ctx, cache_type)
         self._alive: list[np.ndarray] = []
         self._replaced: dict[int, np.ndarray] = {}
+        self._observe: Observe | None = None
         self._n_ff = config.n_ff_exp if config.n_expert else config.n_ff
         self._model = np.zeros(1, MODEL)
         self._layers = np.zeros(config.n_layer, LAYER)
@@ -260,18 +265,24 @@ class Runner:
         step["limits"] = 0 if rules is None else rules.limits.ctypes.data
         step["threshold"] = 0.0 if rules is None else rules.threshold
         step["failed_layer"] = 0
+        began = time.perf_counter()
         self._workers.run()
+        taken = time.perf_counter() - began
         if step["failed_layer"]:
             layer = int(step["failed_layer"]) - 1
             raise LocalMoeError(f"the router of layer {layer} gave scores that are not finite: the weights are damaged")
         n_used = n_used if config.n_expert else 0
-        return StepResult(
-            self._logits[:n_out],
-            self._experts[:n_tok, :, :n_used],
-            self._weights_out[:n_tok, :, :n_used],
-            self._probs[:n_tok, :, : config.n_expert],
-            hidden,
-        )
+        experts = self._experts[:n_tok, :, :n_used]
+        if self._observe is not None:
+            self._observe(n_tok, pos, n_out, experts, taken)
+        probs = self._probs[:n_tok, :, : config.n_expert]
+        return StepResult(self._logits[:n_out], experts, self._weights_out[:n_tok, :, :n_used], probs, hidden)
+
+    def watch(self, ticks: npt.NDArray[np.int64] | None, observe: Observe | None) -> None:
+        """Add every thread's clock ticks by step to its row of (threads, ROW) `ticks`, and tell each pass; or stop."""
+        assert ticks is None or ticks.shape == (self.n_thread, ROW)
+        self._ticks, self._observe = ticks, observe
+        self._model[0]["profile"] = 0 if ticks is None else ticks.ctypes.data
 
     def replace_router(self, layer: int, rows: npt.NDArray[np.float32] | None) -> None:
         """Let a layer's router be `rows` (E, D) until told otherwise, None: the file's own."""

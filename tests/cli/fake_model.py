@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+
+from localmoe.model.profile import Cost, Limits
 
 LAYERS, EXPERTS, USED = 2, 4, 2
 
@@ -58,6 +60,20 @@ class FakeSession:
         self.n_past = 0
 
 
+class FakeProfile:
+    """Two threads that took 3 and 1 seconds for 100 GB, with 20 tokens and 3 seconds in all."""
+
+    n_tok, pass_s = 20, 3.0
+    costs: ClassVar[dict[str, Cost]] = {"norm, quantize": Cost(), "down": Cost(100_000_000_000, 80_000_000_000)}
+    step_s = np.array([[0.0, 3.0], [0.5, 1.0]])
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
 class FakeModel:
     """Tokens are UTF-8 code points; every answer is `reply`, then an end-of-text token (id 0) that is not shown."""
 
@@ -85,6 +101,18 @@ class FakeModel:
     def session(self) -> FakeSession:
         self.sessions.append(FakeSession())
         return self.sessions[-1]
+
+    def read_speed(self) -> float:
+        return 50.0
+
+    def decode_bytes(self, n_past: int) -> int:
+        return 1_000_000 + 1_000 * n_past
+
+    def limits(self) -> Limits:
+        return Limits(read=50.0, int_macs=800.0, float_macs=200.0)
+
+    def profile(self) -> FakeProfile:
+        return FakeProfile()
 
     def generate(self, prompt: list[int], *, max_tokens: int = -1, **options: Any) -> Iterator[Step]:
         self.asked.append((prompt, {"max_tokens": max_tokens, **options}))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from localmoe.cli import main
-from localmoe.cli.bench import Case, Row, markdown_row, measure, whole_numbers
+from localmoe.cli.bench import Case, Row, bandwidth, markdown_row, measure, whole_numbers
 from localmoe.errors import UsageError
 from tests.cli.fake_model import FakeModel, FakeSession
 
@@ -91,6 +91,34 @@ def test_a_row_of_a_large_model() -> None:
     row = Row("8x7b.gguf", 17 * 2**30, 46_700_000_000, 2, 0, 128, 4096, "tg128 @ d4096", 6.9, 0.123, [6.9])
     expected = "| 8x7b | 17.00 GiB | 46.70 B | 2 | tg128 @ d4096 | 6.90 ± 0.12 |"
     assert " ".join(markdown_row(row).split()) == expected
+
+
+def test_decode_is_compared_with_reading(models: list[Any], capfd: pytest.CaptureFixture[str]) -> None:
+    """Bytes of the middle token: from 1.100 MB at position 100 to 1.102 MB."""
+    assert main(["bench", "-m", "m.gguf", "-p", "4", "-n", "3", "-d", "100", "-r", "1", "-t", "1", "-o", "json"]) == 0
+    prompt, decode = json.loads(capfd.readouterr().out)
+    assert prompt["read_share"] is None
+    assert (decode["token_bytes"], decode["read_gbs"]) == (1_101_000, 50.0)
+    assert decode["read_share"] == pytest.approx(decode["avg_ts"] * 1_101_000 / 50e9)
+    row = Row("m.gguf", 1, 1, 1, 0, 3, 0, "tg3", 40.0, 0.0, [40.0], 50.0, 1_000_000_000, 0.8)
+    assert bandwidth(row) == ["tg3: 1.000 GB a token, 40.0 GB/s, 80% of a plain read loop's 50.0 GB/s"]
+    assert models
+
+
+def test_profile_of_steps(models: list[Any], capfd: pytest.CaptureFixture[str]) -> None:
+    """100 GB take 2 s on average; reading them at 50 GB/s takes as long, so the step is at its limit."""
+    flags = ["bench", "-m", "m.gguf", "-p", "4", "-n", "0", "-r", "1", "-t", "1", "--profile"]
+    assert main([*flags, "-o", "json"]) == 0
+    idle, down = json.loads(capfd.readouterr().out)[0]["profile"]["steps"]
+    assert idle == {"step": "norm, quantize", "seconds": 0.25, "by_thread": [0.0, 0.5]} | dict.fromkeys(
+        ("bytes", "gbs", "gmacs", "share"), 0
+    )
+    assert (down["seconds"], down["gbs"], down["gmacs"], down["share"]) == (2.0, 50.0, 40.0, 1.0)
+    assert main(flags) == 0
+    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in capfd.readouterr().out.splitlines()]
+    assert ["down", "100000.00", "66.7%", "5000.000", "50.0", "40", "100%"] in cells
+    assert ["starting", "37500.00", "25.0%", "", "", "", ""] in cells
+    assert models
 
 
 @pytest.mark.parametrize(
