@@ -38,8 +38,11 @@ from localmoe.kernels.tile import (
 )
 
 UNPACK_LINES = 64  # cache lines of the next chunk to ask for while unpacking one
-CHUNK = 1024  # columns of quantized weights unpacked at a time: 32 KB of them with 16 lanes
-FLOAT_CHUNK = 256  # columns of float weights: the same bytes, and short sums keep float32's rounding small
+# Columns of quantized weights unpacked at a time. Weights for few tokens are best used while in the first-level cache:
+# 16 KB with 16 lanes. For many, fewer and longer turns over the tokens gain more than reading from the second costs.
+FEW = 16
+SHORT_CHUNK, CHUNK = 512, 2048
+FLOAT_CHUNK = 256  # columns of float weights: 32 KB of them, and short sums keep float32's rounding small
 
 # areas of scratch, from its start, in bytes
 _WEIGHTS = ROWS * CHUNK
@@ -162,20 +165,22 @@ def make_matmul(
 
     emit_unpack.__module__, emit_unpack.__qualname__ = unpack_block.__module__, unpack_block.__qualname__
     unpack = compiled(emit_unpack, 6)
+    short_chunk = min(chunk, SHORT_CHUNK)
     turns = chunk // ahead_every / ROWS  # of a tile for each row of the chunk, to be asked for by two small tiles
     small_step = _tile_step(run_tile, SMALL, ceil(row_lines / (2 * turns)))
     big_step = _tile_step(run_tile, BIG, ceil(row_lines / (3 * turns)))
 
     def product(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
         row_bytes = n_cols * unit_bytes // unit
+        step = short_chunk if n_tok <= FEW else chunk
         for r in range(r0, r1, ROWS):
             n_rows = min(ROWS, r1 - r)
             target = out + 4 * r
-            for k in range(0, n_cols, chunk):
-                n_k = min(chunk, n_cols - k)
-                part = chunk // unit * unit_bytes  # bytes of the chunk in a row
+            for k in range(0, n_cols, step):
+                n_k = min(step, n_cols - k)
+                part = step // unit * unit_bytes  # bytes of the chunk in a row
                 there = w + r * row_bytes + k // unit * unit_bytes + part
-                if k + chunk >= n_cols:
+                if k + step >= n_cols:
                     there = w + (r + ROWS) * row_bytes
                 _ahead_start((scratch, there, part, row_bytes, min(there + ROWS * row_bytes, w + r1 * row_bytes)))
                 for rv in range(ROW_VECS):

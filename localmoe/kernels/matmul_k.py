@@ -209,13 +209,16 @@ def _tile_q6_k(
             (table + b * 64).store(source.load(_BSUMS).signed(ir.VectorType(I32T, 16)) * -32)
     with loop(k.b, n_blocks) as b:
         total = Cells(tile_zero(tokens, F32V))
-        with loop(k.b, 16) as s:
+        with loop(k.b, 8) as s:
             ahead()
-            at = b * 16 + s
-            rows = [token + k + at * 16 for token in tokens]
-            start = tile_spread([(table + at * 4).load_splat(I32T) for table in tables])
-            part = tile_dot4(start, rows, scratch + at * (4 * PITCH), 4)
-            total.put(tile_scale(total.get(), part, scratch + SCALES + at * PITCH))
+            sums = total.get()
+            for half in range(2):
+                at = b * 16 + s * 2 + half
+                rows = [token + k + at * 16 for token in tokens]
+                start = tile_spread([(table + at * 4).load_splat(I32T) for table in tables])
+                part = tile_dot4(start, rows, scratch + at * (4 * PITCH), 4)
+                sums = tile_scale(sums, part, scratch + SCALES + at * PITCH)
+            total.put(sums)
         _add_to_outputs(outs, total.get(), tokens, n_cols, k, b)
 
 
@@ -272,7 +275,7 @@ _q4_k = make_matmul(
 _q5_k = make_matmul(
     _unpack_q5_k, _tile_min32, unit=_BLOCK, unit_bytes=176, vectors=_VECTORS, scales=8, mins=4, factors=1
 )
-_q6_k = make_matmul(_unpack_q6_k, _tile_q6_k, unit=_BLOCK, unit_bytes=210, vectors=_VECTORS, scales=16, ahead_every=16)
+_q6_k = make_matmul(_unpack_q6_k, _tile_q6_k, unit=_BLOCK, unit_bytes=210, vectors=_VECTORS, scales=16)
 
 
 def matmul_q2_k(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
