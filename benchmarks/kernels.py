@@ -21,19 +21,17 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from localmoe.jit import isa, kernel_address, njit
-from localmoe.kernels.limits import read
+from localmoe.kernels.limits import read_span
 from localmoe.kernels.simd import call_address
 from localmoe.kernels.table import KERNELS, MATVEC_ARGS, matvec_address
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests import naive
 
-_read = njit(read, inline=True)
-
 
 def read_rows(w: int, act: int, out: int, r0: int, r1: int, n_bytes: int) -> None:  # noqa: ARG001
     """Sum rows of `n_bytes` as float32, with a matvec's arguments."""
-    _read(w + r0 * n_bytes, (r1 - r0) * n_bytes, out + 4 * r0)
+    read_span(w + r0 * n_bytes, (r1 - r0) * n_bytes, out + 4 * r0)
 
 
 @njit

@@ -1,7 +1,7 @@
 """What the machine could do at most: loops that only read memory, or only multiply, as compiled kernels.
 
-`read` sums memory as float32 and does nothing else. `dots` and `fmas` are chains of nothing but the integer dot product
-and the fused multiply-add on registers. `read_speed` and `peak` time them on any number of threads.
+`read_span` sums memory as float32 and does nothing else. `dots` and `fmas` are chains of nothing but the integer dot
+product and the fused multiply-add on registers. `read_speed` and `peak` time them on any number of threads.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from localmoe.kernels.simd import (
     call_address,
     emit_dot4,
     hsum,
+    ld_i64,
     make_constant,
     make_load,
     st_f32,
@@ -33,12 +34,14 @@ from localmoe.kernels.tile import F32V, I8V, I32V, Cells, Value, compiled, fma, 
 HAS_DOT = ISA in ("avx512vnni", "avxvnni", "neon")  # elsewhere no single instruction multiplies and sums four bytes
 CHAINS, UNROLL = 12, 4
 TURNS = 50_000
+REST_S = 0.05  # before a loop: a session's threads spin for some milliseconds after a step, and would take part of it
 
 _load = make_load(Vec("f32", 16))
 _zero = make_constant(Vec("f32", 16), 0)
 
 
-def read(at: int, n_bytes: int, out: int) -> None:
+@njit(inline=True)
+def read_span(at, n_bytes, out):  # type: ignore[no-untyped-def]
     """Sum `n_bytes` (whole 256s) from an address on as float32: what any kernel does at the least."""
     a0, a1, a2, a3 = _zero(), _zero(), _zero(), _zero()
     end = at + n_bytes - 255
@@ -49,6 +52,12 @@ def read(at: int, n_bytes: int, out: int) -> None:
         a3 = add(a3, _load(at + 192))
         at += 256
     st_f32(out, hsum(add(add(a0, a1), add(a2, a3))))
+
+
+def read_spans(spans: int, n: int, out: int) -> None:
+    """`read_span` of n spans, (n, 2) int64 addresses and sizes."""
+    for i in range(n):
+        read_span(ld_i64(spans + 16 * i), ld_i64(spans + 16 * i + 8), out)
 
 
 def _emit_dots(scratch: Value, turns: Value) -> None:
@@ -106,21 +115,19 @@ def seconds(works: Sequence[Callable[[], None]]) -> float:
 
 def read_speed(arrays: Sequence[npt.NDArray[np.uint8]], n_threads: int) -> float:
     """GB/s of the read loop over arrays, each shared out over the threads."""
-    kernel, sums = kernel_address(read, 3), np.zeros(16 * n_threads, np.float32)
-    spans: list[list[tuple[int, int]]] = [[] for _ in range(n_threads)]
-    total = 0
-    for array in arrays:
+    kernel, sums = kernel_address(read_spans, 3), np.zeros((n_threads, 16), np.float32)
+    spans = np.zeros((n_threads, len(arrays), 2), np.int64)
+    for i, array in enumerate(arrays):
         part = array.nbytes // n_threads // 256 * 256
         for thread in range(n_threads):
-            spans[thread].append((array.ctypes.data + thread * part, part))
-        total += n_threads * part
-
-    def work(thread: int) -> None:
-        for at, n_bytes in spans[thread]:
-            run(kernel, (at, n_bytes, sums[16 * thread :].ctypes.data))
-
-    run(kernel, (0, 0, sums.ctypes.data))
-    return total / seconds([partial(work, thread) for thread in range(n_threads)]) / 1e9
+            spans[thread, i] = array.ctypes.data + thread * part, part
+    works = [
+        partial(run, kernel, (spans[thread].ctypes.data, len(arrays), sums[thread].ctypes.data))
+        for thread in range(n_threads)
+    ]
+    run(kernel, (spans.ctypes.data, 0, sums.ctypes.data))  # compiled or loaded
+    time.sleep(REST_S)
+    return int(spans[:, :, 1].sum()) / seconds(works) / 1e9
 
 
 def peak(kind: str, n_threads: int, runs: int = 5) -> float:
@@ -130,6 +137,7 @@ def peak(kind: str, n_threads: int, runs: int = 5) -> float:
     kernel = kernel_address(dots if kind == "int" else fmas, 2)
     scratch = np.zeros((n_threads, 64 * CHAINS), np.uint8)
     works = [partial(run, kernel, (row.ctypes.data, TURNS)) for row in scratch]
+    time.sleep(REST_S)
     seconds(works)
     macs = n_threads * TURNS * UNROLL * CHAINS * LANES * (4 if kind == "int" else 1)
     return macs / min(seconds(works) for _ in range(runs)) / 1e9
