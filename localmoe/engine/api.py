@@ -68,6 +68,13 @@ class Model:
     def n_threads(self) -> int:
         return self._runner.n_thread
 
+    @property
+    def expert_bytes(self) -> npt.NDArray[np.int64]:
+        """Bytes of one expert's three matrices in each layer, (L,); of a dense model all of a layer's."""
+        layers = self._runner.weights.layers
+        stacks = [(layer.ffn_gate, layer.ffn_up, layer.ffn_down) for layer in layers]
+        return np.array([sum(w.rows * w.row_bytes for w in layer) for layer in stacks], np.int64)
+
     def __enter__(self) -> Self:
         return self
 

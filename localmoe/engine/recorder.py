@@ -72,7 +72,7 @@ class Recorder:
             weights=np.concatenate([_padded(part.weights, width, 0) for part in parts]),
             router=router,
             n_expert=model.config.n_expert,
-            expert_bytes=expert_bytes(model),
+            expert_bytes=model.expert_bytes,
             labels=expert_labels(model.gguf.metadata, model.config.n_expert),
             model=model.gguf.path.name,
             settings=model.session().routing.describe(model.config.n_expert),
@@ -95,19 +95,6 @@ def _pieces(model: Model, tokens: Sequence[int], starts: Sequence[bool]) -> tupl
 
 def _padded(values: np.ndarray[Any, Any], width: int, fill: int) -> np.ndarray[Any, Any]:
     return np.pad(values, ((0, 0), (0, 0), (0, width - values.shape[2])), constant_values=fill)
-
-
-def expert_bytes(model: Model) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Bytes of one expert's three matrices in each layer, (L,)."""
-    stacks = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
-    tensors, n_expert = model.gguf.tensors, max(model.config.n_expert, 1)
-    sizes = [
-        sum(tensors[f"blk.{layer}.{name}.weight"].n_bytes for name in stacks) // n_expert
-        if model.config.n_expert
-        else 0
-        for layer in range(model.config.n_layer)
-    ]
-    return np.array(sizes, np.int64)
 
 
 def windows(model: Model, ids: Sequence[int], size: int | None = None) -> Iterator[list[int]]:

@@ -76,7 +76,7 @@ class Runner:
         self.n_slot = max(BATCH * max(config.n_expert_used, 1), config.n_expert)
         self.cache: KVCache = new_cache(config, n_ctx, cache_type)
         self._alive: list[np.ndarray] = []
-        self._replaced: dict[int, np.ndarray] = {}
+        self._replaced: dict[int, tuple[np.void, np.ndarray]] = {}  # a router's own record, and what stands for it
         self._observe: Observe | None = None
         self._n_ff = config.n_ff_exp if config.n_expert else config.n_ff
         self._model = np.zeros(1, MODEL)
@@ -289,12 +289,15 @@ class Runner:
         weights, row = self.weights.layers[layer], self._layers[layer]
         own = weights.ffn_gate_inp
         assert own is not None
-        self._replaced.pop(layer, None)
+        kept = self._replaced.pop(layer, None)
+        record = row["router"].copy() if kept is None else kept[0]
+        row["router"] = record
         if rows is not None:
             assert rows.shape == (own.rows, own.cols)
-            self._replaced[layer] = data = np.ascontiguousarray(rows, np.float32)
+            data = np.ascontiguousarray(rows, np.float32)
             own = Weight(own.name, GGMLQuantizationType.F32, own.rows, own.cols, 1, 4 * own.cols, data.view(np.uint8))
-        row["router"] = self._weight_row(own)
+            self._replaced[layer] = (record, data)
+            row["router"] = self._weight_row(own)
         row["needs_ffn"] = _needs(weights.ffn_gate, weights.ffn_up, own)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import localmoe
-from localmoe.engine.recorder import expert_bytes, record_generation, record_text
+from localmoe.engine.recorder import record_generation, record_text
 from localmoe.errors import UsageError
 from localmoe.experts.trace import RoutingTrace
 from tests.tiny import write_tiny
@@ -44,7 +44,7 @@ def test_a_generation_has_its_phases(model: localmoe.Model) -> None:
 
 
 def test_bytes_of_an_expert(model: localmoe.Model) -> None:
-    assert expert_bytes(model).tolist() == [3 * 64 * 96 * 4] * 2
+    assert model.expert_bytes.tolist() == [3 * 64 * 96 * 4] * 2
 
 
 def test_dense_models_have_nothing_to_record(tmp_path: Path) -> None:
