@@ -25,6 +25,7 @@ from .franken_source import Sources, join_tensors, open_sources, quantized
 from .pipeline import WriteReport, write_model
 from .recipe import COPY, find_recipe
 from .source import MetaValue, SourceModel, SourceTensor
+from .split import Split
 
 DEFAULT_TYPE = "Q4_K_M"
 PROMPTS_KEY = "localmoe.expert.prompts"
@@ -51,6 +52,7 @@ def build(
     *,
     seed: int = 0,
     pre: str | None = None,
+    split: Split | None = None,
     allow_requantize: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -73,7 +75,9 @@ def build(
         if recipe.dtype and quantized(sources):
             notify(f"dtype {recipe.dtype} is for unquantized weights alone: quantized ones stay as they are")
         # everything that can be refused is refused before the base model runs
-        report = write_model(plan, out, chosen, allow_requantize=allow_requantize, dry_run=True, notify=_unheard)
+        report = write_model(
+            plan, out, chosen, split=split, allow_requantize=allow_requantize, dry_run=True, notify=_unheard
+        )
         for line in _summary(report.notices):
             notify(line)
         if dry_run:
@@ -85,8 +89,8 @@ def build(
         )
         model = _joined(recipe, sources, router, chosen, seed, allow_requantize)
         report = write_model(
-            model, out, chosen, allow_requantize=allow_requantize, progress=progress, n_threads=n_threads,
-            notify=_unheard,
+            model, out, chosen, split=split, allow_requantize=allow_requantize, progress=progress,
+            n_threads=n_threads, notify=_unheard,
         )  # fmt: skip
     return Franken(recipe, report, router)
 

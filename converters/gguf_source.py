@@ -27,8 +27,8 @@ _Held = deque[tuple[mmap.mmap, int, int]]
 _VIEWS = {Type.F32: np.float32, Type.F16: np.float16, Type.BF16: np.uint16}
 
 
-def gguf_source(gguf: GGUFFile) -> SourceModel:
-    """Describe an open file, which must stay open until the model is written.
+def gguf_source(gguf: GGUFFile, *, keep_split: bool = False) -> SourceModel:
+    """Describe an open file, which must stay open until the model is written; `keep_split` keeps tensors in its order.
 
     BadInputError: a key or tensor that its architecture needs is missing or wrong, as far as localmoe knows the
     architecture; a type that localmoe cannot read.
@@ -51,6 +51,7 @@ def gguf_source(gguf: GGUFFile) -> SourceModel:
         label=label,
         origin="gguf",
         files=gguf.parts,
+        keep_order=keep_split,
     )
 
 
@@ -88,7 +89,7 @@ def _stack(name: str, experts: list[SourceTensor], label: str) -> SourceTensor:
         if tensor is None or (tensor.shape, tensor.type) != (first.shape, first.type):
             raise BadInputError("its experts are not all there and alike", file=label, item=visible(name))
     pieces = [piece for tensor in ordered if tensor is not None for piece in tensor.pieces]
-    return SourceTensor(name, (len(experts), *first.shape), first.type, pieces)
+    return SourceTensor(name, (len(experts), *first.shape), first.type, pieces, first.part)
 
 
 def _tensor(gguf: GGUFFile, info: TensorInfo, label: str, held: _Held) -> SourceTensor:
@@ -103,7 +104,7 @@ def _tensor(gguf: GGUFFile, info: TensorInfo, label: str, held: _Held) -> Source
             partial(_read, gguf, info, held, row_bytes, first + start, first + stop)
             for start, stop in row_runs(per_matrix, row_bytes, _PIECE_BYTES)
         ]
-    return SourceTensor(info.name, info.shape, info.type, pieces)
+    return SourceTensor(info.name, info.shape, info.type, pieces, info.part)
 
 
 def _read(gguf: GGUFFile, info: TensorInfo, held: _Held, row_bytes: int, start: int, stop: int) -> np.ndarray:

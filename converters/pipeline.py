@@ -20,7 +20,7 @@ from gguf import GGUFValueType
 
 from localmoe.errors import BadInputError, UsageError
 from localmoe.gguf_file import visible
-from localmoe.output_file import OutputFile, check_target, replacing
+from localmoe.output_file import OutputFile, check_target
 from localmoe.progress import Progress, Silent
 from localmoe.quants.formats import FORMATS, format_of
 
@@ -28,6 +28,7 @@ from .convert_rows import Rows, convert, prepare
 from .output import TensorHeader, check_space, header_bytes, padded
 from .recipe import CONVERTER_TYPES, COPY, Choice, Options, choose_types, find_recipe, parse_options
 from .source import MetaValue, Piece, SourceModel
+from .split import Split, cut, part_metadata, part_paths, replacing_all
 
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 MAX_THREADS = 16
@@ -48,14 +49,19 @@ class WrittenTensor:
 
 @dataclass(frozen=True)
 class WriteReport:
-    """What was written, or with dry_run would be: `n_bytes` is the size of the whole file."""
+    """What was written, or with dry_run would be: `n_bytes` is the size of all files, `path` the first of `parts`."""
 
-    path: Path
+    parts: tuple[Path, ...]
     file_type: str
     tensors: tuple[WrittenTensor, ...]
     notices: tuple[str, ...]
     n_bytes: int
     seconds: float
+
+    @property
+    def path(self) -> Path:
+        """The file, or the first of several: the one to open."""
+        return self.parts[0]
 
     @property
     def bits_per_weight(self) -> float:
@@ -77,6 +83,7 @@ def write_model(
     options: Options | None = None,
     pure: bool = False,
     overrides: Sequence[tuple[str, str]] = (),
+    split: Split | None = None,
     allow_requantize: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -85,7 +92,8 @@ def write_model(
 ) -> WriteReport:
     """Write `model` as `file_type` ("Q4_K_M", "F16", ..., or "COPY": types as they are) to `out`, all or nothing.
 
-    `options` replaces `pure` and `overrides` ((regular expression, type name) pairs). `notify` is told about fallbacks.
+    `split` cuts it into several files, `out-00001-of-0000N.gguf`. `options` replaces `pure` and `overrides` ((regular
+    expression, type name) pairs). `notify` is told about fallbacks.
     UsageError: unknown types, input and output the same file, requantizing without being allowed to. BadInputError: NaN
     or infinity in a weight, values too large for a type. FileError: the system cannot write. Nothing is left behind.
     """
@@ -95,23 +103,33 @@ def write_model(
     if importance is not None:
         raise UsageError("an importance matrix is not supported yet", got=f"one of {len(importance)} tensors")
     options = options or parse_options(pure=pure, overrides=overrides)
-    target = check_target(out, _inputs(model), file=str(out))
     choices = list(choose_types(model, name, options))
     rows = tuple(_row(choice, model.label) for choice in choices)
+    ranges = cut([row.n_bytes for row in rows], [choice.tensor.part for choice in choices], split)
+    paths = part_paths(out, len(ranges), split)
+    targets = [check_target(path, _inputs(model), file=str(path)) for path in paths]
     _check_requantizing(rows, allow_requantize, model.label)
     notices = tuple(choice.notice for choice in choices if choice.notice)
     for line in notices:
         notify(line)
-    head = header_bytes(_metadata(model, name), [TensorHeader(r.name, r.shape, r.type, r.n_bytes) for r in rows])
-    n_bytes = len(head) + sum(padded(row.n_bytes) for row in rows)
+    heads = list(_heads(_metadata(model, name), rows, ranges, split))
+    n_bytes = sum(map(len, heads)) + sum(padded(row.n_bytes) for row in rows)
     if not dry_run:
-        check_space(target, n_bytes)
+        check_space(targets[0], n_bytes)
         prepare({(row.source_type, row.type) for row in rows}, notify)
         work = _Work(model, choices, rows, progress or Silent(), _threads(n_threads))
-        with replacing(target) as file:
-            file.write(head)
-            work.write_tensors(file)
-    return WriteReport(out, name, rows, notices, n_bytes, time.monotonic() - began)
+        with replacing_all(targets) as open_next:
+            work.write_parts(open_next, heads, ranges)
+    return WriteReport(tuple(paths), name, rows, notices, n_bytes, time.monotonic() - began)
+
+
+def _heads(
+    metadata: Mapping[str, MetaValue], rows: Sequence[WrittenTensor], ranges: Sequence[range], split: Split | None
+) -> Iterator[bytes]:
+    """What each part begins with."""
+    for i, tensors in enumerate(ranges):
+        keys = part_metadata(metadata, i, len(ranges), len(rows), split)
+        yield header_bytes(keys, [TensorHeader(r.name, r.shape, r.type, r.n_bytes) for r in (rows[t] for t in tensors)])
 
 
 def _inputs(model: SourceModel) -> list[Path]:
@@ -176,14 +194,17 @@ class _Work:
         self._progress = progress
         self._n_threads = n_threads
 
-    def write_tensors(self, file: OutputFile) -> None:
-        """Write every tensor and its padding, in order."""
+    def write_parts(self, open_next: Callable[[], OutputFile], heads: Sequence[bytes], parts: Sequence[range]) -> None:
+        """Write every part: its header, then its tensors with their padding, in order."""
         self._progress.start(sum(row.source_bytes for row in self._rows), "converting tensors")
         pool = ThreadPoolExecutor(self._n_threads, thread_name_prefix="encode")
         try:
             results = self._in_order(pool)
-            for choice, row in zip(self._choices, self._rows, strict=True):
-                self._write_tensor(file, choice, row, results)
+            for head, tensors in zip(heads, parts, strict=True):
+                file = open_next()
+                file.write(head)
+                for i in tensors:
+                    self._write_tensor(file, self._choices[i], self._rows[i], results)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             self._progress.finish()

@@ -180,7 +180,7 @@ def may_quantize(tensor: SourceTensor) -> bool:
 
 def file_order(model: SourceModel, file_type: str) -> list[SourceTensor]:
     """Tensors as they are written: llama-quantize's order (layer, then name), or the converter's own."""
-    if file_type == COPY or (model.origin == "checkpoint" and file_type in CONVERTER_TYPES):
+    if file_type == COPY or model.keep_order or (model.origin == "checkpoint" and file_type in CONVERTER_TYPES):
         return list(model.tensors)
     return sorted(model.tensors, key=lambda tensor: (_layer_of(tensor.name), tensor.name.encode()))
 

@@ -32,13 +32,15 @@ class MetaValue(NamedTuple):
 class SourceTensor:
     """One tensor under its GGUF name: shape in NumPy order (slowest axis first) and the pieces that cover it in order.
 
-    An expert stack has at least one piece an expert; no piece holds more than about `PIECE_BYTES`.
+    An expert stack has at least one piece an expert; no piece holds more than about `PIECE_BYTES`. `part` is the number
+    of the source's file that holds it, where that is split.
     """
 
     name: str
     shape: tuple[int, ...]
     type: GGMLQuantizationType
     pieces: Sequence[Piece]
+    part: int = 0
 
     @property
     def n_columns(self) -> int:
@@ -62,7 +64,7 @@ class SourceModel:
     the path that errors name. `origin` says which of llama.cpp's programs the result must equal: from a "checkpoint"
     the converter (tensors that are never quantized become F32, and F32, F16, BF16 and Q8_0 keep this order), from a
     "gguf" llama-quantize (those tensors keep their type, and the order is by layer, then by name). `files` are the
-    files that pieces read, none of which may be written over.
+    files that pieces read, none of which may be written over. `keep_order` keeps tensors in this order in any case.
     """
 
     metadata: dict[str, MetaValue]
@@ -72,6 +74,7 @@ class SourceModel:
     label: str
     origin: Literal["checkpoint", "gguf"] = "checkpoint"
     files: tuple[Path, ...] = ()
+    keep_order: bool = False
 
 
 def row_runs(n_rows: int, row_bytes: int, limit: int = PIECE_BYTES) -> Iterator[tuple[int, int]]:

@@ -50,6 +50,11 @@ class OutputFile:
             with _naming(self._target):
                 left = left[os.write(self._descriptor, left) :]
 
+    def sync(self) -> None:
+        """Wait until what was written is on the disk."""
+        with _naming(self._target):
+            os.fsync(self._descriptor)
+
 
 @contextlib.contextmanager
 def _naming(target: Path) -> Iterator[None]:

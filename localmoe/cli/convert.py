@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from localmoe.cli.quantize import SplitMaxSize, SplitMaxTensors, summary, table
 
 if TYPE_CHECKING:
     from localmoe.converters.pipeline import WriteReport
@@ -41,47 +43,45 @@ def convert(
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Quantize a GGUF that is quantized already; it loses quality.")
     ] = False,
+    split_max_size: SplitMaxSize = None,
+    split_max_tensors: SplitMaxTensors = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show sizes and types.")] = False,
     threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Threads that encode.")] = None,
 ) -> None:
     """Convert a checkpoint (or a GGUF) to a quantized GGUF in one pass; its path is printed when it is written."""
+    from localmoe.converters.split import parse_split
     from localmoe.errors import UsageError
+    from localmoe.progress import TerminalProgress
 
     if imatrix is not None:
         raise UsageError("importance matrices are not supported yet", item="--imatrix", got=imatrix)
+    options: dict[str, Any] = {
+        "split": parse_split(split_max_size, split_max_tensors), "dry_run": dry_run, "progress": TerminalProgress(),
+        "n_threads": threads,
+    }  # fmt: skip
     if source.is_dir():
-        report = _convert_folder(source, out, file_type, pre, dry_run, threads)
+        report = _convert_folder(source, out, file_type, pre, options)
     elif pre is not None:
         raise UsageError("is for checkpoint folders: a GGUF has its pre-tokenizer", item="--pre", got=pre)
     else:
-        report = _convert_gguf(source, out, file_type, allow_requantize, dry_run, threads)
+        report = _convert_gguf(source, out, file_type, {**options, "allow_requantize": allow_requantize})
     _show(report, dry_run)
 
 
-def _convert_folder(
-    source: Path, out: Path, file_type: str, pre: str | None, dry_run: bool, threads: int | None
-) -> WriteReport:
+def _convert_folder(source: Path, out: Path, file_type: str, pre: str | None, options: dict[str, Any]) -> WriteReport:
     from localmoe.converters.huggingface import load_source
     from localmoe.converters.pipeline import write_model
-    from localmoe.progress import TerminalProgress
 
-    model = load_source(source, pre=pre, warn=_warn)
-    return write_model(model, out, file_type, dry_run=dry_run, progress=TerminalProgress(), n_threads=threads)
+    return write_model(load_source(source, pre=pre, warn=_warn), out, file_type, **options)
 
 
-def _convert_gguf(
-    source: Path, out: Path, file_type: str, allow_requantize: bool, dry_run: bool, threads: int | None
-) -> WriteReport:
+def _convert_gguf(source: Path, out: Path, file_type: str, options: dict[str, Any]) -> WriteReport:
     from localmoe.converters.gguf_source import gguf_source
     from localmoe.converters.pipeline import write_model
     from localmoe.gguf_file import open_gguf
-    from localmoe.progress import TerminalProgress
 
     with open_gguf(source) as gguf:
-        return write_model(
-            gguf_source(gguf), out, file_type, allow_requantize=allow_requantize, dry_run=dry_run,
-            progress=TerminalProgress(), n_threads=threads,
-        )  # fmt: skip
+        return write_model(gguf_source(gguf), out, file_type, **options)
 
 
 def _warn(line: str) -> None:
@@ -92,8 +92,6 @@ def _warn(line: str) -> None:
 
 def _show(report: WriteReport, dry_run: bool) -> None:
     from localmoe.text.visible import visible
-
-    from .quantize import summary, table
 
     if dry_run:
         print(table(report))

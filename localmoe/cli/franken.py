@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from localmoe.cli.quantize import SplitMaxSize, SplitMaxTensors, summary, table
+
 if TYPE_CHECKING:
     from localmoe.converters.franken import Franken
 
@@ -38,6 +40,8 @@ def franken(
         bool,
         typer.Option("--allow-requantize", help="Quantize weights that are quantized already; they lose quality."),
     ] = False,
+    split_max_size: SplitMaxSize = None,
+    split_max_tensors: SplitMaxTensors = None,
     report: Annotated[
         str, typer.Option("--report", metavar="text|json|none", help="What the router looks like; json goes to stdout.")
     ] = "text",
@@ -74,13 +78,15 @@ def franken(
     """
     from localmoe.converters.franken import build
     from localmoe.converters.franken_recipe import read_recipe
+    from localmoe.converters.split import parse_split
     from localmoe.errors import UsageError
     from localmoe.progress import TerminalProgress
 
     if report not in ("text", "json", "none"):
         raise UsageError("unknown form of report", item="--report", got=repr(report), expected="text, json or none")
+    split = parse_split(split_max_size, split_max_tensors)
     built = build(
-        read_recipe(recipe, _note), out, file_type, seed=seed, pre=pre, allow_requantize=allow_requantize,
+        read_recipe(recipe, _note), out, file_type, seed=seed, pre=pre, split=split, allow_requantize=allow_requantize,
         dry_run=dry_run, progress=TerminalProgress(), n_threads=threads, notify=_note,
     )  # fmt: skip
     _show(built, report, threads)
@@ -95,8 +101,6 @@ def _note(line: str) -> None:
 def _show(built: Franken, form: str, threads: int | None) -> None:
     """Say what was written, and what its router looks like."""
     from localmoe.converters.franken_report import as_json, describe, lines
-
-    from .quantize import summary, table
 
     if built.router is None:
         print(table(built.written))

@@ -11,6 +11,16 @@ import typer
 if TYPE_CHECKING:
     from localmoe.converters.pipeline import WriteReport
 
+SplitMaxSize = Annotated[
+    str | None,
+    typer.Option(
+        "--split-max-size", metavar="N(M|G)", help="Several files of at most so many MB or GB of tensors each."
+    ),
+]
+SplitMaxTensors = Annotated[
+    int | None, typer.Option("--split-max-tensors", min=1, help="Several files of at most so many tensors each.")
+]
+
 
 def quantize(
     source: Annotated[
@@ -40,13 +50,19 @@ def quantize(
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Quantize tensors that are quantized already; they lose quality.")
     ] = False,
+    split_max_size: SplitMaxSize = None,
+    split_max_tensors: SplitMaxTensors = None,
+    keep_split: Annotated[
+        bool, typer.Option("--keep-split", help="Write as many parts as the input has, with the same tensors each.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show sizes and types.")] = False,
     threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Threads that encode.")] = None,
 ) -> None:
-    """Quantize a GGUF, byte for byte as llama-quantize does."""
+    """Quantize a GGUF, byte for byte as llama-quantize does; COPY merges the parts of a split one."""
     from localmoe.converters.gguf_source import gguf_source
     from localmoe.converters.pipeline import write_model
     from localmoe.converters.recipe import parse_options
+    from localmoe.converters.split import parse_split
     from localmoe.gguf_file import open_gguf, visible
     from localmoe.progress import TerminalProgress
 
@@ -56,10 +72,11 @@ def quantize(
         output_type=output_tensor_type,
         token_embedding_type=token_embedding_type,
     )
+    split = parse_split(split_max_size, split_max_tensors, keep=keep_split)
     with open_gguf(source) as gguf:
         report = write_model(
-            gguf_source(gguf), out, file_type, options=options, allow_requantize=allow_requantize, dry_run=dry_run,
-            progress=TerminalProgress(), n_threads=threads,
+            gguf_source(gguf, keep_split=keep_split), out, file_type, options=options, split=split,
+            allow_requantize=allow_requantize, dry_run=dry_run, progress=TerminalProgress(), n_threads=threads,
         )  # fmt: skip
     if dry_run:
         print(table(report))
@@ -92,4 +109,5 @@ def table(report: WriteReport) -> str:
 
 def summary(report: WriteReport) -> str:
     """Size of the file and bits a weight."""
-    return f"{report.n_bytes / 2**20:.2f} MiB, {report.bits_per_weight:.2f} bits per weight"
+    parts = f" in {len(report.parts)} parts" if len(report.parts) > 1 else ""
+    return f"{report.n_bytes / 2**20:.2f} MiB{parts}, {report.bits_per_weight:.2f} bits per weight"

@@ -58,7 +58,22 @@ def test_row_18_the_disk_is_full(small: Path, disk: Path) -> None:
         answer.failed(4, f"error: {out}: ", "space")
     assert contents(disk) == {"out.gguf": b"older output"}
     localmoe("quantize", small, "new.gguf", "F16", cwd=disk).failed(4, "new.gguf", "space")
+    for limit in (("--split-max-size", "1M"), ("--split-max-tensors", "4")):
+        localmoe("quantize", small, "new.gguf", "F32", *limit, cwd=disk).failed(4, "new-00001-of-0000", "space")
     assert contents(disk) == {"out.gguf": b"older output"}
+
+
+@linux_only
+def test_row_18_the_disk_fills_in_a_later_part(tmp_path: Path, small: Path) -> None:
+    """The old set stays: the parts before had their data, and no names yet."""
+    parts = ("--split-max-tensors", "3")
+    localmoe("quantize", small, tmp_path / "s.gguf", "Q8_0", *parts).succeeded()
+    before = contents(tmp_path)
+    limited = ("sh", "-c", 'ulimit -f 500; exec "$@"', "sh")  # blocks of 512 bytes: the first part has fewer
+    answer = localmoe("quantize", small, tmp_path / "s.gguf", "F32", *parts, prefix=limited)
+    answer.failed(4, f"error: {tmp_path}/s-0000", "File too large")
+    assert "s-00001-of" not in answer.err
+    assert contents(tmp_path) == before
 
 
 @linux_only
@@ -190,11 +205,14 @@ def test_row_21_input_and_output_are_the_same_file(tmp_path: Path, small: Path) 
     (tmp_path / "around").symlink_to(tmp_path, target_is_directory=True)
     split = write_tiny(tmp_path / "s.gguf", split_max_tensors=12, **SMALL)
     second = split.with_name(split.name.replace("00001", "00002"))
+    os.link(model, tmp_path / "p-00002-of-00002.gguf")
     before = contents(tmp_path)
     names = ["m.gguf", "soft.gguf", "hard.gguf", "folder/../m.gguf", "around/m.gguf"]
     pairs = [(model, tmp_path / name) for name in names] + [(split, second)]
     commands = [("quantize", source, out, "Q8_0") for source, out in pairs]
     commands.append(("convert", tmp_path / "soft.gguf", "-o", model, "--type", "Q8_0"))
+    commands.append(("quantize", model, tmp_path / "p.gguf", "F16", "--split-max-tensors", "12"))
+    commands.append(("quantize", split, tmp_path / "s.gguf", "F16", "--keep-split"))
     for answer in together(*commands):
         answer.failed(2, "input and output are the same file").quickly()
     folder = write_checkpoint(tmp_path / "checkpoint", Tiny())

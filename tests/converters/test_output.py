@@ -107,7 +107,7 @@ def test_killed_at_some_moment(large: Path, old: Path, number: int, code: int, d
     time.sleep(delay)
     run.send_signal(number)
     _, said = run.communicate(timeout=60)
-    if run.returncode == 0:  # it was done before the signal came
+    if run.returncode == 0 or old.read_bytes()[:4] == b"GGUF":  # it was done before the signal came
         with open_gguf(old) as whole:
             assert len(whole.tensors) > 10
         assert os.listdir(old.parent) == [old.name]
