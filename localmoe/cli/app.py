@@ -38,6 +38,7 @@ COMMANDS = {
     "tokenize": "Turn text into token ids.",
     "experts": "Record, measure and change what a model's routers do.",
     "bench": "Measure prompt and decode speed.",
+    "imatrix": "Compute an importance matrix: which columns of a model's matrices matter for a text.",
     "perplexity": "Measure how well a model predicts a text, and how far it is from another model.",
 }
 INTERRUPTED = 130

@@ -128,6 +128,17 @@ class Session:
                 yield result.logits
             start = stop
 
+    def prefill_squares(self, ids: Sequence[int], squares: npt.NDArray[np.float32]) -> Iterator[StepResult]:
+        """Run `ids` after what is cached; steps add their inputs' squares to `squares` (model/forward_squares.py)."""
+        array = self._check(ids)
+        n_step = -(-len(array) // self._runner.batch_size(self.n_used))
+        self._runner.squares = squares
+        try:
+            for batch in np.array_split(array, n_step):
+                yield self._run(batch, 0, PREFILL)
+        finally:
+            self._runner.squares = None
+
     def run_all(self, ids: Sequence[int], *, want_logits: bool = True, want_hidden: bool = False) -> list[StepResult]:
         """Run `ids`, with logits (or hidden states) of every token; copies, one result a batch."""
         array = self._check(ids)

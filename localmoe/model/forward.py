@@ -49,6 +49,7 @@ from localmoe.model.forward_profile import (
     mark,
     meet,
 )
+from localmoe.model.forward_squares import add_attention_squares, add_layer_squares
 from localmoe.model.plan import BUFFERS, LAYER, MODEL, STEP
 
 N_ARGS = 6
@@ -69,6 +70,8 @@ def layer_step(m: Any, layer: Any, step: Any, mine: Any, index: int, thread: int
     mark(m, thread, NORM)
     if not one:
         meet(m, thread, NORM)
+    if step.squares:
+        add_attention_squares(m, step, mine, index, thread)
     project(m, layer.attn_q, mine.normed, step.n_tok, m.q, thread, 0)
     project(m, layer.attn_k, mine.normed, step.n_tok, m.k, thread, 1)
     project(m, layer.attn_v, mine.normed, step.n_tok, m.v, thread, 2)
@@ -117,6 +120,8 @@ def layer_step(m: Any, layer: Any, step: Any, mine: Any, index: int, thread: int
     else:
         feed_forward_many(m, layer, step, mine, thread)
     meet(m, thread, DOWN)
+    if step.squares:
+        add_layer_squares(m, step, mine, index, thread)
     for t in range(first, last):
         add_experts(m, step, mine, t, thread if one else t, index)
     mark(m, thread, ADD)

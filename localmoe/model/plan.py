@@ -103,6 +103,8 @@ STEP = record(
     "n_out",
     "logits",
     "hidden",  # 0, or (n_layer + 1, n_tok, n_embd) float32 to fill
+    "squares",  # 0, or (n_layer, squares_width) float32 to add to: see forward_squares.py
+    "squares_width",
     "experts",  # (n_tok, n_layer, width) int32, the routing trace's rows
     "weights",
     "probs",  # (n_tok, n_layer, n_expert) float32

@@ -75,6 +75,8 @@ class Runner:
         self.n_thread = n_thread
         self.n_slot = max(BATCH * max(config.n_expert_used, 1), config.n_expert)
         self.cache: KVCache = new_cache(config, n_ctx, cache_type)
+        # (n_layer, squares_width) that steps add their inputs' squares to (forward_squares.py); None: they do not
+        self.squares: npt.NDArray[np.float32] | None = None
         self._alive: list[np.ndarray] = []
         self._replaced: dict[int, tuple[np.void, np.ndarray]] = {}  # a router's own record, and what stands for it
         self._observe: Observe | None = None
@@ -259,6 +261,8 @@ class Runner:
         step["n_used"] = n_used if config.n_expert else 1
         step["logits"] = self._logits.ctypes.data
         step["hidden"] = 0 if hidden is None else hidden.ctypes.data
+        step["squares"] = 0 if self.squares is None else self.squares.ctypes.data
+        step["squares_width"] = 0 if self.squares is None else self.squares.shape[1]
         step["experts"], step["weights"] = self._experts.ctypes.data, self._weights_out.ctypes.data
         step["probs"], step["trace_width"] = self._probs.ctypes.data, max(config.n_expert, 1)
         step["rules"] = 0 if rules is None else rules.of_expert.ctypes.data
