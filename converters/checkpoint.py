@@ -13,7 +13,7 @@ import mmap
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,8 +25,7 @@ from localmoe.errors import BadInputError, FileError
 MAX_HEADER_BYTES = 5_000_000  # some 38,000 tensors in one file; what the library allows, 100 MB, takes 30 s to parse
 MAX_JSON_BYTES = 256_000_000  # the largest tokenizer.json in use is about 35 MB
 
-INDEX_NAME = "model.safetensors.index.json"
-SHARD_NAME = re.compile(r"model.*-(\d{5})-of-(\d{5})\.safetensors")
+SHARD_NAME = re.compile(r".*-(\d{5})-of-(\d{5})\.[a-z]+")
 
 # The dtypes that are read, and how; BF16 is kept as its 16 bits.
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -56,7 +55,11 @@ class CheckpointTensor:
         """The values in `shape`; BadInputError where the dtype is one this project does not read."""
         if self.array is None:
             raise BadInputError(
-                "dtype is not read", file=self.file, item=self.name, got=self.dtype, expected=", ".join(DTYPES)
+                "FP8 weights are not read" if self.dtype.startswith("F8_") else "dtype is not read",
+                file=self.file,
+                item=self.name,
+                got=self.dtype,
+                expected=", ".join(DTYPES),
             )
         return self.array
 
@@ -65,6 +68,8 @@ class CheckpointTensor:
 
         A conversion that reads every tensor once would otherwise end with the whole checkpoint resident.
         """
+        if not view.flags.c_contiguous:  # a transposed matrix: its bytes are not one after the other
+            return
         begin = view.ctypes.data - np.frombuffer(self.mapped, np.uint8).ctypes.data
         first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + view.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
         if last > first and hasattr(mmap, "MADV_DONTNEED"):
@@ -230,39 +235,54 @@ def _map_tensor(name: str, entry: dict[str, Any], offset: int, mapped: mmap.mmap
     return CheckpointTensor(name, dtype, shape, file, array, mapped)
 
 
-def open_checkpoint(folder: Path) -> dict[str, CheckpointTensor]:
+@dataclass(frozen=True)
+class Files:
+    """One kind of weights a folder may hold: its index, how its files' names begin and end, and what reads one."""
+
+    index: str
+    prefix: str
+    suffix: str
+    read: Callable[[Path, Path], dict[str, CheckpointTensor]]
+
+    def has(self, name: str) -> bool:
+        """Whether a file of this name is one."""
+        return name.startswith(self.prefix) and name.endswith(self.suffix)
+
+
+SAFETENSORS = Files("model.safetensors.index.json", "model", ".safetensors", read_safetensors)
+
+
+def open_checkpoint(folder: Path, kind: Files = SAFETENSORS) -> dict[str, CheckpointTensor]:
     """Every tensor of a checkpoint folder, shard by shard in the order of their names, by name within a shard.
 
-    Shards are those of `model.safetensors.index.json`, else every `model*.safetensors`.
+    Shards are those of the index, else every file of the kind.
     """
-    index = read_json(folder, INDEX_NAME)
+    index = read_json(folder, kind.index)
     if index is not None:
-        return _open_indexed(folder, index)
+        return _open_indexed(folder, index, kind)
     try:
-        names = sorted(
-            name for name in os.listdir(folder) if name.startswith("model") and name.endswith(".safetensors")
-        )
+        names = sorted(filter(kind.has, os.listdir(folder)))
     except OSError as error:
         raise FileError(f"cannot be read: {error.strerror}", file=folder) from error
     if not names:
-        raise _no_weights(folder)
+        raise BadInputError(f"no {kind.prefix}*{kind.suffix} in the folder", file=folder)
     _check_numbering(folder, names)
     tensors: dict[str, CheckpointTensor] = {}
-    for _, tensor in _shards(folder, names):
+    for _, tensor in _shards(folder, names, kind):
         first = tensors.setdefault(tensor.name, tensor)
         if first is not tensor:
             raise BadInputError("tensor appears in two shards", file=tensor.file, item=tensor.name, got=first.file.name)
     return tensors
 
 
-def _open_indexed(folder: Path, index: dict[str, Any]) -> dict[str, CheckpointTensor]:
-    file = folder / INDEX_NAME
+def _open_indexed(folder: Path, index: dict[str, Any], kind: Files) -> dict[str, CheckpointTensor]:
+    file = folder / kind.index
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise BadInputError("weight_map is not a table of tensor names to file names", file=file)
     tensors: dict[str, CheckpointTensor] = {}
     extra: list[str] = []
-    for shard, tensor in _shards(folder, sorted(set(weight_map.values()))):
+    for shard, tensor in _shards(folder, sorted(set(weight_map.values())), kind):
         if weight_map.get(tensor.name) == shard:
             tensors[tensor.name] = tensor
         else:
@@ -275,7 +295,7 @@ def _open_indexed(folder: Path, index: dict[str, Any]) -> dict[str, CheckpointTe
     return tensors
 
 
-def _shards(folder: Path, names: list[str]) -> Iterator[tuple[str, CheckpointTensor]]:
+def _shards(folder: Path, names: list[str], kind: Files) -> Iterator[tuple[str, CheckpointTensor]]:
     """(shard, tensor) for all tensors of each shard in turn, after checking that every shard exists."""
     paths = {name: find_file(folder, name) for name in names}
     absent = [name for name, path in paths.items() if path is None]
@@ -283,7 +303,7 @@ def _shards(folder: Path, names: list[str]) -> Iterator[tuple[str, CheckpointTen
         raise BadInputError("shards are missing", file=folder, item=listing(absent))
     for name, path in paths.items():
         assert path is not None
-        for tensor in read_safetensors(path, folder / name).values():
+        for tensor in kind.read(path, folder / name).values():
             yield name, tensor
 
 
@@ -298,17 +318,6 @@ def _check_numbering(folder: Path, names: list[str]) -> None:
         absent = [shard for shard in wanted if shard not in names]
         if absent:
             raise BadInputError("shards are missing", file=folder, item=listing(absent))
-
-
-def _no_weights(folder: Path) -> BadInputError:
-    names = sorted(os.listdir(folder))
-    pickles = [n for n in names if n.endswith((".bin", ".pth", ".pt", ".ckpt")) and n != "training_args.bin"]
-    if pickles:
-        reason = "holds only pickled weights, which can run code when they are read; save it as safetensors first"
-        return BadInputError(reason, file=folder, item=listing(pickles))
-    if any(name.startswith("consolidated") for name in names):
-        return BadInputError("Mistral's own layout (consolidated.safetensors, params.json) is not read", file=folder)
-    return BadInputError("no model*.safetensors in the folder", file=folder)
 
 
 def listing(names: Iterable[str], limit: int = 20) -> str:

@@ -16,8 +16,10 @@ from localmoe.errors import BadInputError, FileError, UsageError
 
 from . import names, pretokenizers
 from .card import general_keys
-from .checkpoint import CheckpointTensor, listing, open_checkpoint, read_json
+from .checkpoint import CheckpointTensor, listing
+from .consolidated import hugging_face
 from .hparams import HParams, Warn, model_keys, read_hparams, rope_factors
+from .layouts import open_layout
 from .source import Piece, SourceModel, SourceTensor, row_runs
 from .tokenizer_files import read_files
 from .vocab import read_vocabulary, vocabulary_keys
@@ -34,31 +36,44 @@ GGML_TYPES = {
 # Float32 in every GGUF, whatever the rest is.
 ALWAYS_F32 = ("attn_norm", "ffn_norm", "output_norm", "ffn_gate_inp")
 # What a checkpoint is besides its weights; none of it may be written over.
-TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "generation_config.json")
+TEXT_FILES = (
+    "config.json",
+    "params.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "generation_config.json",
+)
 EXPERT_STEMS = ("ffn_gate_exps", "ffn_down_exps", "ffn_up_exps")  # the order in which the converter writes them
 
 
 def load_source(
-    folder: Path, *, pre: str | None = None, warn: Warn = logging.getLogger(__name__).warning
+    folder: Path,
+    *,
+    pre: str | None = None,
+    allow_pickle: bool = False,
+    warn: Warn = logging.getLogger(__name__).warning,
 ) -> SourceModel:
     """The checkpoint in `folder`, validated; its weights are read only when pieces are called.
 
-    `pre` overrides the recognised pre-tokenizer. `warn` is told, in a line each, what was padded, cut or left out.
+    `pre` overrides the recognised pre-tokenizer; `allow_pickle` reads the tensors of pickled files, and runs nothing
+    that they hold. `warn` is told, in a line each, what was padded, cut or left out.
     Raises BadInputError, FileError, or UsageError for a `pre` that llama.cpp does not know.
     """
     if pre is not None and pre not in pretokenizers.KNOWN:
         raise UsageError("unknown pre-tokenizer", item="--pre", got=pre, expected=" ".join(sorted(pretokenizers.KNOWN)))
     if not folder.is_dir():
         raise FileError("no such folder", file=folder)
-    config = read_json(folder, "config.json")
-    if config is None:
-        raise BadInputError("no config.json in the folder", file=folder)
-    hparams = read_hparams(config, folder / "config.json", warn)
-    checkpoint = open_checkpoint(folder)
+    layout = open_layout(folder, allow_pickle, warn)
+    config = layout.config
+    hparams = read_hparams(config, layout.config_file, warn)
+    checkpoint = layout.files[0]
+    if layout.native:
+        checkpoint = hugging_face(layout.files, _single_shapes(hparams), hparams.num_local_experts, folder)
     slots = _place(checkpoint, folder)
     hparams = _with_embedding_rows(hparams, slots, warn)
     _check(slots, hparams, folder)
-    tensors = [_source_tensor(slot, parts, hparams) for slot, parts in slots.items()]
+    tensors = [_source_tensor(slot, parts, hparams, layout.native) for slot, parts in slots.items()]
     factors = rope_factors(hparams)
     if factors is not None:
         tensors.insert(0, _computed("rope_freqs.weight", factors))
@@ -66,7 +81,7 @@ def load_source(
     vocabulary = read_vocabulary(files, hparams.vocab_size, pre, warn)
     metadata = general_keys(folder, config, tensors, warn)
     metadata |= model_keys(hparams) | vocabulary_keys(vocabulary, files, warn)
-    shards = sorted({tensor.file for tensor in checkpoint.values()})
+    shards = sorted({tensor.file for file in layout.files for tensor in file.values()})
     return SourceModel(
         metadata=metadata,
         tensors=tensors,
@@ -101,6 +116,9 @@ def _place(checkpoint: dict[str, CheckpointTensor], folder: Path) -> Slots:
             if stem in EXPERT_STEMS:
                 stacks = [(kind, place.layer) for kind in EXPERT_STEMS if (kind, place.layer) in slots]
                 slots |= {slot: slots.pop(slot) for slot in stacks}
+    other_form = names.foreign(checkpoint)
+    if other_form is not None:
+        raise BadInputError(other_form[1], file=folder, item=other_form[0])
     if unknown:
         raise BadInputError("holds tensors that the architecture does not have", file=folder, item=listing(unknown))
     return slots
@@ -138,6 +156,16 @@ def _expected_shapes(hparams: HParams) -> dict[Slot, tuple[int, ...]]:
         ("output", None): (h.vocab_size, d),
     }
     return shapes | {(stem, i): shape for i in range(h.num_hidden_layers) for stem, shape in layer.items()}
+
+
+def _single_shapes(hparams: HParams) -> dict[str, tuple[int, ...]]:
+    """The shape of every matrix by its name in a checkpoint that has one tensor an expert."""
+    experts = range(hparams.num_local_experts)
+    return {
+        names.checkpoint_name(stem, layer, expert): shape
+        for (stem, layer), shape in _expected_shapes(hparams).items()
+        for expert in (experts if stem in EXPERT_STEMS else (None,))
+    }
 
 
 def _check(slots: Slots, hparams: HParams, folder: Path) -> None:
@@ -200,7 +228,7 @@ class _Block:
 
     def read(self, target: GGMLQuantizationType) -> Array:
         """A copy of the rows (rows, columns) as `target`, which is the dtype's own type or F32."""
-        rows = self.view
+        rows = np.asarray(self.view)
         if self.n_head:
             # Half-split rotary to interleaved pairs: row (half, i) of a head becomes row (i, half).
             pairs = rows.reshape(self.n_head, 2, -1, rows.shape[-1])
@@ -215,14 +243,20 @@ class _Block:
         return rows
 
 
-def _source_tensor(slot: Slot, parts: dict[int | None, CheckpointTensor], hparams: HParams) -> SourceTensor:
-    """One output tensor over the checkpoint's tensors; stacks whose experts differ in dtype become F32."""
+def _source_tensor(
+    slot: Slot, parts: dict[int | None, CheckpointTensor], hparams: HParams, paired: bool
+) -> SourceTensor:
+    """One output tensor over the checkpoint's tensors; stacks whose experts differ in dtype become F32.
+
+    `paired`: rotary rows of q and k are in GGUF's order already.
+    """
     stem, layer = slot
     dtypes = {tensor.dtype for tensor in parts.values()}
     for tensor in parts.values():
         tensor.data()  # raises for a dtype that is not read
     kind = GGML_TYPES[dtypes.pop()] if len(dtypes) == 1 and stem not in ALWAYS_F32 else GGMLQuantizationType.F32
-    n_head = {"attn_q": hparams.num_attention_heads, "attn_k": hparams.num_key_value_heads}.get(stem, 0)
+    heads = {"attn_q": hparams.num_attention_heads, "attn_k": hparams.num_key_value_heads}
+    n_head = 0 if paired else heads.get(stem, 0)
     blocks = list(_matrices(stem, parts, hparams))
     shape = blocks[0].view.shape if stem not in EXPERT_STEMS else (len(blocks), *blocks[0].view.shape)
     if len(blocks[0].view.shape) == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 # Names outside the layers.
@@ -40,6 +41,16 @@ SPLIT = {"gate_up_exps": ("ffn_gate_exps", "ffn_up_exps")}
 # Recomputed from config.json by everything that runs these models.
 IGNORED = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 
+# Endings of tensors that say in what form a checkpoint is not read.
+FOREIGN = {
+    ".qweight": "GPTQ or AWQ weights are not read", ".qzeros": "GPTQ or AWQ weights are not read",
+    ".g_idx": "GPTQ weights are not read", ".weight_scale": "FP8 weights are not read",
+    ".weight_scale_inv": "FP8 weights are not read", ".input_scale": "FP8 weights are not read",
+    ".qscale_weight": "FP8 weights are not read", ".weight_packed": "packed quantized weights are not read",
+    ".absmax": "bitsandbytes weights are not read", ".SCB": "bitsandbytes weights are not read",
+    ".lora_A.weight": "is a LoRA adapter: merge it into its base model first",
+}  # fmt: skip
+
 _LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,3})\.(.+)")
 _EXPERT = re.compile(r"block_sparse_moe\.experts\.(0|[1-9]\d{0,3})\.(w[123])\.weight")
 
@@ -75,6 +86,15 @@ def place(name: str) -> Place | None:
         return Place(EXPERT_TENSORS[expert[2]], layer, int(expert[1]))
     stem = LAYER_TENSORS.get(rest.removesuffix(".weight")) if rest.endswith(".weight") else None
     return None if stem is None else Place(stem, layer)
+
+
+def foreign(tensor_names: Iterable[str]) -> tuple[str, str] | None:
+    """(tensor, reason) of the first name that tells of a form of weights that is not read."""
+    for name in tensor_names:
+        for ending, reason in FOREIGN.items():
+            if name.endswith(ending):
+                return name, reason
+    return None
 
 
 def checkpoint_name(stem: str, layer: int | None, expert: int | None = None) -> str:

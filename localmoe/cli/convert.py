@@ -40,6 +40,12 @@ def convert(
     imatrix: Annotated[
         Path | None, typer.Option("--imatrix", metavar="FILE", help="An importance matrix (not supported yet).")
     ] = None,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pickle", help="Read weights from pickled files (.bin, .pt, .pth); nothing they hold is run."
+        ),
+    ] = False,
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Quantize a GGUF that is quantized already; it loses quality.")
     ] = False,
@@ -60,7 +66,7 @@ def convert(
         "n_threads": threads,
     }  # fmt: skip
     if source.is_dir():
-        report = _convert_folder(source, out, file_type, pre, options)
+        report = _convert_folder(source, out, file_type, pre, allow_pickle, options)
     elif pre is not None:
         raise UsageError("is for checkpoint folders: a GGUF has its pre-tokenizer", item="--pre", got=pre)
     else:
@@ -68,11 +74,14 @@ def convert(
     _show(report, dry_run)
 
 
-def _convert_folder(source: Path, out: Path, file_type: str, pre: str | None, options: dict[str, Any]) -> WriteReport:
+def _convert_folder(
+    source: Path, out: Path, file_type: str, pre: str | None, allow_pickle: bool, options: dict[str, Any]
+) -> WriteReport:
     from localmoe.converters.huggingface import load_source
     from localmoe.converters.pipeline import write_model
 
-    return write_model(load_source(source, pre=pre, warn=_warn), out, file_type, **options)
+    model = load_source(source, pre=pre, allow_pickle=allow_pickle, warn=_warn)
+    return write_model(model, out, file_type, **options)
 
 
 def _convert_gguf(source: Path, out: Path, file_type: str, options: dict[str, Any]) -> WriteReport:

@@ -17,6 +17,7 @@ import numpy as np
 
 from tests.acceptance.command import contents, localmoe, together
 from tests.checkpoints import Tiny, encode, write_checkpoint, write_raw_safetensors, write_safetensors
+from tests.pickles import payloads, write_torch
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -120,6 +121,18 @@ def test_row_15_pickles_are_refused_not_run(tmp_path: Path) -> None:
         cases[folder] = (name, "pickled weights")
     all_refused(tmp_path, cases)
     assert not (tmp_path / "ran").exists()
+
+
+def test_row_15_a_payload_is_refused_where_pickles_are_allowed(tmp_path: Path) -> None:
+    """In files as torch.save makes them: another call, another class, an object's state, in the tensors' midst."""
+    for i, (payload, named) in enumerate(payloads(tmp_path / "ran")):
+        folder = write_checkpoint(tmp_path / f"m{i}")
+        (folder / WEIGHTS).unlink()
+        write_torch(folder / "pytorch_model.bin", {"model.norm.weight": np.ones(4, np.float32)}, extra=payload)
+        answer = localmoe("convert", folder, "-o", tmp_path / "out.gguf", "--type", "F16", "--allow-pickle")
+        answer.failed(3, folder / "pytorch_model.bin", "could run code", named)
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "out.gguf").exists()
 
 
 def test_row_15_a_pickle_called_safetensors_and_code_in_the_folder(tmp_path: Path) -> None:
