@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,6 +32,10 @@ def tui(
     tiny: Annotated[
         bool, typer.Option("--tiny", help="Open the packaged tiny-moe: a trained router at work, at once, offline.")
     ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="TRACE", help="A recording to show differences from (F2).", readable=False),
+    ] = None,
     system: Annotated[str, typer.Option("-sys", "--system-prompt", help="The system prompt.", show_default=False)] = "",
     threads: Threads = None,
     ctx_size: Context = None,
@@ -54,5 +59,11 @@ def tui(
         ctx_size, threads, experts_used, cache_type_k, cache_type_v,
         leave_out=leave_out, force_experts=force_experts, expert_threshold=expert_threshold,
     )  # fmt: skip
-    code = run_app(path, AppOptions(load=load, sampling=sampling_arguments(sampling), system=system))
+    saved = None
+    if against is not None:
+        from localmoe.experts.trace_file import load_recording
+
+        saved = load_recording(against)
+    options = AppOptions(load=load, sampling=sampling_arguments(sampling), system=system, saved=saved)
+    code = run_app(path, options)
     raise typer.Exit(code)

@@ -61,6 +61,7 @@ class TraceSlice:
     experts: np.ndarray
     weights: np.ndarray
     router: np.ndarray | None = None
+    n_used: np.ndarray | None = None
 
 
 @dataclass
@@ -105,6 +106,7 @@ class FakeModel:
         if labels:
             self.gguf.metadata["localmoe.expert.labels"] = labels
         self.n_ctx, self.chat_template = n_ctx, chat_template
+        self.expert_bytes = np.full(n_layer, 3 << 20, np.int64)
         self.trace = FakeTrace(n_layer)
         self.timings = Timings(0, 0.0, 0, 0.0)
         self.pieces = _pieces(answer) if isinstance(answer, str) else answer

@@ -44,6 +44,7 @@ class ChatScreen(Screen[None]):
         Binding("f3", "toggle_experts", "Pane", id="experts.toggle", priority=True),
         Binding("f4", "used(-1)", "k−1", id="experts.fewer", priority=True),
         Binding("f5", "used(1)", "k+1", id="experts.more", priority=True),
+        Binding("f6", "compare_from_here", "Compare from here", id="experts.compare", show=False, priority=True),
         Binding("left_square_bracket", "used(-1)", "Fewer experts", id="experts.fewer.bracket", show=False),
         Binding("right_square_bracket", "used(1)", "More experts", id="experts.more.bracket", show=False),
     ]
@@ -77,12 +78,25 @@ class ChatScreen(Screen[None]):
         self.worker.post = self.post_message
         config = self.model.config
         labels = expert_labels(self.model.gguf.metadata, config.n_expert)
-        self.experts.open(ExpertFacts(config.n_layer, config.n_expert, self.n_used, labels))
+        size = self.model.expert_bytes
+        self.experts.open(ExpertFacts(config.n_layer, config.n_expert, self.n_used, labels, size))
+        self._compare()
         self.status.state = "ready"
         self.status.size_of_context = self.model.n_ctx
         self.query_one(Prompt).focus()
         self._show_title()
         self.set_interval(1 / FRAMES, self._look)
+
+    def _compare(self) -> None:
+        """Take the saved run, if there is one for a model of this shape."""
+        saved, config = self.options.saved, self.model.config
+        if saved is None:
+            return
+        if (saved.n_layer, saved.n_expert) != (config.n_layer, config.n_expert):
+            said = f"the saved run has {saved.n_layer} layers of {saved.n_expert} experts: it is of another model"
+            self.notify(said, severity="warning")
+            return
+        self.experts.compare_with(saved.statistics().layers().share)
 
     @property
     def experts(self) -> ExpertPane:
@@ -140,7 +154,7 @@ class ChatScreen(Screen[None]):
             part = trace.read(self._seen)
             if part.first != self._seen:
                 pane.stats.boundary()
-            pane.stats.update(part.experts, part.weights, part.router, part.phase)
+            pane.stats.update(part.experts, part.weights, part.router, part.phase, part.n_used)
             self._seen = part.first + len(part.tokens)
             if pane.display:
                 pane.refresh_figures()
@@ -229,6 +243,13 @@ class ChatScreen(Screen[None]):
 
     def action_mode(self, mode: str) -> None:
         self.experts.set_mode(mode)
+
+    def action_compare_from_here(self) -> None:
+        """Keep the loads as they are now, and show what changes from them."""
+        if self.model.config.n_expert:
+            self.experts.compare_with(None)
+            self.experts.set_mode("difference")
+            self.notify("the heatmap shows the difference from the load until now", timeout=2)
 
     def action_toggle_experts(self) -> None:
         """Show or hide everything about the experts."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +28,16 @@ MODES = {
     "last": "last token, by gate weight",
     "prefill": "prompts",
     "decode": "replies",
+    "sorted": "since the start, busiest first",
+    "difference": "against the saved run",
 }
 """What the heatmap can show; the order of the key that goes through them."""
 
 TALL = 26
 """From this height on there is room for the legend, the figures and titles."""
+
+WINDOW = 64
+"""Tokens whose experts' bytes are told."""
 
 BESIDE = 16
 """Layers from which the path stands beside the heatmap where it can; fewer have larger cells and the path below."""
@@ -45,12 +50,13 @@ DENSE = (
 
 @dataclass(frozen=True)
 class ExpertFacts:
-    """What the pane must know of a model; labels are () or one a expert."""
+    """What the pane must know of a model; labels are () or one a expert, expert_bytes (L,) of one expert or None."""
 
     n_layer: int
     n_expert: int
     n_used: int
     labels: tuple[str, ...] = ()
+    expert_bytes: NDArray[np.int64] | None = None
 
 
 def beside_width(facts: ExpertFacts, width: int) -> int:
@@ -59,6 +65,12 @@ def beside_width(facts: ExpertFacts, width: int) -> int:
     gutter = len(str(max(facts.n_layer - 1, 0))) + 1
     cell = min(MAX_CELL, (room - gutter) // max(1, facts.n_expert))
     return gutter + cell * facts.n_expert if cell >= 2 and facts.n_layer >= BESIDE else 0
+
+
+def size_text(n_bytes: int) -> str:
+    """Bytes for a person, in powers of 1024."""
+    size = n_bytes / 2**20
+    return f"{size:.1f} MiB" if size < 1024 else f"{size / 1024:.2f} GiB"
 
 
 def share_lines(facts: ExpertFacts, width: int, free: int, around: int) -> tuple[int, int]:
@@ -87,6 +99,8 @@ class ExpertPane(Vertical):
         self.mode = "moving"
         self.stats = ExpertStatistics(0, 0, 0)
         self._cell: tuple[int, int] | None = None
+        self._saved: NDArray[np.float64] | None = None
+        self._order: NDArray[np.int64] | None = None
 
     def compose(self) -> ComposeResult:
         yield Static(id="experts-title", classes="pane-title")
@@ -114,15 +128,23 @@ class ExpertPane(Vertical):
 
     def set_used(self, n_used: int) -> None:
         """A token goes through n_used experts from now on."""
-        self.facts = ExpertFacts(self.facts.n_layer, self.facts.n_expert, n_used, self.facts.labels)
+        self.facts = replace(self.facts, n_used=n_used)
         self._give_room()
         self.refresh_figures()
 
     def next_mode(self) -> None:
-        """Go on to the next thing that the heatmap can show."""
-        self.set_mode(list(MODES)[(list(MODES).index(self.mode) + 1) % len(MODES)])
+        """Go on to the next thing that the heatmap can show; a difference only where there is a saved run."""
+        modes = [mode for mode in MODES if mode != "difference" or self._saved is not None]
+        self.set_mode(modes[(modes.index(self.mode) + 1) % len(modes)])
+
+    def compare_with(self, share: NDArray[np.float64] | None) -> None:
+        """Keep a run's shares (L, E) for the difference, by default those of what was seen until now."""
+        self._saved = self.stats.layers().share if share is None else share
 
     def set_mode(self, mode: str) -> None:
+        """Show something else; a difference without a saved run is one from what was seen until now."""
+        if mode == "difference" and self._saved is None:
+            self.compare_with(None)
         self.mode = mode
         self._title()
         if self.facts.n_expert:
@@ -145,10 +167,21 @@ class ExpertPane(Vertical):
         facts = self.facts
         if not facts.n_expert:
             return
-        self.query_one(Heatmap).show(
-            self._share() * facts.n_expert, self._chosen(), scale_span(facts.n_expert, facts.n_used)
-        )
+        ratio, chosen = self._ratio(), self._chosen()
+        if self._order is not None:
+            ratio = np.take_along_axis(ratio, self._order, 1)
+            chosen = None if chosen is None else np.take_along_axis(chosen, self._order, 1)
+        self.query_one(Heatmap).show(ratio, chosen, scale_span(facts.n_expert, facts.n_used))
         self._figures()
+
+    def _ratio(self) -> NDArray[np.float64]:
+        """Load over even load, or over the saved run's; in the sorted view `_order` (L, E) says who is where."""
+        share = self._share()
+        self._order = np.argsort(-share, axis=1, kind="stable") if self.mode == "sorted" else None
+        if self.mode != "difference" or self._saved is None:
+            return share * self.facts.n_expert
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where((share == 0) & (self._saved == 0), 1.0, share / self._saved)
 
     def _share(self) -> NDArray[np.float64]:
         stats = self.stats
@@ -158,6 +191,8 @@ class ExpertPane(Vertical):
             "last": stats.last_share,
             "prefill": lambda: stats.layers(PREFILL).share,
             "decode": lambda: stats.layers(DECODE).share,
+            "sorted": lambda: stats.layers().share,
+            "difference": lambda: stats.layers().share,
         }
         return table[self.mode]()
 
@@ -171,6 +206,9 @@ class ExpertPane(Vertical):
 
     def _title(self) -> None:
         compact = self.content_size.height < TALL
+        if compact and self._cell is not None:
+            self.query_one("#experts-title", Static).update(self._cell_figures(*self._cell))
+            return
         name = MODES[self.mode].split(",")[0] if self.content_size.width < 40 else MODES[self.mode]
         parts: list[str | Content | tuple[str, str]] = ["EXPERTS ", (name, MUTED)]
         if compact:
@@ -194,6 +232,9 @@ class ExpertPane(Vertical):
             parts += [("  dead ", MUTED), f"{dead}"]
             if self.size.width >= 56:
                 parts += [(f"/{layers.dead.size}  reuse ", MUTED), f"{np.nanmean(layers.layer_reuse):.0%}"]
+            if self.size.width >= 76 and self.facts.expert_bytes is not None:
+                touched = int((self.stats.working_set(WINDOW) * self.facts.expert_bytes).sum())
+                parts += [(f"  last {WINDOW} tokens used ", MUTED), size_text(touched)]
             text = Content.assemble(*parts)
         self.query_one("#experts-figures", Static).update(text, layout=False)
 
@@ -244,11 +285,21 @@ class ExpertPane(Vertical):
     def _pointed(self, event: Heatmap.Pointed) -> None:
         event.stop()
         self._cell = None if event.layer is None or event.expert is None else (event.layer, event.expert)
+        self._title()
         self._figures()
 
     def _cell_figures(self, layer: int, expert: int) -> Content:
-        """What is known of the cell under the mouse."""
+        """What is known of the cell under the mouse or the cursor."""
+        facts, dim = self.facts, MUTED
+        if self._order is not None:
+            expert = int(self._order[layer, expert])
         share = self._share()[layer, expert]
-        load = "no data" if np.isnan(share) else f"{share:.1%}  {share * self.facts.n_expert:.2g}× even"
-        dim = MUTED
-        return Content.assemble(("layer ", dim), str(layer), (" expert ", dim), str(expert), f"  {load}")
+        load = "no data" if np.isnan(share) else f"{share:.1%}  {share * facts.n_expert:.2g}× even"
+        parts: list[str | tuple[str, str]] = [("layer ", dim), str(layer), (" expert ", dim), str(expert), f"  {load}"]
+        if self.mode == "difference" and self._saved is not None and not np.isnan(self._saved[layer, expert]):
+            parts += [(", saved ", dim), f"{self._saved[layer, expert]:.1%}"]
+        if facts.expert_bytes is not None:
+            parts.append((f"  {size_text(int(facts.expert_bytes[layer]))}", dim))
+        if facts.labels:
+            parts.append((f"  {shown_line(facts.labels[expert])[:40]}", dim))
+        return Content.assemble(*parts)

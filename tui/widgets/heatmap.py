@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
+from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
@@ -19,6 +20,7 @@ from . import palette
 from .cells import Cells, fit, pool
 
 MARK = "•"
+CURSOR = "▸"
 _FEW_COLOURS = {None, "standard", "windows"}
 
 
@@ -42,10 +44,17 @@ class Heatmap(Widget):
     DEFAULT_CSS = "Heatmap { height: 1fr; width: 1fr; }"
     ALLOW_SELECT = False
     ABOVE = 1
+    can_focus = True
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up", "point(-1, 0)", "Cell above", id="heatmap.up", show=False),
+        Binding("down", "point(1, 0)", "Cell below", id="heatmap.down", show=False),
+        Binding("left", "point(0, -1)", "Cell on the left", id="heatmap.left", show=False),
+        Binding("right", "point(0, 1)", "Cell on the right", id="heatmap.right", show=False),
+    ]
 
     @dataclass
     class Pointed(Message):
-        """The mouse is over a cell: the first of its layers and experts, or None, None when it left."""
+        """Mouse or cursor is at a cell: the first of its layers and experts, or None, None when it left."""
 
         layer: int | None
         expert: int | None
@@ -62,6 +71,7 @@ class Heatmap(Widget):
         self._levels: palette.Levels = np.zeros((0, 0), np.uint8)
         self._marks: NDArray[np.bool_] | None = None
         self._strips: dict[int, tuple[bytes, Strip]] = {}
+        self._cursor: tuple[int, int] | None = None
 
     @property
     def look(self) -> Look:
@@ -118,7 +128,7 @@ class Heatmap(Widget):
             return Strip.blank(width, self.look.base)
         line = y - self.ABOVE
         if line < 0:
-            return self._header(cells).adjust_cell_length(width, self.look.base)
+            return self._with_cursor(cells, self._header(cells).adjust_cell_length(width, self.look.base))
         if cells.row_at(line) is not None:
             return self._row(cells, line, width)
         if line == cells.lines and self.legend:
@@ -134,12 +144,15 @@ class Heatmap(Widget):
         below = row + 2 if cells.half else row + 1
         first = not cells.half and line % cells.height == 0
         marks = self._marks[row] if self._marks is not None and (first or shaded) else None
-        key = self._levels[row:below].tobytes() + (b"" if marks is None else marks.tobytes()) + bytes((dark, shaded))
+        here = self._cursor is not None and row <= self._cursor[0] < below
+        key = self._levels[row:below].tobytes() + (b"" if marks is None else marks.tobytes())
+        key += bytes((dark, shaded, here))
         known = self._strips.get(line)
         if known is not None and known[0] == key:
             return known[1]
         number = str(row * cells.per_row) if first or cells.half else ""
-        segments = [Segment(number.rjust(cells.gutter - 1) + " ", self.look.dim)]
+        number = number.rjust(cells.gutter - 1) + (CURSOR if here and (first or cells.half) else " ")
+        segments = [Segment(number, self.look.base if here else self.look.dim)]
         if shaded:
             segments.append(self._shades(cells, row, marks))
         elif cells.half:
@@ -190,6 +203,30 @@ class Heatmap(Widget):
             if cells.gutter + at + len(str(expert)) <= self._width:
                 text = text.ljust(at) + str(expert)
         return Strip([Segment(" " * cells.gutter + text, self.look.dim)])
+
+    def _with_cursor(self, cells: Cells, header: Strip) -> Strip:
+        """The header with an arrow above the cursor's column."""
+        if self._cursor is None or self._cursor[1] >= cells.columns:
+            return header
+        at = cells.gutter + self._cursor[1] * cells.width
+        arrow = Strip([Segment("▾", self.look.base)], 1)
+        return Strip.join([header.crop(0, at), arrow, header.crop(at + 1, self._width)])
+
+    def action_point(self, down: int, right: int) -> None:
+        """Move the cursor, which begins at the first cell."""
+        cells = self._cells
+        if cells is None:
+            return
+        row, column = self._cursor or (-down, -right)
+        row, column = min(max(row + down, 0), cells.rows - 1), min(max(column + right, 0), cells.columns - 1)
+        self._cursor = row, column
+        self.post_message(self.Pointed(row * cells.per_row, column * cells.per_column))
+        self.refresh()
+
+    def on_blur(self) -> None:
+        self._cursor = None
+        self.post_message(self.Pointed(None, None))
+        self.refresh()
 
     def _legend(self) -> Strip:
         """From an expert that is hardly used to the busiest, with even load in the middle."""

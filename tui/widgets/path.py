@@ -144,6 +144,9 @@ class TokenPath(Widget):
             for expert, weight in zip(
                 self._experts[layer, : layout.shown].tolist(), self._weights[layer].tolist(), strict=False
             ):
+                if expert < 0:  # the slot was not used
+                    out.append(Segment(" " * (1 + wide + len(_weight(weight, layout.form))), dim))
+                    continue
                 out.append(Segment(" " + str(expert).rjust(wide), plain + Style(bold=weight * n_used >= 1)))
                 out.append(Segment(_weight(weight, layout.form), dim))
             out.append(Segment(" " * GAP, plain))

@@ -1,0 +1,86 @@
+"""The heatmap's views, and what is told of a cell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from localmoe.tui.options import AppOptions
+from localmoe.tui.widgets.expert_pane import MODES
+from localmoe.tui.widgets.heatmap import Heatmap
+from tests.experts.recordings import recording
+
+from .driving import ask, chat, running, screen_text
+from .fake_model import FakeModel
+
+
+@pytest.fixture(autouse=True)
+def truecolour(monkeypatch):
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+async def test_the_cursor_names_cells():
+    """Arrows move from cell to cell of the focused heatmap; leaving it takes the cursor away."""
+    async with running(FakeModel(n_layer=6, n_expert=8, labels=[f"prompt {e}" for e in range(8)])) as (app, pilot):
+        await ask(app, pilot)
+        heatmap = app.screen.query_one(Heatmap)
+        heatmap.focus()
+        await pilot.press("down", "down", "right", "left", "left", "right")
+        await pilot.pause()
+        assert "layer 1 expert 1" in screen_text(app)
+        assert "prompt 1" in screen_text(app)
+        assert "▾" in screen_text(app)
+        await pilot.press("tab")
+        await pilot.pause()
+        assert "▾" not in screen_text(app)
+
+
+async def test_sorted_by_load_puts_the_busiest_first():
+    async with running(FakeModel(n_layer=6, n_expert=8)) as (app, pilot):
+        await ask(app, pilot)
+        pane = chat(app).experts
+        pane.set_mode("sorted")
+        share = pane.stats.layers().share
+        busiest = int(share[2].argmax())
+        heatmap = app.screen.query_one(Heatmap)
+        np.testing.assert_allclose(heatmap._ratio[2], np.sort(share[2])[::-1] * 8)
+        pane._pointed(Heatmap.Pointed(2, 0))
+        await pilot.pause()
+        assert f"layer 2 expert {busiest}" in screen_text(app)
+
+
+async def test_the_difference_from_a_point_in_the_chat():
+    """F6 keeps the load; nothing has changed at first, then what is new is compared with it."""
+    async with running(FakeModel(n_layer=6, n_expert=8)) as (app, pilot):
+        await ask(app, pilot)
+        await pilot.press("f6")
+        await pilot.pause()
+        assert MODES["difference"] in screen_text(app)
+        ratio = app.screen.query_one(Heatmap)._ratio
+        np.testing.assert_allclose(ratio, 1.0)
+        before = chat(app).experts.stats.layers().share
+        await ask(app, pilot, "more")
+        after = chat(app).experts.stats.layers().share
+        known = before > 0
+        np.testing.assert_allclose(
+            app.screen.query_one(Heatmap)._ratio[known], (after / np.where(known, before, 1))[known]
+        )
+
+
+async def test_a_saved_run_of_this_model_or_of_another():
+    """A recording of the same shape becomes a mode of F2; another is said to be one."""
+    same = recording(np.zeros((3, 6, 1)), n_expert=8)
+    async with running(FakeModel(n_layer=6, n_expert=8), options=AppOptions(saved=same)) as (app, pilot):
+        await ask(app, pilot)
+        for _ in range(len(MODES) - 1):
+            await pilot.press("f2")
+        await pilot.pause()
+        assert MODES["difference"] in screen_text(app)
+        chat(app).experts._pointed(Heatmap.Pointed(0, 0))
+        await pilot.pause()
+        assert "saved 100.0%" in screen_text(app)
+    other = recording(np.zeros((3, 2, 1)), n_expert=4)
+    async with running(FakeModel(n_layer=6, n_expert=8), options=AppOptions(saved=other)) as (app, pilot):
+        await pilot.pause()
+        assert any("another model" in said.message for said in app._notifications)
