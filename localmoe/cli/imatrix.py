@@ -32,9 +32,9 @@ def imatrix(
 ) -> None:
     """Compute an importance matrix from a text, as llama-imatrix does; `quantize --imatrix` reads it."""
     from localmoe.converters.imatrix import Entry, Imatrix, write_imatrix
-    from localmoe.converters.output import check_target
     from localmoe.engine.importance import Collector
     from localmoe.engine.perplexity import cut_chunks
+    from localmoe.output_file import check_target
 
     text = read_text(file)
     with closing(open_model(model, load_arguments(ctx_size, threads, experts_used, "f16", "f16"))) as opened:

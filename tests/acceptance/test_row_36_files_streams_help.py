@@ -148,7 +148,9 @@ def test_help_of_every_command_names_its_options() -> None:
                 "--json"],
         "chat": ["--model", "--system-prompt"], "tui": ["--model"],
         "tokenize": ["--stdin", "--ids", "--no-bos", "--parse-special"],
-        "bench": ["--n-prompt", "--n-gen", "--n-depth", "--threads", "--repetitions", "--output"],
+        "bench": ["--n-prompt", "--n-gen", "--n-depth", "--threads", "--repetitions", "--output", "--profile"],
+        "perplexity": ["--model", "--file", "--ctx-size", "--kl-divergence", "--json"],
+        "imatrix": ["--model", "--file", "--output"], "experts": ["record", "report", "check", "compare", "ablate"],
     }  # fmt: skip
     assert wanted.keys() == COMMANDS.keys()
     for (name, options), answer in zip(wanted.items(), together(*((n, "--help") for n in wanted)), strict=True):
