@@ -20,7 +20,7 @@ from gguf import GGUFValueType
 
 from localmoe.errors import BadInputError, UsageError
 from localmoe.gguf_file import visible
-from localmoe.output_file import OutputFile, check_target
+from localmoe.output_file import OutputFile, check_target, replacing_all
 from localmoe.progress import Progress, Silent
 from localmoe.quants.formats import FORMATS, format_of
 
@@ -28,7 +28,7 @@ from .convert_rows import Rows, convert, prepare
 from .output import TensorHeader, check_space, header_bytes, padded
 from .recipe import CONVERTER_TYPES, COPY, Choice, Options, choose_types, find_recipe, parse_options
 from .source import MetaValue, Piece, SourceModel
-from .split import Split, cut, part_metadata, part_paths, replacing_all
+from .split import Split, cut, part_metadata, part_paths
 
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 MAX_THREADS = 16

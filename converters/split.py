@@ -6,17 +6,14 @@ Source: llama.cpp's tools/gguf-split/gguf-split.cpp and src/llama-quant.cpp (kee
 
 from __future__ import annotations
 
-import contextlib
 import re
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gguf import GGUFValueType
 
 from localmoe.errors import UsageError
-from localmoe.output_file import OutputFile, replacing
 
 from .output import padded
 from .source import MetaValue
@@ -94,40 +91,3 @@ def part_metadata(
     if not split.keep:  # gguf-split sets the count last, when it knows it
         own["split.count"] = own.pop("split.count")
     return own if i else {**metadata, **own}
-
-
-@contextlib.contextmanager
-def replacing_all(targets: Sequence[Path]) -> Iterator[Callable[[], OutputFile]]:
-    """Several files that appear together when the block ends, and not at all when an exception leaves it.
-
-    The function given opens the next one. All are on the disk before the first gets its name; the first part, without
-    which none is read, gets it last. Where parts are replaced the old first one goes before: were the process killed
-    between two names, old and new parts would otherwise pass for one model.
-    """
-    opened: list[OutputFile] = []
-    with contextlib.ExitStack() as stack:
-
-        def open_next() -> OutputFile:
-            opened.append(stack.enter_context(replacing(targets[len(opened)])))
-            return opened[-1]
-
-        yield open_next
-        for file in opened:
-            file.sync()
-        with _undisturbed():
-            if len(targets) > 1:
-                targets[0].unlink(missing_ok=True)
-            stack.close()
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

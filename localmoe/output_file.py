@@ -8,7 +8,7 @@ import secrets
 import signal
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from localmoe.errors import FileError, UsageError
@@ -39,9 +39,11 @@ def check_target(out: Path, inputs: Sequence[Path], *, file: str) -> Path:
 class OutputFile:
     """The file being written: every refusal of the system becomes a FileError that names the target."""
 
-    def __init__(self, descriptor: int, target: Path) -> None:
-        self._descriptor = descriptor
+    def __init__(self, target: Path) -> None:
         self._target = target
+        self._hidden = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.part")
+        with _naming(target):
+            self._descriptor, self._named = _open_unnamed(self._hidden)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data`."""
@@ -50,10 +52,23 @@ class OutputFile:
             with _naming(self._target):
                 left = left[os.write(self._descriptor, left) :]
 
-    def sync(self) -> None:
-        """Wait until what was written is on the disk."""
+    def settle(self) -> None:
+        """Give it the permissions of what it replaces, and wait until it is on the disk."""
         with _naming(self._target):
+            os.fchmod(self._descriptor, _mode(self._target))
             os.fsync(self._descriptor)
+
+    def appear(self) -> None:
+        """Take the target's name."""
+        with _naming(self._target):
+            if not self._named:
+                _name(self._descriptor, self._hidden)
+            os.replace(self._hidden, self._target)
+
+    def close(self) -> None:
+        """Close it; unless it has its name, nothing of it stays."""
+        os.close(self._descriptor)
+        self._hidden.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -72,24 +87,52 @@ def replacing(target: Path) -> Iterator[OutputFile]:
     Where the system has unnamed files (Linux) not even SIGKILL leaves anything behind; elsewhere a hidden name beside
     the target is removed. SIGTERM counts as an exception. FileError: the system refused to write.
     """
-    hidden = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.part")
+    with replacing_all([target]) as open_next:
+        yield open_next()
+
+
+@contextlib.contextmanager
+def replacing_all(targets: Sequence[Path]) -> Iterator[Callable[[], OutputFile]]:
+    """Several files that appear together when the block ends, and not at all when an exception leaves it.
+
+    The function given opens the next one. All are on the disk before one gets its name, and the first gets it last.
+    Where several are replaced the old first one goes before: were the process killed between two names, old and new
+    files would otherwise pass for one set.
+    """
+    opened: list[OutputFile] = []
+
+    def open_next() -> OutputFile:
+        opened.append(OutputFile(targets[len(opened)]))
+        return opened[-1]
+
     with _terminating():
-        with _naming(target):
-            descriptor, named = _open_unnamed(hidden)
         try:
-            yield OutputFile(descriptor, target)
-            with _naming(target):
-                os.fchmod(descriptor, _mode(target))
-                os.fsync(descriptor)
-                if not named:
-                    _name(descriptor, hidden)
-                os.replace(hidden, target)
-        except BaseException:
-            hidden.unlink(missing_ok=True)
-            raise
+            yield open_next
+            for file in opened:
+                file.settle()
+            with _undisturbed():
+                if len(targets) > 1:
+                    targets[0].unlink(missing_ok=True)
+                for file in reversed(opened):
+                    file.appear()
         finally:
-            os.close(descriptor)
-        _sync_folder(target.parent)
+            for file in opened:
+                file.close()
+        for folder in {target.parent for target in targets}:
+            _sync_folder(folder)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _open_unnamed(hidden: Path) -> tuple[int, bool]:
