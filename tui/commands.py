@@ -15,6 +15,7 @@ _ACTIONS = (
     ("Make the last reply again", "regenerate", "With another seed"),
     ("Stop the reply", "stop", "What was said stays"),
     ("Show or hide the experts", "toggle_experts", "The pane on the right"),
+    ("The chat token by token", "tokens", "Which expert each went to, and its path"),
     ("Compare the experts from here on", "compare_from_here", "The heatmap shows the difference"),
     ("More experts a token", "used(1)", "Top-k up by one"),
     ("Fewer experts a token", "used(-1)", "Top-k down by one"),

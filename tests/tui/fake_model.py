@@ -47,6 +47,18 @@ class Config:
     n_expert_used: int
 
 
+class FakeTokenizer:
+    """Every token is its number in brackets."""
+
+    add_space_prefix = False
+
+    def token(self, i: int) -> bytes:
+        return f"<{i}>".encode()
+
+    def is_control(self, i: int) -> bool:  # noqa: ARG002
+        return False
+
+
 @dataclass(frozen=True)
 class FakeGGUF:
     path: Path
@@ -106,6 +118,7 @@ class FakeModel:
         if labels:
             self.gguf.metadata["localmoe.expert.labels"] = labels
         self.n_ctx, self.chat_template = n_ctx, chat_template
+        self.tokenizer = FakeTokenizer()
         self.expert_bytes = np.full(n_layer, 3 << 20, np.int64)
         self.trace = FakeTrace(n_layer)
         self.timings = Timings(0, 0.0, 0, 0.0)

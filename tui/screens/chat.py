@@ -23,6 +23,7 @@ from ..widgets.prompt import Prompt
 from ..widgets.status import StatusLine, TitleBar, rate
 from ..widgets.transcript import Transcript
 from ..widgets.turns import shown_line
+from .tokens import MOST, TokensScreen, pieces_of
 
 if TYPE_CHECKING:
     from localmoe.engine.api import Model
@@ -45,6 +46,7 @@ class ChatScreen(Screen[None]):
         Binding("f4", "used(-1)", "k−1", id="experts.fewer", priority=True),
         Binding("f5", "used(1)", "k+1", id="experts.more", priority=True),
         Binding("f6", "compare_from_here", "Compare from here", id="experts.compare", show=False, priority=True),
+        Binding("f7", "tokens", "Tokens", id="experts.tokens", show=False, priority=True),
         Binding("left_square_bracket", "used(-1)", "Fewer experts", id="experts.fewer.bracket", show=False),
         Binding("right_square_bracket", "used(1)", "More experts", id="experts.more.bracket", show=False),
     ]
@@ -58,7 +60,7 @@ class ChatScreen(Screen[None]):
         self.conversation = Conversation(options.system)
         self.busy = False
         self._again = 0
-        self._seen = model.trace.count
+        self._seen = self._first = model.trace.count
         asked = options.load.get("n_expert_used")
         self.n_used = int(asked or model.config.n_expert_used or 0)
 
@@ -228,6 +230,7 @@ class ChatScreen(Screen[None]):
         await self.transcript.restart()
         self.status.used = 0
         self.experts.stats.reset()
+        self._first = self.model.trace.count
         self.experts.refresh_figures()
 
     async def action_regenerate(self) -> None:
@@ -243,6 +246,16 @@ class ChatScreen(Screen[None]):
 
     def action_mode(self, mode: str) -> None:
         self.experts.set_mode(mode)
+
+    def action_tokens(self) -> None:
+        """Show the chat token by token."""
+        trace = self.model.trace
+        since = max(self._first, trace.count - MOST)
+        if not self.model.config.n_expert or trace.count <= since:
+            self.notify("no token has been routed yet", timeout=2)
+            return
+        routed = trace.read(since)
+        self.app.push_screen(TokensScreen(pieces_of(self.model, routed.tokens.tolist()), routed))
 
     def action_compare_from_here(self) -> None:
         """Keep the loads as they are now, and show what changes from them."""

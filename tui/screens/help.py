@@ -18,6 +18,7 @@ KEYS = {
     "Ctrl+R": "make the last reply again",
     "Ctrl+N": "new chat",
     "F2": "what the heatmap shows",
+    "F7": "the chat token by token, in the colours of their experts",
     "F6": "show how the experts' load changes from now on",
     "F3": "show or hide the experts",
     "F4, F5": "fewer, more experts a token (outside the input: [ and ])",

@@ -28,7 +28,7 @@ MODES = {
     "last": "last token, by gate weight",
     "prefill": "prompts",
     "decode": "replies",
-    "sorted": "since the start, busiest first",
+    "sorted": "busiest first, since the start",
     "difference": "against the saved run",
 }
 """What the heatmap can show; the order of the key that goes through them."""
@@ -168,6 +168,7 @@ class ExpertPane(Vertical):
         if not facts.n_expert:
             return
         ratio, chosen = self._ratio(), self._chosen()
+        self.query_one(Heatmap).middle = "saved" if self.mode == "difference" else "even"
         if self._order is not None:
             ratio = np.take_along_axis(ratio, self._order, 1)
             chosen = None if chosen is None else np.take_along_axis(chosen, self._order, 1)

@@ -62,6 +62,7 @@ class Heatmap(Widget):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.legend = True
+        self.middle = "even"
         self._look: Look | None = None
         self._width = 0
         self._ratio: NDArray[np.float64] = np.full((0, 0), np.nan)
@@ -232,8 +233,8 @@ class Heatmap(Widget):
         """From an expert that is hardly used to the busiest, with even load in the middle."""
         indent = " " * (self._cells.gutter if self._cells else 0)
         if self.look.shaded:
-            return Strip([Segment(f"{indent}· never ░ less ▒ even ▓ █ more", self.look.dim)])
-        low, high = f"1/{2**self._span:.2g} ", f" {2**self._span:.2g}× even"
+            return Strip([Segment(f"{indent}· never ░ less ▒ {self.middle} ▓ █ more", self.look.dim)])
+        low, high = f"1/{2**self._span:.2g} ", f" {2**self._span:.2g}× {self.middle}"
         return Strip([Segment(indent + low, self.look.dim), *self.scale(1), Segment(high, self.look.dim)])
 
     def scale(self, step: int) -> list[Segment]:

@@ -1,0 +1,115 @@
+"""The transcript token by token: where each went in a layer, and one token's path through all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.content import Content
+from textual.screen import Screen
+from textual.widgets import Footer, Static
+
+from localmoe.text.tokenizer import StreamDecoder
+
+from ..widgets.token_text import TokenText
+from ..widgets.turns import MUTED, shown
+
+if TYPE_CHECKING:
+    from localmoe.engine.api import Model
+    from localmoe.experts.trace import TraceSlice
+
+MOST = 2000
+"""Tokens shown, the newest."""
+OTHERS = 2
+"""Candidates shown that were not chosen."""
+
+
+def pieces_of(model: Model, tokens: Sequence[int]) -> list[str]:
+    """Harmless texts of tokens; a character of several tokens stands at its last."""
+    decoder = StreamDecoder(model.tokenizer, special=True)
+    return [shown(decoder.push(token)) for token in tokens]
+
+
+def path_lines(experts: Any, weights: Any, router: Any | None) -> list[tuple[str, str]]:
+    """A layer a line: experts (L, K) with weights, the heaviest first, and the likeliest others of router (L, E)."""
+    out = []
+    for layer, (chosen, gates) in enumerate(zip(experts.tolist(), weights.tolist(), strict=True)):
+        pairs = sorted(((w, e) for e, w in zip(chosen, gates, strict=True) if e >= 0), reverse=True)
+        taken = "  ".join(f"{expert} {weight:.2f}" for weight, expert in pairs)
+        others = ""
+        if router is not None:
+            order = [e for e in np.argsort(-router[layer], kind="stable").tolist() if e not in chosen][:OTHERS]
+            others = "  ".join(f"{e} {router[layer][e]:.2f}" for e in order)
+        out.append((f"{layer:>3}: {taken}", f"   ({others})" if others else ""))
+    return out
+
+
+class TokensScreen(Screen[None]):
+    """Left and right go from token to token, up and down from layer to layer."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,f7", "app.pop_screen", "Back", id="tokens.close", priority=True),
+        Binding("left", "token(-1)", "Token before", id="tokens.left"),
+        Binding("right", "token(1)", "Token after", id="tokens.right"),
+        Binding("home", "token(-2000)", "First", id="tokens.first", show=False),
+        Binding("end", "token(2000)", "Last", id="tokens.last", show=False),
+        Binding("up", "layer(-1)", "Layer above", id="tokens.up"),
+        Binding("down", "layer(1)", "Layer below", id="tokens.down"),
+    ]
+
+    def __init__(self, pieces: Sequence[str], routed: TraceSlice) -> None:
+        super().__init__()
+        self._pieces, self._routed = pieces, routed
+        self.token, self.layer_shown = len(pieces) - 1, 0
+        heaviest = np.argmax(routed.weights, axis=2)[:, :, None]
+        self._first = np.take_along_axis(routed.experts, heaviest, 2)[:, :, 0]
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="tokens-title", markup=False)
+        with Horizontal(id="tokens-body"):
+            yield TokenText(self._pieces, id="tokens-text")
+            with Vertical(id="tokens-side"):
+                yield Static(id="tokens-token", markup=False)
+                with VerticalScroll(can_focus=False):
+                    yield Static(id="tokens-path", markup=False)
+        yield Footer(show_command_palette=False)
+
+    def on_mount(self) -> None:
+        self.query_one(TokenText).focus()
+        self._show()
+
+    def _show(self) -> None:
+        routed, token = self._routed, self.token
+        n_layer = routed.experts.shape[1]
+        self.query_one(TokenText).show(self._first[:, self.layer_shown].tolist(), token)
+        title = f" layer {self.layer_shown} of {n_layer}: a colour is the token's first expert there"
+        self.query_one("#tokens-title", Static).update(title)
+        word = self._pieces[token].replace("\n", "⏎")[:20]
+        phase = "reply" if routed.phase[token] else "prompt"
+        said = f"“{word}”  token {token + 1} of {len(self._pieces)}, {phase}\nexpert weight  (others: probability)"
+        self.query_one("#tokens-token", Static).update(said)
+        router = None if routed.router is None else routed.router[token]
+        rows = []
+        for layer, (taken, others) in enumerate(path_lines(routed.experts[token], routed.weights[token], router)):
+            rows.append(Content.assemble((taken, "bold $accent" if layer == self.layer_shown else ""), (others, MUTED)))
+        self.query_one("#tokens-path", Static).update(Content("\n").join(rows))
+
+    def action_token(self, by: int) -> None:
+        """Select another token."""
+        self.token = min(max(self.token + by, 0), len(self._pieces) - 1)
+        self._show()
+
+    def action_layer(self, by: int) -> None:
+        """Colour by another layer."""
+        self.layer_shown = (self.layer_shown + by) % self._routed.experts.shape[1]
+        self._show()
+
+    @on(TokenText.Chosen)
+    def _clicked(self, event: TokenText.Chosen) -> None:
+        self.token = event.token
+        self._show()
