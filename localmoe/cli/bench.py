@@ -142,6 +142,8 @@ def measure_all(
             if sys.stderr.isatty():
                 print(f"\r{test.name}: {run + 1}/{repetitions} ", end="", file=sys.stderr, flush=True)
             if test.n_gen:
+                if run == 0:
+                    model.read_speed()  # from the disk, perhaps
                 reads.append(model.read_speed())
             samples.append(test.n_tokens / measure(model, session, test))
         run_once = partial(measure, model, session, test)
