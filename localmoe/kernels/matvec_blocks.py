@@ -109,13 +109,12 @@ def _make_symmetric(weights: Any, offset: int, product: Any) -> Any:
 
     @njit(fast=True, inline=True)
     def four(sums, o0, o1, o2, o3, q0, q1, q2, q3, da, s):  # type: ignore[no-untyped-def]
-        acc, mins = sums
+        acc0, acc1, mins = sums
         start = mul(s, take())
         d = mul(_four_halves(o0, o1, o2, o3), da)
         t0 = product(_each_01(start), weights(o0, o1), _q(q0, q1))
         t1 = product(_each_23(start), weights(o2, o3), _q(q2, q3))
-        acc = fma(to_f32(t0), _each_01(d), acc)
-        return fma(to_f32(t1), _each_23(d), acc), mins
+        return fma(to_f32(t0), _each_01(d), acc0), fma(to_f32(t1), _each_23(d), acc1), mins
 
     return four
 
@@ -125,12 +124,11 @@ def _make_with_minimum(weights: Any) -> Any:
 
     @njit(fast=True, inline=True)
     def four(sums, o0, o1, o2, o3, q0, q1, q2, q3, da, s):  # type: ignore[no-untyped-def]
-        acc, mins = sums
+        acc0, acc1, mins = sums
         d = mul(_four_pairs(o0, o1, o2, o3), _interleave(da, mul(to_f32(s), da)))
         t0 = dot4(_zero_i16(), weights(o0, o1), _q(q0, q1))
         t1 = dot4(_zero_i16(), weights(o2, o3), _q(q2, q3))
-        acc = fma(to_f32(t0), _each_02(d), acc)
-        return fma(to_f32(t1), _each_46(d), acc), add(mins, d)
+        return fma(to_f32(t0), _each_02(d), acc0), fma(to_f32(t1), _each_46(d), acc1), add(mins, d)
 
     return four
 
@@ -145,7 +143,7 @@ def _make_row(four: Any, size: int) -> Any:
         q = act
         ds = act + n
         ss = ds + 4 * n_blocks
-        sums = _zero_f16(), _zero_f8()
+        sums = _zero_f16(), _zero_f16(), _zero_f8()  # one sum alone would wait for itself twice a turn
         for _ in range(n_blocks // 4):
             for line in range(lines):
                 prefetch(o + AHEAD + 64 * line)
@@ -172,8 +170,8 @@ def _make_row(four: Any, size: int) -> Any:
             q1 = q + 32 * i1
             q2 = q + 32 * i2
             sums = four(sums, o, o1, o2, o2, q, q1, q2, q2, da, s)
-        acc, mins = sums
-        return hsum(acc) + hsum(_odd(mins))
+        acc0, acc1, mins = sums
+        return hsum(add(acc0, acc1)) + hsum(_odd(mins))
 
     return row
 
