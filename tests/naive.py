@@ -78,3 +78,30 @@ def nmse(got: np.ndarray, expected: np.ndarray) -> float:
     """Squared error over squared expectation."""
     difference: Any = np.asarray(got, np.float64) - expected
     return float((difference**2).sum() / (np.asarray(expected, np.float64) ** 2).sum())
+
+
+def cached_keys(kind: str, k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keys (n, head_dim), n a multiple of 32, as the KV cache keeps them (uint8), and what that stands for, float64."""
+    n, dim = k.shape
+    if kind != "q8_0":
+        kept = k.astype({"f16": np.float16, "f32": np.float32}[kind])
+        return np.ascontiguousarray(kept.reshape(-1, 32, dim).transpose(0, 2, 1)).view(np.uint8).ravel(), kept.astype(
+            np.float64
+        )
+    qs, d, _ = quantize_q8_0(k)
+    blocks = qs.reshape(n // 32, 32, dim // 4, 4).transpose(0, 2, 1, 3).reshape(n // 32, -1).view(np.uint8)
+    scales = d.reshape(n // 32, 32, dim // 32).transpose(0, 2, 1).reshape(n // 32, -1).astype(np.float16)
+    return np.concatenate([blocks, scales.view(np.uint8)], axis=1).ravel(), activation_values("q8_0", k).reshape(n, dim)
+
+
+def cached_values(kind: str, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values (n, head_dim) as the KV cache keeps them (uint8), and what that stands for, float64."""
+    n, dim = v.shape
+    if kind != "q8_0":
+        kept = np.zeros((n, -(-dim // 16) * 16), {"f16": np.float16, "f32": np.float32}[kind])
+        kept[:, :dim] = v
+        return kept.view(np.uint8).ravel(), kept[:, :dim].astype(np.float64)
+    qs, d, _ = quantize_q8_0(v)
+    scales = d.reshape(n, -1).astype(np.float16).view(np.uint8)
+    rows = np.concatenate([qs.reshape(n, dim).view(np.uint8), scales], axis=1)
+    return rows.ravel(), activation_values("q8_0", v).reshape(n, dim)

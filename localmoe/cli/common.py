@@ -46,8 +46,8 @@ ForceExperts = Annotated[
 ExpertThreshold = Annotated[
     float | None, typer.Option("--expert-threshold", help="Skip an expert whose gate weight is below this; 0: never.")
 ]
-CacheTypeK = Annotated[str, typer.Option("--cache-type-k", "-ctk", help="Type of the keys in the KV cache.")]
-CacheTypeV = Annotated[str, typer.Option("--cache-type-v", "-ctv", help="Type of the values in the KV cache.")]
+CacheTypeK = Annotated[str, typer.Option("--cache-type-k", "-ctk", help="Type of cached keys: f32, f16, q8_0.")]
+CacheTypeV = Annotated[str, typer.Option("--cache-type-v", "-ctv", help="Type of cached values: f32, f16, q8_0.")]
 
 # SamplingParams' fields -> llama.cpp's flags and a line of help.
 SAMPLING_FLAGS: dict[str, tuple[tuple[str, ...], str]] = {

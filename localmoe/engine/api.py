@@ -205,22 +205,20 @@ def load(
 
     n_ctx: positions of context, by default the model's own up to 4096 (0: all of the model's own). n_threads: by
     default one a physical core. n_expert_used: experts a token, instead of the file's; it, leave_out, force_experts and
-    expert_threshold, see `Model.generate`, hold wherever a request says nothing else. cache_type_k/v: "f16" or
-    "f32", the same for both. `progress` is told in a line what is being waited for. Raises BadInputError for a file
-    that cannot run, MemoryLimitError when its KV cache does not fit.
+    expert_threshold, see `Model.generate`, hold wherever a request says nothing else. cache_type_k/v: "f32", "f16" or
+    "q8_0" (heads of a multiple of 32 values). `progress` is told in a line what is being waited for. Raises
+    BadInputError for a file that cannot run, MemoryLimitError when its KV cache does not fit.
     """
-    if cache_type_k != cache_type_v:
-        raise UsageError("keys and values need the same cache type", got=cache_type_v, expected=cache_type_k)
     gguf = open_gguf(Path(path))
     config = ModelConfig.from_metadata(gguf)
     weights = load_weights(gguf, config)
     context = _context(n_ctx, config)
-    warning = check_memory(gguf, config, context, cache_type_k)
+    warning = check_memory(gguf, config, context, cache_type_k, cache_type_v)
     if warning and progress is not None:
         progress(warning)
     if progress is not None and not any(cache_dir().rglob("*.nbc")):
         progress("compiling kernels for this CPU (the first run only)")
-    runner = Runner(config, weights, context, _threads(n_threads), cache_type_k)
+    runner = Runner(config, weights, context, _threads(n_threads), cache_type_k, cache_type_v)
     model = Model(gguf, config, load_tokenizer(gguf), runner)
     model.session().route(
         by_default=True,

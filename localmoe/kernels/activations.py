@@ -24,6 +24,8 @@ from localmoe.kernels.simd import (
     hmax_i32,
     hmin,
     hsum_i32,
+    ld_f32,
+    ld_i8,
     make_constant,
     make_load,
     make_shuffle2,
@@ -90,6 +92,13 @@ def quantize_q8_0(x: int, act: int, n: int, first: int, last: int) -> None:
         store_i8_from_i32(act + 32 * b + 16, q1)
         st_f32(ds + 4 * b, round_f16(d))
         st_i32(sums + 4 * b, hsum_i32(add(q0, q1)))
+
+
+@njit(fast=True)
+def dequantize_q8_0(act: int, x: int, n: int) -> None:
+    """What a "q8_0" row of `n` values stands for, to float32 at x."""
+    for i in range(n):
+        st_f32(x + 4 * i, np.float32(ld_i8(act + i)) * ld_f32(act + n + i // 32 * 4))
 
 
 @njit(fast=True, inline=True)

@@ -85,6 +85,21 @@ def copy_scaled(source: int, scale: float, target: int, n: int) -> None:
 
 
 @njit(fast=True)
+def scale_row(x: int, scale: float, n: int) -> None:
+    """x *= scale, n float32, whole vectors."""
+    by = splat_f32(np.float32(scale))
+    for i in range(0, n, LANES):
+        store(x + 4 * i, mul(load_f32(x + 4 * i), by))
+
+
+@njit(fast=True)
+def zero_row(x: int, n: int) -> None:
+    """x = 0, n float32, whole vectors."""
+    for i in range(0, n, LANES):
+        store(x + 4 * i, zero_f32())
+
+
+@njit(fast=True)
 def round_row_f16(x: int, n: int) -> None:
     """Round n float32 through float16, in place."""
     for i in range(n):

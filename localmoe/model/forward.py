@@ -15,7 +15,7 @@ from numba import carray
 from localmoe.jit import njit
 from localmoe.kernels.elementwise import add_scaled, copy_scaled, rope_angles, rope_angles_ggml
 from localmoe.kernels.team import as_pointer, take
-from localmoe.model.forward_attention import attention_many, attention_one, heads_stay, write_cache
+from localmoe.model.forward_attention import attention_many, attention_one, write_cache
 from localmoe.model.forward_experts import (
     add_experts,
     choose_experts,
@@ -76,13 +76,11 @@ def layer_step(m: Any, layer: Any, step: Any, mine: Any, index: int, thread: int
     project(m, layer.attn_k, mine.normed, step.n_tok, m.k, thread, 1)
     project(m, layer.attn_v, mine.normed, step.n_tok, m.v, thread, 2)
     meet(m, thread, QKV)
-    write_cache(m, layer, step, thread)
-    mark(m, thread, CACHE)
-    if not one or not heads_stay(m, step):
-        meet(m, thread, CACHE)
     if one:
         attention_one(m, layer, step, mine, thread)
     else:
+        write_cache(m, layer, step, thread)
+        meet(m, thread, CACHE)
         attention_many(m, layer, step, mine, thread)
     meet(m, thread, ATTENTION)
     for t in range(first, last):
@@ -168,7 +166,7 @@ def run_step(thread: int, models: Any, layers: Any, buffers: Any, steps: Any, fr
         copy_scaled(buffers[0].x, 1.0, mine.x, m.n_embd)
     for t in range(step.n_tok * thread // m.n_thread, step.n_tok * (thread + 1) // m.n_thread):
         angles = m.angles + t * m.rope_dim * 4
-        if m.half_cache:
+        if m.k_kind:  # not float32
             rope_angles_ggml(step.pos + t, m.rope_step, frequencies[1], m.rope_magnitude, angles)
         else:
             rope_angles(step.pos + t, frequencies[0], m.rope_magnitude, angles)

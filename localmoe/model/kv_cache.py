@@ -1,49 +1,57 @@
-"""The KV cache: keys transposed in blocks of 16 positions, values a row a position (see kernels/attention.py)."""
+"""The KV cache: keys transposed in blocks of 32 positions, values a row a position (kernels/attention_tiles.py)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from localmoe.errors import MemoryLimitError, UsageError
-from localmoe.kernels.attention import BLOCK, padded
+from localmoe.gguf_file import visible
+from localmoe.kernels.attention import BLOCK, KINDS
+from localmoe.kernels.attention_tiles import K_BLOCK, k_block_bytes, v_row_bytes
 from localmoe.model.config import ModelConfig
 
-CACHE_TYPES: dict[str, np.dtype[Any]] = {"f16": np.dtype(np.float16), "f32": np.dtype(np.float32)}
+GROUP = 32  # values that share a scale in a q8_0 cache
 
 
 @dataclass(frozen=True)
 class KVCache:
-    """`k`: (n_layer, n_head_kv, n_room / 16, head_dim, 16). `v`: (n_layer, n_head_kv, n_room, padded head_dim).
+    """Bytes of `k`: (n_layer, n_head_kv, n_room / 32, block's), and of `v`: (n_layer, n_head_kv, n_room, row's).
 
     `n_room` is the context rounded up to whole attention blocks. Memory is committed as positions are written.
     """
 
     n_room: int
-    type: str
-    k: npt.NDArray[np.generic]
-    v: npt.NDArray[np.generic]
+    k: npt.NDArray[np.uint8]
+    v: npt.NDArray[np.uint8]
 
     @property
     def n_bytes(self) -> int:
         return self.k.nbytes + self.v.nbytes
 
 
-def new_cache(config: ModelConfig, n_ctx: int, cache_type: str) -> KVCache:
+def check_cache_type(kind: str, head_dim: int, item: str) -> None:
+    """Raise UsageError for a type that there is not, or whose groups a head of this size does not divide into."""
+    if kind not in KINDS:
+        raise UsageError("unknown KV cache type", item=item, got=visible(kind, 40), expected=" or ".join(KINDS))
+    if kind == "q8_0" and head_dim % GROUP:
+        reason = f"a q8_0 cache needs heads of a multiple of {GROUP} values"
+        raise UsageError(reason, item=item, got=f"heads of {head_dim}", expected="f16 or f32")
+
+
+def new_cache(config: ModelConfig, n_ctx: int, type_k: str, type_v: str) -> KVCache:
     """An empty cache for `n_ctx` positions; raises MemoryLimitError when it cannot be reserved."""
-    dtype = CACHE_TYPES.get(cache_type)
-    if dtype is None:
-        raise UsageError("unknown KV cache type", got=cache_type, expected=" or ".join(CACHE_TYPES))
+    check_cache_type(type_k, config.n_embd_head_k, "cache_type_k")
+    check_cache_type(type_v, config.n_embd_head_v, "cache_type_v")
     room = -(-n_ctx // BLOCK) * BLOCK
     heads = (config.n_layer, config.n_head_kv)
+    k_shape = (*heads, room // K_BLOCK, k_block_bytes(type_k, config.n_embd_head_k))
+    v_shape = (*heads, room, v_row_bytes(type_v, config.n_embd_head_v))
     try:
-        k = np.zeros((*heads, room // 16, config.n_embd_head_k, 16), dtype)
-        v = np.zeros((*heads, room, padded(config.n_embd_head_v)), dtype)
+        return KVCache(room, np.zeros(k_shape, np.uint8), np.zeros(v_shape, np.uint8))
     except MemoryError:
-        size = 2 * np.prod(heads) * room * padded(config.n_embd_head_k) * dtype.itemsize / 2**30
+        size = (np.prod(k_shape, dtype=float) + np.prod(v_shape, dtype=float)) / 2**30
         reason = f"a KV cache for {n_ctx} positions does not fit in memory, it needs {size:.1f} GiB"
         raise MemoryLimitError(reason) from None
-    return KVCache(room, cache_type, k, v)

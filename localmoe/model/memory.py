@@ -14,7 +14,7 @@ from localmoe.gguf_file import GGUFFile, TensorInfo, visible
 from localmoe.model.config import ModelConfig
 
 # bytes an element of the cache: blocks of 32 with a float16 scale are 34 bytes
-CACHE_TYPES: dict[str, float] = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
+CACHE_TYPES: dict[str, float] = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
 # activations, the compiled code and the interpreter beside weights and cache (design: at most 300 MB)
 WORKING_BYTES = 300 << 20
 

@@ -56,12 +56,27 @@ MODEL = record(
     "n_ff",
     "n_expert",  # 0: dense
     "n_vocab",
-    "n_ctx",  # positions the cache has room for, a multiple of 64
     "interleaved",
     "weights_norm",
-    "half_cache",
-    "weights",  # addresses of the attention kernels
-    "values",
+    # the KV cache: types (kernels/attention.py's KINDS), bytes of a block of keys, a row of values, a head of each
+    "k_kind",
+    "v_kind",
+    "k_block",
+    "v_row",
+    "k_head",
+    "v_head",
+    # attention: kernels for `rows_one` query rows (decode) and for as many as they take, bytes of a query's row
+    "rows_one",
+    "scores_one",
+    "values_one",
+    "scores_many",
+    "values_many",
+    "q_row",
+    # of a long prompt: the same by pairs of int16; 0 where float32 is as fast or wanted
+    "key_pairs",
+    "value_pairs",
+    "pair_scores",
+    "pair_values",
     ("rms_eps", F4),
     ("rope_magnitude", F4),
     ("rope_step", F4),  # from one pair's frequency to the next
@@ -83,9 +98,10 @@ MODEL = record(
     "slots",
     "iota",
     "angles",
-    "scores",  # (heads or threads, query rows, n_ctx): attention weights
-    "stats",  # decode attention: maximum and sum of every chunk
-    "partial",  # decode attention: accumulators of all chunks
+    "attn_work",  # attention's scratch, attn_bytes a thread
+    "attn_bytes",
+    "stats",  # decode attention: maximum and sum of every chunk and query row
+    "partial",  # decode attention: accumulators of the same
     # threads
     "n_thread",
     "sync",

@@ -12,14 +12,22 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType
 
 from localmoe.errors import LocalMoeError
-from localmoe.jit import kernel_address
-from localmoe.kernels import attention
 from localmoe.kernels.activations import act_bytes
+from localmoe.kernels.attention import BLOCK, KINDS
+from localmoe.kernels.attention_pairs import (
+    HAS_PAIRS,
+    key_pairs_address,
+    pair_scores_address,
+    pair_values_address,
+    pairs_bytes,
+    value_pairs_address,
+)
+from localmoe.kernels.attention_tiles import MAX_ROWS, padded, scores_address, values_address
 from localmoe.kernels.matmul_driver import matmul_scratch_bytes
 from localmoe.kernels.table import KERNELS, matmul_address, matvec_address
 from localmoe.kernels.team import sync_ints, yield_address
 from localmoe.model.config import ModelConfig, rope_frequencies
-from localmoe.model.forward_attention import CHUNK
+from localmoe.model.forward_attention import MAX_CHUNKS
 from localmoe.model.forward_profile import ROW
 from localmoe.model.kv_cache import KVCache, new_cache
 from localmoe.model.plan import BUFFERS, LAYER, MODEL, STEP
@@ -68,13 +76,15 @@ def _needs(*weights: Weight) -> int:
 class Runner:
     """Owns the KV cache, the buffers and the threads of one model; not safe for two callers at once."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, n_ctx: int, n_thread: int, cache_type: str) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: Weights, n_ctx: int, n_thread: int, type_k: str, type_v: str
+    ) -> None:
         self.config = config
         self.weights = weights
         self.n_ctx = n_ctx
         self.n_thread = n_thread
         self.n_slot = max(BATCH * max(config.n_expert_used, 1), config.n_expert)
-        self.cache: KVCache = new_cache(config, n_ctx, cache_type)
+        self.cache: KVCache = new_cache(config, n_ctx, type_k, type_v)
         # (n_layer, squares_width) that steps add their inputs' squares to (forward_squares.py); None: they do not
         self.squares: npt.NDArray[np.float32] | None = None
         self._alive: list[np.ndarray] = []
@@ -85,7 +95,8 @@ class Runner:
         self._layers = np.zeros(config.n_layer, LAYER)
         self._buffers = np.zeros(n_thread + 1, BUFFERS)
         self._step = np.zeros(1, STEP)
-        self._fill_model(weights, cache_type)
+        self._cache_types = (type_k, type_v)
+        self._fill_model(weights)
         for i, layer in enumerate(weights.layers):
             self._fill_layer(i, layer)
         self._fill_buffers()
@@ -123,27 +134,25 @@ class Runner:
         kernels = matvec_address(weight.type), matmul_address(weight.type)
         return (*kernels, weight.rows, weight.cols, form, int(experts.ctypes.data), weight.rows * weight.row_bytes)
 
-    def _fill_model(self, weights: Weights, cache_type: str) -> None:
+    def _fill_model(self, weights: Weights) -> None:
         config = self.config
         self._logits = np.empty((0, config.n_vocab), np.float32)
         trace = (BATCH, config.n_layer, max(config.n_expert, 1))
         self._experts = self._array(trace, np.int32)
         self._weights_out = self._array(trace, np.float32)
         self._probs = self._array(trace, np.float32)
-        for name, value in {**self._numbers(weights, cache_type), **self._shared_buffers()}.items():
+        for name, value in {**self._numbers(weights), **self._attention(), **self._shared_buffers()}.items():
             self._model[0][name] = value
 
-    def _numbers(self, weights: Weights, cache_type: str) -> dict[str, Any]:
+    def _numbers(self, weights: Weights) -> dict[str, Any]:
         """MODEL's sizes, constants, kernels and the output matrix."""
         config = self.config
         return {
             "n_layer": config.n_layer, "n_embd": config.n_embd, "n_head": config.n_head,
             "n_head_kv": config.n_head_kv, "head_dim": config.n_embd_head_k, "rope_dim": config.rope_dim,
-            "n_ff": self._n_ff, "n_expert": config.n_expert, "n_vocab": config.n_vocab, "n_ctx": self.cache.n_room,
+            "n_ff": self._n_ff, "n_expert": config.n_expert, "n_vocab": config.n_vocab,
             "interleaved": config.architecture.rope_interleaved, "weights_norm": config.expert_weights_norm,
-            "half_cache": cache_type == "f16", "rms_eps": config.rms_eps,
-            "weights": kernel_address(attention.WEIGHTS[cache_type], attention.WEIGHTS_ARGS),
-            "values": kernel_address(attention.VALUES[cache_type], attention.VALUES_ARGS),
+            "rms_eps": config.rms_eps,
             "attn_scale": self._constant(np.array([config.n_embd_head_k**-0.5], np.float32)),
             "rope_magnitude": config.rope_scaling.mscale,
             "rope_step": np.float32(config.rope_freq_base) ** np.float32(-2.0 / config.rope_dim),
@@ -151,15 +160,39 @@ class Runner:
             "needs_logits": _needs(weights.output), "n_thread": self.n_thread, "yield_to": yield_address(),
         }  # fmt: skip
 
+    def _attention(self) -> dict[str, int]:
+        """MODEL's attention: the cache's layout, kernels and scratch."""
+        config, (type_k, type_v), cache = self.config, self._cache_types, self.cache
+        group, head_dim = config.n_head // config.n_head_kv, config.n_embd_head_k
+        rows = -(-group // -(-group // MAX_ROWS))  # a KV head's query heads in as few, equal parts as will do
+        room = -(-group // rows) * rows
+        width = padded(config.n_embd_head_v)
+        q_row = act_bytes("q8_0", head_dim) if type_k == "q8_0" else 4 * head_dim
+        chunks = min(MAX_CHUNKS, cache.n_room // BLOCK) * config.n_head_kv * room
+        most = max(room, MAX_ROWS)
+        work = 16 * head_dim + MAX_ROWS * (4 * BLOCK + 4 * width + 8) + most * q_row
+        pairs = HAS_PAIRS and "f32" not in (type_k, type_v) and head_dim % 4 == 0
+        if pairs:
+            work = max(work, 16 * head_dim + pairs_bytes(head_dim))
+        work = -(-work // 4096) * 4096
+        return {
+            "key_pairs": key_pairs_address(type_k) if pairs else 0,
+            "value_pairs": value_pairs_address(type_v) if pairs else 0,
+            "pair_scores": pair_scores_address() if pairs else 0,
+            "pair_values": pair_values_address() if pairs else 0,
+            "k_kind": KINDS[type_k], "v_kind": KINDS[type_v], "k_block": cache.k.shape[3], "v_row": cache.v.shape[3],
+            "k_head": cache.k[0, 0].nbytes, "v_head": cache.v[0, 0].nbytes, "rows_one": rows, "q_row": q_row,
+            "scores_one": scores_address(type_k, rows), "values_one": values_address(type_v, rows),
+            "scores_many": scores_address(type_k, MAX_ROWS), "values_many": values_address(type_v, MAX_ROWS),
+            "attn_work": self._address((self.n_thread, work), np.uint8), "attn_bytes": work,
+            "stats": self._address((chunks, 2)), "partial": self._address((chunks, width)),
+        }  # fmt: skip
+
     def _shared_buffers(self) -> dict[str, int]:
         """MODEL's buffers, by address."""
         config, n_ff = self.config, self._n_ff
         widest = max(config.n_embd, n_ff, config.n_head * config.n_embd_head_k)
-        tiles = -(-(config.n_head // config.n_head_kv) // attention.ROWS) * config.n_head_kv
-        n_item = tiles * -(-self.cache.n_room // CHUNK) * attention.ROWS
-        value_width = attention.padded(config.n_embd_head_v)
-        rows = attention.ROWS * (config.n_embd_head_k + value_width + 8)
-        scratch = max(matmul_scratch_bytes(widest), 4 * rows) // 4096 * 4096 + 8192
+        scratch = matmul_scratch_bytes(widest) // 4096 * 4096 + 8192
         iota = self._array(max(self.n_slot, BATCH), np.int32)
         iota[:] = np.arange(iota.size)
         return {
@@ -173,8 +206,6 @@ class Runner:
             "slot_tokens": self._address(self.n_slot, np.int32),
             "starts": self._address(max(config.n_expert, 1) + 2, np.int32), "iota": iota.ctypes.data,
             "angles": self._address((BATCH, config.rope_dim)),
-            "scores": self._address((max(tiles, self.n_thread) * attention.ROWS, self.cache.n_room)),
-            "stats": self._address((n_item, 2)), "partial": self._address((n_item, value_width)),
             "sync": self._address(sync_ints(self.n_thread), np.int64),
             "scratch": self._address((self.n_thread, scratch), np.uint8), "scratch_bytes": scratch,
         }  # fmt: skip

@@ -124,9 +124,11 @@ def other_isas() -> list[str]:
 @pytest.mark.skipif("LOCALMOE_ISA" in os.environ, reason="this is such a run")
 @pytest.mark.parametrize("name", other_isas())
 def test_other_instruction_sets_pass_the_same_tests(name: str) -> None:
-    """The SIMD, activation and matvec tests in a process whose LOCALMOE_ISA is another."""
+    """The SIMD, activation, attention and matvec tests in a process whose LOCALMOE_ISA is another."""
     here = Path(__file__).parent
-    files = [str(here / file) for file in ("test_simd.py", "test_activations.py", "test_matvec.py")]
+    files = [
+        str(here / file) for file in ("test_simd.py", "test_activations.py", "test_attention.py", "test_matvec.py")
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
         env={**os.environ, "LOCALMOE_ISA": name},
