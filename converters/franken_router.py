@@ -5,6 +5,8 @@ A prompt's tokens are the BOS token, where the vocabulary has one, and the promp
 prompts' average is taken away; each row is divided by its length. `hidden_avg`: averaged over the tokens instead.
 mergekit runs an expert's prompts as one batch, padded on the left with BOS, and its average counts the padding, whose
 attention is masked out entirely: what stays of it is the base model without attention, which is computed here too.
+mergekit loads the base model in bfloat16, and where prompts nearly cancel its rounding shows in a row: so it is run
+with bfloat16 weights and every result rounded here too.
 `cheap_embed`: the sum of all prompts' embeddings, divided by its length before and after the negative prompts' is
 taken away, the same in every layer.
 """
@@ -124,7 +126,7 @@ def _hidden_states(model: Model, *, average: bool) -> States:
     def run(ids: list[int]) -> Array:
         key = tuple(ids)
         if key not in known:
-            hidden = model.hidden_states(ids)[:-1].astype(np.float64)
+            hidden = model.hidden_states(ids, bfloat16=True)[:-1].astype(np.float64)
             known[key] = hidden.sum(axis=1) if average else hidden[:, -1]
         return known[key]
 
@@ -144,20 +146,28 @@ def _hidden_states(model: Model, *, average: bool) -> States:
 def padding_states(model: Model) -> Array:
     """What enters each layer (L, D) at a padding token: the padding's embedding through feed-forward blocks alone.
 
-    The padding is the BOS token, or the EOS token where there is none.
+    The padding is the BOS token, or the EOS token where there is none. Rounded as the engine rounds other tokens.
     """
     pad = model.tokenizer.bos if model.tokenizer.bos is not None else model.tokenizer.eos
     assert pad is not None  # some prompt has tokens, and mergekit has no other token to pad with
-    x = _matrix(model, "token_embd.weight")[pad].astype(np.float64)
+    x = _bfloat16(_matrix(model, "token_embd.weight")[pad])
     states = []
     for layer in range(model.config.n_layer):
         states.append(x)
-        norm = _matrix(model, f"blk.{layer}.ffn_norm.weight").reshape(-1)
-        h = x / np.sqrt(np.mean(x * x) + model.config.rms_eps) * norm
-        gate = _matrix(model, f"blk.{layer}.ffn_gate.weight") @ h
-        up = _matrix(model, f"blk.{layer}.ffn_up.weight") @ h
-        x = x + _matrix(model, f"blk.{layer}.ffn_down.weight") @ (gate / (1 + np.exp(-gate)) * up)
+        norm = _bfloat16(_matrix(model, f"blk.{layer}.ffn_norm.weight").reshape(-1))
+        h = _bfloat16(_bfloat16(x / np.sqrt(np.mean(x * x) + model.config.rms_eps)) * norm)
+        gate = _bfloat16(_matrix(model, f"blk.{layer}.ffn_gate.weight") @ h)
+        up = _bfloat16(_matrix(model, f"blk.{layer}.ffn_up.weight") @ h)
+        hidden = _bfloat16(_bfloat16(gate / (1 + np.exp(-gate))) * up)
+        x = _bfloat16(x + _bfloat16(_matrix(model, f"blk.{layer}.ffn_down.weight") @ hidden))
     return np.stack(states)
+
+
+def _bfloat16(x: Array) -> Array:
+    """float64 values that are the nearest bfloat16 ones, ties to even."""
+    bits = x.astype(np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return rounded.astype(np.uint32).view(np.float32).astype(np.float64)
 
 
 def _matrix(model: Model, name: str) -> Array:
@@ -191,19 +201,18 @@ def _embeddings(tensor: SourceTensor, ids: Array) -> Array:
 
 @contextlib.contextmanager
 def _running(base: Source, folder: Path, n_ctx: int, n_threads: int | None, progress: Progress) -> Iterator[Model]:
-    """The base model opened for inference; a checkpoint through a temporary GGUF in its own precision."""
+    """The base model opened for inference: what is not quantized through a temporary GGUF in bfloat16."""
     import localmoe
 
     exact: dict[str, Any] = {"n_threads": n_threads, "cache_type_k": "f32", "cache_type_v": "f32"}
-    if base.gguf is not None:
+    kinds = {tensor.type for tensor in base.model.tensors if len(tensor.shape) > 1}
+    if base.gguf is not None and (kinds == {Type.BF16} or not kinds <= {Type.F32, Type.F16, Type.BF16}):
         with localmoe.load(str(base.path), n_ctx=n_ctx, **exact) as model:
             yield model
         return
-    kinds = {tensor.type for tensor in base.model.tensors if len(tensor.shape) > 1}
-    file_type = kinds.pop().name if len(kinds) == 1 else "F32"
     with tempfile.TemporaryDirectory(dir=folder, prefix=".franken-", ignore_cleanup_errors=True) as temporary:
         path = Path(temporary) / "base.gguf"
-        write_model(base.model, path, file_type, progress=progress, n_threads=n_threads)
+        write_model(base.model, path, "BF16", progress=progress, n_threads=n_threads)
         with localmoe.load(str(path), n_ctx=n_ctx, **exact) as model:
             with contextlib.suppress(OSError):
                 path.unlink()  # where a mapped file may lose its name, not even a kill leaves it behind

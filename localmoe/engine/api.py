@@ -136,11 +136,19 @@ class Model:
         )
         return EvalResult(*joined)
 
-    def hidden_states(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """The residual stream (L + 1, T, D): what enters each layer, then what enters the output norm."""
+    def hidden_states(self, ids: Sequence[int], *, bfloat16: bool = False) -> npt.NDArray[np.float32]:
+        """The residual stream (L + 1, T, D): what enters each layer, then what enters the output norm.
+
+        bfloat16: every operation's result is rounded, as transformers computes a model that it loads in bfloat16; over
+        an f32 cache, with bfloat16 weights.
+        """
         self._session.reset()
         self._session.route()
-        parts = self._session.run_all(ids, want_logits=False, want_hidden=True)
+        self._runner.round_to_bfloat16(bfloat16)
+        try:
+            parts = self._session.run_all(ids, want_logits=False, want_hidden=True)
+        finally:
+            self._runner.round_to_bfloat16(False)
         self._session.reset()
         return np.concatenate([p.hidden for p in parts if p.hidden is not None], axis=1)
 

@@ -13,7 +13,8 @@ import numpy as np
 from numba import carray
 
 from localmoe.jit import njit
-from localmoe.kernels.elementwise import add_scaled, copy_scaled, rope_angles, rope_angles_ggml
+from localmoe.kernels.bfloat16 import round_row
+from localmoe.kernels.elementwise import copy_scaled, rope_angles, rope_angles_ggml
 from localmoe.kernels.team import as_pointer, take
 from localmoe.model.forward_attention import attention_many, attention_one, write_cache
 from localmoe.model.forward_experts import (
@@ -26,6 +27,7 @@ from localmoe.model.forward_experts import (
 from localmoe.model.forward_products import (
     MANY_UNIT,
     ROW_UNIT,
+    add_row,
     multiply_many,
     multiply_one,
     norm,
@@ -84,6 +86,8 @@ def layer_step(m: Any, layer: Any, step: Any, mine: Any, index: int, thread: int
         attention_many(m, layer, step, mine, thread)
     meet(m, thread, ATTENTION)
     for t in range(first, last):
+        if m.bfloat16:
+            round_row(mine.attended.f32 + t * mine.attended.f32_stride, m.n_head * m.head_dim)
         quantize_row(mine.attended, layer.needs_output, t, m.n_head * m.head_dim)
     mark(m, thread, NORM)
     if not one:
@@ -93,7 +97,7 @@ def layer_step(m: Any, layer: Any, step: Any, mine: Any, index: int, thread: int
 
     # feed-forward: the router chooses experts, their outputs are added with its weights
     for t in range(first, last):
-        add_scaled(mine.x + t * m.n_embd * 4, m.projected + t * m.n_embd * 4, 1.0, m.n_embd)
+        add_row(m, mine.x + t * m.n_embd * 4, m.projected + t * m.n_embd * 4, 1.0)
         norm(m, mine, layer.ffn_norm, layer.needs_ffn, t)
     mark(m, thread, NORM)
     if m.n_expert:
@@ -170,6 +174,8 @@ def run_step(thread: int, models: Any, layers: Any, buffers: Any, steps: Any, fr
             rope_angles_ggml(step.pos + t, m.rope_step, frequencies[1], m.rope_magnitude, angles)
         else:
             rope_angles(step.pos + t, frequencies[0], m.rope_magnitude, angles)
+        if m.bfloat16:
+            round_row(angles, m.rope_dim)
     meet(m, thread, CACHE)
     for index in range(m.n_layer):
         layer_step(m, layers[index], step, mine, index, thread)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from localmoe.jit import njit
+from localmoe.kernels import bfloat16
 from localmoe.kernels.activations import dequantize_q8_0, quantize_q8_0
 from localmoe.kernels.attention import (
     BLOCK,
@@ -53,7 +54,9 @@ def write_cache(m: Any, layer: Any, step: Any, thread: int) -> None:
 def rotate(m: Any, source: int, t: int, target: int) -> None:
     """The head at `source` rotated by token t's angles, to `target`."""
     angles = m.angles + t * m.rope_dim * 4
-    if m.interleaved:
+    if m.bfloat16:
+        bfloat16.rope(source, angles, target, m.rope_dim, m.head_dim, m.interleaved != 0)
+    elif m.interleaved:
         rope_pairs(source, angles, target, m.rope_dim, m.head_dim)
     else:
         rope_halves(source, angles, target, m.rope_dim, m.head_dim)
@@ -103,10 +106,12 @@ def attend(
         for r in range(n_row):
             limit = step.pos + (first_row + r) // group + 1
             row, row_state = s + r * 4 * BLOCK, state + 8 * r
-            if limit <= BLOCK and block == 0:
+            if limit <= BLOCK and block == 0 and not m.bfloat16:
                 softmax_whole(row, limit, padded, scale, m.v_kind == F16, row_state)
             else:
                 softmax_part(row, limit - block, padded, scale, row_state, acc + r * width * 4, width)
+            if m.bfloat16:
+                bfloat16.round_row(row, padded)
         call_address(values, (s, 4 * BLOCK, v + block * m.v_row, acc, width * 4, n, m.head_dim))
 
 

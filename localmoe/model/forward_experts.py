@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from localmoe.jit import njit
-from localmoe.kernels.elementwise import add_scaled, silu_multiply
 from localmoe.kernels.router import group_by_expert, route, route_by_rules
 from localmoe.kernels.simd import ld_f32, ld_i32, st_i32
 from localmoe.kernels.team import share, take
@@ -15,6 +14,8 @@ from localmoe.model.forward_products import (
     MANY_UNIT,
     PIECES_MANY,
     ROW_UNIT,
+    activate,
+    add_row,
     multiply_many,
     multiply_one,
     pieces_of,
@@ -63,7 +64,7 @@ def hidden_part(m: Any, layer: Any, mine: Any, ids: int, k: int, first: int, las
     multiply_one(layer.gate, e, mine.normed, 0, gate, first, last)
     multiply_one(layer.up, e, mine.normed, 0, up, first, last)
     mark(m, thread, GATE_UP)
-    silu_multiply(gate + first * 4, up + first * 4, last - first)
+    activate(m, gate + first * 4, up + first * 4, last - first)
 
 
 @njit
@@ -144,7 +145,7 @@ def hidden_many(m: Any, layer: Any, shared: Any, item: int, rows: int, thread: i
     for i in range(n):
         s = np.int64(ld_i32(slots + 4 * i))
         hidden = shared.hidden.f32 + s * shared.hidden.f32_stride
-        silu_multiply(hidden + 4 * first, m.up + (s * m.n_ff + first) * 4, last - first)
+        activate(m, hidden + 4 * first, m.up + (s * m.n_ff + first) * 4, last - first)
         quantize_part(shared.hidden, layer.needs_down, s, m.n_ff, first, last)
     mark(m, thread, SILU)
 
@@ -196,4 +197,4 @@ def add_experts(m: Any, step: Any, mine: Any, t: int, row: int, layer_index: int
             break
         weight = ld_f32(weights + 4 * k) if m.n_expert else np.float32(1.0)
         out = m.expert_out + (t * step.n_used + k) * m.n_embd * 4
-        add_scaled(mine.x + t * m.n_embd * 4, out, weight, m.n_embd)
+        add_row(m, mine.x + t * m.n_embd * 4, out, weight)

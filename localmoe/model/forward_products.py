@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from localmoe.jit import njit
+from localmoe.kernels import bfloat16
 from localmoe.kernels.activations import quantize_q8_0, quantize_q8_k
-from localmoe.kernels.elementwise import rms_norm
+from localmoe.kernels.elementwise import add_scaled, rms_norm, silu_multiply
 from localmoe.kernels.simd import call_address, ld_i64
 from localmoe.kernels.team import share, take
 
@@ -80,6 +81,14 @@ def pieces_of(n_bytes: int, n_thread: int) -> int:
 
 
 @njit
+def round_part(m: Any, out: int, n_tok: int, width: int, first: int, last: int) -> None:
+    """Columns first to last of `out` (n_tok, width) to what a bfloat16 model has."""
+    if m.bfloat16:
+        for t in range(n_tok):
+            bfloat16.round_row(out + (t * width + first) * 4, last - first)
+
+
+@njit
 def project(m: Any, w: Any, rows: Any, n_tok: int, out: int, thread: int, queue: int) -> None:
     """out[t] = w @ rows[t] for all tokens; rows of w are taken from `queue`."""
     if n_tok == 1:
@@ -87,12 +96,14 @@ def project(m: Any, w: Any, rows: Any, n_tok: int, out: int, thread: int, queue:
         first, last = take(m.sync, queue, w.rows, ROW_UNIT, pieces, thread, m.n_thread)
         while first < last:
             multiply_one(w, 0, rows, 0, out, first, last)
+            round_part(m, out, 1, w.rows, first, last)
             first, last = take(m.sync, queue, w.rows, ROW_UNIT, pieces, thread, m.n_thread)
         return
     scratch = m.scratch + thread * m.scratch_bytes
     first, last = take(m.sync, queue, w.rows, MANY_UNIT, PIECES_MANY, thread, m.n_thread)
     while first < last:
         multiply_many(w, 0, rows, m.iota, out, m.iota, n_tok, first, last, scratch)
+        round_part(m, out, n_tok, w.rows, first, last)
         first, last = take(m.sync, queue, w.rows, MANY_UNIT, PIECES_MANY, thread, m.n_thread)
 
 
@@ -115,5 +126,27 @@ def project_router(m: Any, w: Any, rows: Any, n_tok: int, thread: int) -> None:
 def norm(m: Any, mine: Any, weight: int, needs: int, t: int) -> None:
     """The normed row of token t, in the forms needed."""
     x = mine.x + t * m.n_embd * 4
-    rms_norm(x, weight, mine.normed.f32 + t * mine.normed.f32_stride, m.n_embd, m.rms_eps)
+    out = mine.normed.f32 + t * mine.normed.f32_stride
+    if m.bfloat16:
+        bfloat16.rms_norm(x, weight, out, m.n_embd, m.rms_eps)
+    else:
+        rms_norm(x, weight, out, m.n_embd, m.rms_eps)
     quantize_row(mine.normed, needs, t, m.n_embd)
+
+
+@njit
+def add_row(m: Any, x: int, y: int, scale: float) -> None:
+    """x += scale * y, n_embd float32 each."""
+    if m.bfloat16:
+        bfloat16.add_rounded(x, y, scale, m.n_embd)
+    else:
+        add_scaled(x, y, scale, m.n_embd)
+
+
+@njit
+def activate(m: Any, gate: int, up: int, n: int) -> None:
+    """gate = silu(gate) * up, n float32 each."""
+    if m.bfloat16:
+        bfloat16.silu_multiply(gate, up, n)
+    else:
+        silu_multiply(gate, up, n)

@@ -58,6 +58,7 @@ MODEL = record(
     "n_vocab",
     "interleaved",
     "weights_norm",
+    "bfloat16",  # whether what each operation gives is rounded to bfloat16; over an f32 cache
     # the KV cache: types (kernels/attention.py's KINDS), bytes of a block of keys, a row of values, a head of each
     "k_kind",
     "v_kind",

@@ -319,6 +319,10 @@ class Runner:
         self._ticks, self._observe = ticks, observe
         self._model[0]["profile"] = 0 if ticks is None else ticks.ctypes.data
 
+    def round_to_bfloat16(self, on: bool) -> None:
+        """From the next step on, let every operation's result be rounded to bfloat16, or no longer."""
+        self._model[0]["bfloat16"] = on
+
     def replace_router(self, layer: int, rows: npt.NDArray[np.float32] | None) -> None:
         """Let a layer's router be `rows` (E, D) until told otherwise, None: the file's own."""
         weights, row = self.weights.layers[layer], self._layers[layer]

@@ -19,8 +19,9 @@ from localmoe.converters.franken_recipe import read_recipe
 from localmoe.errors import BadInputError, LocalMoeError, UsageError
 from localmoe.gguf_file import GGUFFile, open_gguf
 from localmoe.model.config import ModelConfig
+from tests import naive_bfloat16
 from tests.checkpoints import write_checkpoint
-from tests.naive_model import naive_model, nmse, rms_norm, silu
+from tests.naive_model import naive_model, nmse
 from tests.tiny import tiny_weights, vocabulary, write_tiny
 
 DENSE: dict[str, Any] = {"n_expert": 0, "n_embd": 64, "n_ff": 96}
@@ -73,7 +74,7 @@ def naive_hidden(folder: Path, prompt: str, weights: dict[str, np.ndarray] | Non
     """(L, T, D): what enters each layer of a.gguf."""
     base = weights or tiny_weights(**DENSE)
     path = folder / "a.gguf"
-    return naive_model(base, config_of(path), tokens(path, prompt)).hidden[:-1]
+    return naive_bfloat16.hidden_states(base, config_of(path), tokens(path, prompt))
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -106,13 +107,8 @@ def test_hidden_avg_counts_the_padding_as_mergekit_does(tmp_path: Path) -> None:
     assert router is not None
     states = [naive_hidden(tmp_path, p) for p in PROMPTS[0]]
     longest = max(s.shape[1] for s in states)
-    weights, x, pads = tiny_weights(**DENSE), tiny_weights(**DENSE)["token_embd.weight"][BOS].astype(np.float64), []
-    for i in range(2):
-        pads.append(x)
-        h = rms_norm(x, weights[f"blk.{i}.ffn_norm.weight"], 1e-5)
-        gate, up = weights[f"blk.{i}.ffn_gate.weight"] @ h, weights[f"blk.{i}.ffn_up.weight"] @ h
-        x = x + weights[f"blk.{i}.ffn_down.weight"] @ (silu(gate) * up)
-    padded = [s.sum(axis=1) + (longest - s.shape[1]) * np.stack(pads) for s in states]
+    pads = naive_bfloat16.hidden_states(tiny_weights(**DENSE), config_of(tmp_path / "a.gguf"), [BOS], attend=False)
+    padded = [s.sum(axis=1) + (longest - s.shape[1]) * pads[:, 0] for s in states]
     np.testing.assert_allclose(router[:, 0], unit(np.mean(padded, axis=0)), atol=2e-5)
     alone = naive_hidden(tmp_path, PROMPTS[2][0]).mean(axis=1)
     np.testing.assert_allclose(router[:, 2], unit(alone), atol=2e-5)
