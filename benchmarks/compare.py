@@ -4,8 +4,8 @@
         [--llama .venv-llama/bin/python] [--ik PYTHON]
 
 Each round runs every engine once (`-r` counted runs a test, in a process of its own), so that a machine whose speed
-drifts slows all of them; the medians of all runs are compared. A line holds tokens per second by engine, and `ratio`,
-localmoe's divided by each peer's. Append the lines' figures to RESULTS.md.
+drifts slows all of them; the medians of all runs are compared. A line holds tokens per second by engine, their least and
+greatest (`spread`) and number, and `ratio`, localmoe's divided by each peer's. Append the lines' figures to RESULTS.md.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ def report(test: str, by_engine: dict[str, list[float]], args: argparse.Namespac
         "test": test,
         "n_threads": args.t,
         "tokens_per_s": {engine: round(value, 2) for engine, value in medians.items()},
+        "spread": {engine: [round(min(values), 2), round(max(values), 2)] for engine, values in by_engine.items()},
+        "runs": len(by_engine["localmoe"]),
         "ratio": {e: round(medians["localmoe"] / value, 3) for e, value in medians.items() if e != "localmoe"},
     }
 
