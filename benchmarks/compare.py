@@ -4,8 +4,8 @@
         [--llama .venv-llama/bin/python] [--ik PYTHON]
 
 Each round runs every engine once (`-r` counted runs a test, in a process of its own), so that a machine whose speed
-drifts slows all of them; the medians of all runs are compared. A line holds tokens per second by engine, their least and
-greatest (`spread`) and number, and `ratio`, localmoe's divided by each peer's. Append the lines' figures to RESULTS.md.
+drifts slows all of them; the medians of all runs are compared. A line holds tokens per second by engine, their least
+and greatest (`spread`), and `ratio`, localmoe's divided by each peer's. Append the lines' figures to RESULTS.md.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
     PARITY_PYTHON=... [LLAMA_PYTHON=...] python tests/parity/franken_parity.py
 
 For each gate mode that uses prompts: the cosine of every router row with mergekit-moe's own, which runs the base model
-in bfloat16 as localmoe does; and, to see what bfloat16 does, with mergekit's own functions run in float32. For `hidden`, also: every other
-tensor in F32 against `localmoe convert` of mergekit's output, and a greedy continuation of that output by transformers
-and by localmoe; llama.cpp loads the result. Prints one JSON line a check; exit 1 where one fails.
+in bfloat16 as localmoe does; and, to see what bfloat16 does, with mergekit's own functions run in float32. For
+`hidden`, also: every other tensor in F32 against `localmoe convert` of mergekit's output, and a greedy continuation of
+that output by transformers and by localmoe; llama.cpp loads the result. Prints one JSON line a check; exit 1 where one
+fails.
 """
 
 from __future__ import annotations
