@@ -110,8 +110,11 @@ def _make_tile(shift: int | None, *, signed: bool = False) -> TileCode:
             if shift is not None and (BIASED or not signed):
                 start = tile_spread([nothing - (s << shift) for s in sums])
             rows = [token + k + b * _BLOCK for token in tokens]
-            dots = tile_dot4s if signed else tile_dot4
-            part = dots(start, rows, scratch + b * (_VECTORS * PITCH), _VECTORS)
+            weights = scratch + b * (_VECTORS * PITCH)
+            if signed:
+                part = tile_dot4s(start, rows, weights, _VECTORS)
+            else:
+                part = tile_dot4(start, rows, weights, _VECTORS, 15 if shift == 3 else 31)
             ds = [(token + ds_at).load_splat(F32T) for token in tokens]
             sums_f = _scale_both(total.get(), part, scratch + SCALES + b * PITCH, ds)
             if shift is None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from localmoe.kernels.matmul_driver import FACTORS, MINS, SCALES, SUMS, SUMS_PITCH, Ahead, make_matmul
+from localmoe.kernels.matmul_driver import FACTORS, MINS, SCALES, SUMS, SUMS_PITCH, Ahead, TileCode, make_matmul
 from localmoe.kernels.simd import LANES, call, splat
 from localmoe.kernels.tile import (
     BIASED,
@@ -172,30 +172,41 @@ def _add_to_outputs(
     tile_store(outs, total, k + b, ds)
 
 
-def _tile_min32(
-    tokens: Sequence[Value], outs: Sequence[Value], scratch: Value, k: Value, n_k: Value, n_cols: Value, ahead: Ahead
-) -> None:
-    """Sub-blocks of 32 with a scale and a min (Q4_K, Q5_K)."""
-    n_blocks = n_k // _BLOCK
-    tables = [scratch + SUMS + t * SUMS_PITCH for t in range(len(tokens))]
-    with loop(k.b, n_blocks) as b:  # sums of 32 as int16
-        for table, source in zip(tables, _sums(tokens, n_cols, k, b), strict=True):
-            s = source.load(_BSUMS)
-            even, odd = (ir.Constant(ir.VectorType(I32T, 8), list(range(j, 16, 2))) for j in (0, 1))
-            pair = [Value(s.b, s.b.shuffle_vector(s.v, s.v, mask)) for mask in (even, odd)]
-            (table + b * 16).store(pair[0] + pair[1])
-    with loop(k.b, n_blocks) as b:
-        total = Cells(tile_zero(tokens, F32V))
-        with loop(k.b, 8) as s:
-            ahead()
-            at = b * 8 + s
-            rows = [token + k + at * 32 for token in tokens]
-            part = tile_dot4(tile_zero(tokens, I32V), rows, scratch + at * (8 * PITCH), 8)
-            total.put(tile_scale(total.get(), part, scratch + SCALES + at * PITCH))
-        pairs = [table + b * 16 for table in tables]
-        part = tile_dot2(tile_zero(tokens, I32V), pairs, scratch + MINS + b * (4 * PITCH), 4)
-        sums = tile_scale(total.get(), part, scratch + FACTORS + b * PITCH)
-        _add_to_outputs(outs, sums, tokens, n_cols, k, b)
+def _make_tile_min32(most: int) -> TileCode:
+    """Sub-blocks of 32 with a scale and a min, weights up to `most` (Q4_K, Q5_K)."""
+
+    def run(
+        tokens: Sequence[Value],
+        outs: Sequence[Value],
+        scratch: Value,
+        k: Value,
+        n_k: Value,
+        n_cols: Value,
+        ahead: Ahead,
+    ) -> None:
+        n_blocks = n_k // _BLOCK
+        tables = [scratch + SUMS + t * SUMS_PITCH for t in range(len(tokens))]
+        with loop(k.b, n_blocks) as b:  # sums of 32 as int16
+            for table, source in zip(tables, _sums(tokens, n_cols, k, b), strict=True):
+                s = source.load(_BSUMS)
+                even, odd = (ir.Constant(ir.VectorType(I32T, 8), list(range(j, 16, 2))) for j in (0, 1))
+                pair = [Value(s.b, s.b.shuffle_vector(s.v, s.v, mask)) for mask in (even, odd)]
+                (table + b * 16).store(pair[0] + pair[1])
+        with loop(k.b, n_blocks) as b:
+            total = Cells(tile_zero(tokens, F32V))
+            with loop(k.b, 8) as s:
+                ahead()
+                at = b * 8 + s
+                rows = [token + k + at * 32 for token in tokens]
+                part = tile_dot4(tile_zero(tokens, I32V), rows, scratch + at * (8 * PITCH), 8, most)
+                total.put(tile_scale(total.get(), part, scratch + SCALES + at * PITCH))
+            pairs = [table + b * 16 for table in tables]
+            part = tile_dot2(tile_zero(tokens, I32V), pairs, scratch + MINS + b * (4 * PITCH), 4)
+            sums = tile_scale(total.get(), part, scratch + FACTORS + b * PITCH)
+            _add_to_outputs(outs, sums, tokens, n_cols, k, b)
+
+    run.__qualname__ = f"tile_min32_{most}"
+    return run
 
 
 def _tile_q6_k(
@@ -216,19 +227,23 @@ def _tile_q6_k(
                 at = b * 16 + s * 2 + half
                 rows = [token + k + at * 16 for token in tokens]
                 start = tile_spread([(table + at * 4).load_splat(I32T) for table in tables])
-                part = tile_dot4(start, rows, scratch + at * (4 * PITCH), 4)
+                part = tile_dot4(start, rows, scratch + at * (4 * PITCH), 4, 63)
                 sums = tile_scale(sums, part, scratch + SCALES + at * PITCH)
             total.put(sums)
         _add_to_outputs(outs, total.get(), tokens, n_cols, k, b)
 
 
 def _block_sums(start: Tile, tokens: Sequence[Value], weights: Value, ahead: Ahead, signed: bool) -> Tile:
-    """A block's 256 products summed in int32."""
+    """A block's 256 products, of unsigned weights up to 45, summed in int32."""
     total = Cells(start)
     with loop(weights.b, 8) as s:
         ahead()
         rows = [token + s * 32 for token in tokens]
-        total.put((tile_dot4s if signed else tile_dot4)(total.get(), rows, weights + s * (8 * PITCH), 8))
+        at = weights + s * (8 * PITCH)
+        if signed:
+            total.put(tile_dot4s(total.get(), rows, at, 8))
+        else:
+            total.put(tile_dot4(total.get(), rows, at, 8, 45))
     return total.get()
 
 
@@ -270,10 +285,10 @@ def _tile_q3_k(
 _q2_k = make_matmul(_unpack_q2_k, _tile_q2_k, unit=_BLOCK, unit_bytes=84, vectors=_VECTORS, mins=8, factors=2)
 _q3_k = make_matmul(_unpack_q3_k, _tile_q3_k, unit=_BLOCK, unit_bytes=110, vectors=_VECTORS, factors=1)
 _q4_k = make_matmul(
-    _unpack_q4_k, _tile_min32, unit=_BLOCK, unit_bytes=144, vectors=_VECTORS, scales=8, mins=4, factors=1
+    _unpack_q4_k, _make_tile_min32(15), unit=_BLOCK, unit_bytes=144, vectors=_VECTORS, scales=8, mins=4, factors=1
 )
 _q5_k = make_matmul(
-    _unpack_q5_k, _tile_min32, unit=_BLOCK, unit_bytes=176, vectors=_VECTORS, scales=8, mins=4, factors=1
+    _unpack_q5_k, _make_tile_min32(31), unit=_BLOCK, unit_bytes=176, vectors=_VECTORS, scales=8, mins=4, factors=1
 )
 _q6_k = make_matmul(_unpack_q6_k, _tile_q6_k, unit=_BLOCK, unit_bytes=210, vectors=_VECTORS, scales=16)
 

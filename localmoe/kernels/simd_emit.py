@@ -211,6 +211,11 @@ def emit_dot4_scaled(b: Any, acc: Any, unsigned: Any, signed: Any, scale: Any) -
     return in_pieces(b, _dot4_scaled, acc, unsigned, signed, scale)
 
 
+def emit_pair_sums(b: Any, unsigned: Any, signed: Any) -> Any:
+    """LLVM for int16 lanes unsigned[2i] * signed[2i] + unsigned[2i+1] * signed[2i+1] of a hardware vector, on x86."""
+    return _pair_sums(b, unsigned, signed)
+
+
 def emit_field(b: Any, x: Any, shifts: Any, mask: int, plus: int) -> Any:
     """LLVM for ((x >> shift) & mask) ^ plus on bytes, one shift each part of the lanes; to the left if shift < 0.
 
