@@ -31,8 +31,11 @@ class Rows:
     finite_source: bool = False
 
 
-def convert(rows: np.ndarray, source: Type, target: Type, n_columns: int) -> Rows:
-    """Convert rows as a `Piece` gives them; `n_columns` is the length of a row. Does not change `rows`."""
+def convert(rows: np.ndarray, source: Type, target: Type, n_columns: int, importance: np.ndarray | None = None) -> Rows:
+    """Convert rows as a `Piece` gives them; `n_columns` is the length of a row. Does not change `rows`.
+
+    `importance`, contiguous float32 (n_columns,), weighs the columns.
+    """
     form = FORMATS[source]
     raw = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
     n = raw.size // form.block_bytes * form.block_size
@@ -40,30 +43,31 @@ def convert(rows: np.ndarray, source: Type, target: Type, n_columns: int) -> Row
     if source == target:
         bad = checks.first_not_finite(source, raw)
         return Rows(raw.data, n, raw.size, bad)
-    return _encode(raw, form, FORMATS[target], n)
+    # whole blocks of either type: both sizes divide a chunk, and a row
+    chunk = CHUNK if importance is None else max(1, CHUNK // n_columns) * n_columns
+    return _encode(raw, form, FORMATS[target], n, chunk, importance)
 
 
-def prepare(pairs: Collection[tuple[Type, Type]], notify: Callable[[str], None]) -> None:
-    """Compile, or load, all that converting these (source, target) types takes; announced if it takes a while."""
-    if needs_compiling([target for source, target in pairs if source != target]):
+def prepare(kinds: Collection[tuple[Type, Type, bool]], notify: Callable[[str], None]) -> None:
+    """Compile, or load, all that converting these (source, target, weighed) takes; announced if it takes a while."""
+    if needs_compiling([(target, weighed) for source, target, weighed in kinds if source != target]):
         notify("compiling the encoders, this first time only ...")
-    for source, target in sorted(pairs):
+    for source, target, weighed in sorted(kinds):
         rows = np.zeros((1, FORMATS[source].row_bytes(_ROW)), np.uint8)
-        convert(rows, source, target, _ROW)
+        convert(rows, source, target, _ROW, np.ones(_ROW, np.float32) if weighed else None)
 
 
-def _encode(raw: np.ndarray, source: Format, target: Format, n: int) -> Rows:
-    # whole blocks of either type: both sizes divide a chunk
+def _encode(raw: np.ndarray, source: Format, target: Format, n: int, chunk: int, importance: np.ndarray | None) -> Rows:
     out = np.empty(n // target.block_size * target.block_bytes, np.uint8)
-    scratch = np.empty(min(n, CHUNK), np.float32)
-    for start in range(0, n, CHUNK):
-        stop = min(n, start + CHUNK)
+    scratch = np.empty(min(n, chunk), np.float32)
+    for start in range(0, n, chunk):
+        stop = min(n, start + chunk)
         x = _widen(raw[_span(source, start, stop)], source, scratch[: stop - start])
         if not floats.all_finite(x.ctypes.data, x.size):
             first = int(np.flatnonzero(~np.isfinite(x))[0])
             return Rows(memoryview(b""), n, raw.size, start + first)
         part = out[_span(target, start, stop)]
-        encode_into(target.type, x, part)
+        encode_into(target.type, x, part, importance)
         bad = checks.first_not_finite(target.type, part)
         if bad is not None:
             return Rows(memoryview(b""), n, raw.size, start + bad, finite_source=True)

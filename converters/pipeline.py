@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,10 @@ from localmoe.output_file import OutputFile, check_target, replacing_all
 from localmoe.progress import Progress, Silent
 from localmoe.quants.formats import FORMATS, format_of
 
+from .column_weights import Weights, column_weights, matrices
+from .column_weights import notices as weights_notices
 from .convert_rows import Rows, convert, prepare
+from .imatrix import Imatrix
 from .output import TensorHeader, check_space, header_bytes, padded
 from .recipe import CONVERTER_TYPES, COPY, Choice, Options, choose_types, find_recipe, parse_options
 from .source import MetaValue, Piece, SourceModel
@@ -79,7 +82,7 @@ def write_model(
     out: Path,
     file_type: str,
     *,
-    importance: Mapping[str, np.ndarray] | None = None,
+    imatrix: Imatrix | None = None,
     options: Options | None = None,
     pure: bool = False,
     overrides: Sequence[tuple[str, str]] = (),
@@ -92,7 +95,8 @@ def write_model(
 ) -> WriteReport:
     """Write `model` as `file_type` ("Q4_K_M", "F16", ..., or "COPY": types as they are) to `out`, all or nothing.
 
-    `split` cuts it into several files, `out-00001-of-0000N.gguf`. `options` replaces `pure` and `overrides` ((regular
+    `imatrix` weighs the columns of the matrices that it holds. `split` cuts the model into several files,
+    `out-00001-of-0000N.gguf`. `options` replaces `pure` and `overrides` ((regular
     expression, type name) pairs). `notify` is told about fallbacks.
     UsageError: unknown types, input and output the same file, requantizing without being allowed to. BadInputError: NaN
     or infinity in a weight, values too large for a type. FileError: the system cannot write. Nothing is left behind.
@@ -100,24 +104,23 @@ def write_model(
     began = time.monotonic()
     name = file_type.strip().upper()
     name = COPY if name == COPY else find_recipe(name).name
-    if importance is not None:
-        raise UsageError("an importance matrix is not supported yet", got=f"one of {len(importance)} tensors")
-    options = options or parse_options(pure=pure, overrides=overrides)
+    options = replace(options or parse_options(pure=pure, overrides=overrides), has_imatrix=imatrix is not None)
     choices = list(choose_types(model, name, options))
+    weights = column_weights(imatrix, choices, name, model.label)
     rows = tuple(_row(choice, model.label) for choice in choices)
     ranges = cut([row.n_bytes for row in rows], [choice.tensor.part for choice in choices], split)
     paths = part_paths(out, len(ranges), split)
-    targets = [check_target(path, _inputs(model), file=str(path)) for path in paths]
+    targets = [check_target(path, _inputs(model, imatrix), file=str(path)) for path in paths]
     _check_requantizing(rows, allow_requantize, model.label)
-    notices = tuple(choice.notice for choice in choices if choice.notice)
+    notices = (*(c.notice for c in choices if c.notice), *weights_notices(imatrix, choices, weights))
     for line in notices:
         notify(line)
-    heads = list(_heads(_metadata(model, name), rows, ranges, split))
+    heads = list(_heads(_metadata(model, name, imatrix), rows, ranges, split))
     n_bytes = sum(map(len, heads)) + sum(padded(row.n_bytes) for row in rows)
     if not dry_run:
         check_space(targets[0], n_bytes)
-        prepare({(row.source_type, row.type) for row in rows}, notify)
-        work = _Work(model, choices, rows, progress or Silent(), _threads(n_threads))
+        prepare({(row.source_type, row.type, row.name in weights) for row in rows}, notify)
+        work = _Work(model, choices, rows, weights, progress or Silent(), _threads(n_threads))
         with replacing_all(targets) as open_next:
             work.write_parts(open_next, heads, ranges)
     return WriteReport(tuple(paths), name, rows, notices, n_bytes, time.monotonic() - began)
@@ -132,8 +135,8 @@ def _heads(
         yield header_bytes(keys, [TensorHeader(r.name, r.shape, r.type, r.n_bytes) for r in (rows[t] for t in tensors)])
 
 
-def _inputs(model: SourceModel) -> list[Path]:
-    return [*model.files, Path(model.label)]
+def _inputs(model: SourceModel, imatrix: Imatrix | None) -> list[Path]:
+    return [*model.files, Path(model.label), *([Path(imatrix.label)] if imatrix and imatrix.label else [])]
 
 
 def _threads(wanted: int | None) -> int:
@@ -163,7 +166,7 @@ def _check_requantizing(rows: Sequence[WrittenTensor], allowed: bool, label: str
             )  # fmt: skip
 
 
-def _metadata(model: SourceModel, file_type: str) -> dict[str, MetaValue]:
+def _metadata(model: SourceModel, file_type: str, imatrix: Imatrix | None) -> dict[str, MetaValue]:
     """The source's keys with file type and quantization version, where llama.cpp's program for that case has them."""
     meta = {k: v for k, v in model.metadata.items() if k not in _SPLIT_KEYS and k != "general.alignment"}
     numbers = {"general.quantization_version": QUANTIZATION_VERSION}
@@ -174,6 +177,9 @@ def _metadata(model: SourceModel, file_type: str) -> dict[str, MetaValue]:
             meta.pop(key, None)
     for key, value in numbers.items():
         meta[key] = MetaValue(value, GGUFValueType.UINT32)
+    for key, entry in (imatrix.quantize_keys() if imatrix else {}).items():
+        meta.pop(key, None)
+        meta[key] = entry
     return meta
 
 
@@ -185,12 +191,14 @@ class _Work:
         model: SourceModel,
         choices: Sequence[Choice],
         rows: Sequence[WrittenTensor],
+        weights: Weights,
         progress: Progress,
         n_threads: int,
     ) -> None:
         self._model = model
         self._choices = choices
         self._rows = rows
+        self._weights = weights
         self._progress = progress
         self._n_threads = n_threads
 
@@ -212,26 +220,31 @@ class _Work:
     def _in_order(self, pool: ThreadPoolExecutor) -> Iterator[Rows]:
         """The converted pieces of all tensors, in order."""
         waiting: deque[Future[Rows]] = deque()
-        for piece, choice in self._pieces():
-            waiting.append(pool.submit(_read_and_convert, piece, choice))
+        for piece, choice, importance in self._pieces():
+            waiting.append(pool.submit(_read_and_convert, piece, choice, importance))
             if len(waiting) > self._n_threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
-    def _pieces(self) -> Iterator[tuple[Piece, Choice]]:
+    def _pieces(self) -> Iterator[tuple[Piece, Choice, np.ndarray | None]]:
+        """All pieces with the weights of their columns: those of the matrix that they are part of."""
         for choice in self._choices:
-            for piece in choice.tensor.pieces:
-                yield piece, choice
+            weights = self._weights.get(choice.tensor.name)
+            for i, piece in enumerate(choice.tensor.pieces):
+                yield piece, choice, None if weights is None else weights[i // _pieces_a_matrix(choice)]
 
     def _write_tensor(self, file: OutputFile, choice: Choice, row: WrittenTensor, results: Iterator[Rows]) -> None:
         elements = written = 0
-        for _ in choice.tensor.pieces:
+        weighed = row.name in self._weights
+        for i in range(len(choice.tensor.pieces)):
             rows = next(results)
             if rows.bad is not None:
                 raise self._bad_value(choice, elements + rows.bad, rows.finite_source)
             file.write(rows.data)
             elements += rows.n_elements
+            if weighed and (i + 1) % _pieces_a_matrix(choice) == 0:
+                assert elements % int(np.prod(row.shape[-2:])) == 0, "a matrix has more pieces than another"
             written += rows.data.nbytes
             self._progress.advance(rows.source_bytes)
         if written != row.n_bytes:
@@ -251,5 +264,12 @@ class _Work:
         return BadInputError(f"NaN or infinity at index {index}", file=label, item=name, expected="finite weights")
 
 
-def _read_and_convert(piece: Piece, choice: Choice) -> Rows:
-    return convert(piece(), choice.tensor.type, choice.type, choice.tensor.n_columns)
+def _pieces_a_matrix(choice: Choice) -> int:
+    """Pieces of each expert of a stack, or of a matrix: readers cut all experts alike."""
+    pieces, n = len(choice.tensor.pieces), matrices(choice.tensor.shape)
+    assert pieces % n == 0
+    return pieces // n
+
+
+def _read_and_convert(piece: Piece, choice: Choice, importance: np.ndarray | None) -> Rows:
+    return convert(piece(), choice.tensor.type, choice.type, choice.tensor.n_columns, importance)

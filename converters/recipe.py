@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+import numpy as np
 from gguf import GGMLQuantizationType as Type
 from gguf import LlamaFileType
 
@@ -22,17 +23,19 @@ from .source import SourceModel, SourceTensor
 
 @dataclass(frozen=True)
 class Rule:
-    """A type for some layers: "more_bits", "first_eighth" or "first_four"; the others keep the default."""
+    """A type where `when` holds (see `_applies`), and what the other layers get: None for the file type's default."""
 
-    layers: str
+    when: str
     type: Type
+    otherwise: Type | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
     """One file type: its number in `general.file_type`, the type of most tensors, and the exceptions by category.
 
-    `attn_output_of_8` applies to models of exactly 8 experts, `ffn_down_with_imatrix` only with an importance matrix.
+    `attn_output_of_8` is for models of exactly 8 experts and `attn_output` for all others; `ffn_down_with_imatrix` only
+    applies with an importance matrix. Without one, nothing but embedding and output may be `needs_imatrix`.
     """
 
     name: str
@@ -41,7 +44,9 @@ class Recipe:
     attn_v: Rule | None = None
     ffn_down: Rule | None = None
     ffn_down_with_imatrix: Rule | None = None
+    attn_output: Type | None = None
     attn_output_of_8: Type | None = None
+    needs_imatrix: Type | None = None
 
 
 _F = LlamaFileType
@@ -54,6 +59,15 @@ _TABLE = (
     Recipe("Q4_1", _F.MOSTLY_Q4_1, Type.Q4_1),
     Recipe("Q5_0", _F.MOSTLY_Q5_0, Type.Q5_0, ffn_down_with_imatrix=Rule("first_eighth", Type.Q5_1)),
     Recipe("Q5_1", _F.MOSTLY_Q5_1, Type.Q5_1),
+    Recipe("Q2_K", _F.MOSTLY_Q2_K, Type.Q2_K, Rule("shared_by_4", Type.Q4_K, Type.Q3_K), Rule("always", Type.Q3_K),
+           attn_output=Type.Q3_K, attn_output_of_8=Type.Q5_K),
+    Recipe("Q2_K_S", _F.MOSTLY_Q2_K_S, Type.Q2_K, Rule("shared_by_4", Type.Q4_K), Rule("first_eighth", Type.Q4_K),
+           needs_imatrix=Type.Q2_K),
+    Recipe("Q3_K_S", _F.MOSTLY_Q3_K_S, Type.Q3_K, attn_output_of_8=Type.Q5_K),
+    Recipe("Q3_K_M", _F.MOSTLY_Q3_K_M, Type.Q3_K, Rule("first_two", Type.Q5_K, Type.Q4_K),
+           Rule("first_sixteenth", Type.Q5_K, Type.Q4_K), attn_output=Type.Q4_K, attn_output_of_8=Type.Q5_K),
+    Recipe("Q3_K_L", _F.MOSTLY_Q3_K_L, Type.Q3_K, Rule("always", Type.Q5_K), Rule("always", Type.Q5_K),
+           attn_output=Type.Q5_K),
     Recipe("Q4_K_S", _F.MOSTLY_Q4_K_S, Type.Q4_K, Rule("first_four", Type.Q5_K), Rule("first_eighth", Type.Q5_K),
            attn_output_of_8=Type.Q5_K),
     Recipe("Q4_K_M", _F.MOSTLY_Q4_K_M, Type.Q4_K, Rule("more_bits", Type.Q6_K), Rule("more_bits", Type.Q6_K),
@@ -63,7 +77,7 @@ _TABLE = (
     Recipe("Q6_K", _F.MOSTLY_Q6_K, Type.Q6_K),
 )  # fmt: skip
 RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe in _TABLE})
-ALIASES: Mapping[str, str] = MappingProxyType({"Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"})
+ALIASES: Mapping[str, str] = MappingProxyType({"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"})
 
 COPY = "COPY"  # every tensor as it is: for sources that are quantized already
 
@@ -125,6 +139,7 @@ class _State:
     n_attn_v: int
     tied: bool
     is_70b: bool
+    n_shared: int
     seen: dict[str, int] = field(default_factory=lambda: {"attn_v": 0, "ffn_down": 0})
 
 
@@ -210,19 +225,37 @@ def _start(model: SourceModel, tensors: Sequence[SourceTensor], recipe: Recipe, 
     names = [tensor.name for tensor in tensors]
     n_attn_v = sum(category(name) == "attn_v" for name in names)
     tied = "output.weight" not in names
-    return _State(recipe, options, model.n_layer, model.n_expert, n_attn_v, tied, _is_70b(model))
+    return _State(recipe, options, model.n_layer, model.n_expert, n_attn_v, tied, _is_70b(model), _shared(model))
+
+
+def _architecture(model: SourceModel) -> str:
+    entry = model.metadata.get("general.architecture")
+    return str(entry.value) if entry else ""
 
 
 def _is_70b(model: SourceModel) -> bool:
-    entry = model.metadata.get("general.architecture")
-    arch = str(entry.value) if entry else ""
+    arch = _architecture(model)
     if _70B_LAYERS.get(arch) != model.n_layer:
         return False
     if arch != "llama":
         return True
-    heads = model.metadata.get(f"{arch}.attention.head_count")
-    kv = model.metadata.get(f"{arch}.attention.head_count_kv", heads)
-    return model.n_expert != 8 and heads is not None and kv is not None and heads.value != kv.value
+    heads, kv = _heads(model)
+    return model.n_expert != 8 and heads != kv
+
+
+def _heads(model: SourceModel) -> tuple[int, int]:
+    """Query heads, and the heads of keys and values, of the first layer; 0 where the metadata does not say."""
+    arch = _architecture(model)
+    query = model.metadata.get(f"{arch}.attention.head_count")
+    kv = model.metadata.get(f"{arch}.attention.head_count_kv", query)
+    numbers = [0 if entry is None else int(np.ravel(entry.value)[0]) for entry in (query, kv)]
+    return numbers[0], numbers[1]
+
+
+def _shared(model: SourceModel) -> int:
+    """Query heads that share a head of keys and values."""
+    heads, kv = _heads(model)
+    return heads // kv if kv else 0
 
 
 def _choose(state: _State, tensor: SourceTensor, label: str) -> Type:
@@ -248,21 +281,21 @@ def _by_rule(state: _State, tensor: SourceTensor, kind: str, label: str) -> Type
     if kind == "attn_v":
         layer = state.seen["attn_v"]
         state.seen["attn_v"] += 1
-        chosen = _apply(recipe.attn_v, layer, state.n_attn_v, default)
+        chosen = _apply(state, recipe.attn_v, layer, state.n_attn_v)
         if state.is_70b and chosen in (Type.Q3_K, Type.Q4_K):
             chosen = Type.Q5_K
         return Type.Q8_0 if eight else chosen
     if kind == "attn_k" and eight:
         return Type.Q8_0
-    if kind == "attn_output" and eight and recipe.attn_output_of_8 is not None:
-        return recipe.attn_output_of_8
+    if kind == "attn_output":
+        return (recipe.attn_output_of_8 if eight else recipe.attn_output) or default
     if kind in ("ffn_down", "ffn_gate", "ffn_up") and state.n_expert > 1:
         _check_layer(state, tensor.name, label)
     if kind == "ffn_down":
         layer = _layer_of(tensor.name) if state.n_expert > 1 else state.seen["ffn_down"]
         state.seen["ffn_down"] += 1
         rule = recipe.ffn_down_with_imatrix if state.options.has_imatrix else None
-        return _apply(rule or recipe.ffn_down, layer, state.n_layer, default)
+        return _apply(state, rule or recipe.ffn_down, layer, state.n_layer)
     return default
 
 
@@ -284,16 +317,25 @@ def _check_layer(state: _State, name: str, label: str) -> None:
         )
 
 
-def _apply(rule: Rule | None, layer: int, n: int, default: Type) -> Type:
-    """The rule's type if it is for layer `layer` of `n`, in llama.cpp's integer arithmetic."""
+def _apply(state: _State, rule: Rule | None, layer: int, n: int) -> Type:
+    """What the rule says of layer `layer` of `n`."""
+    default = state.recipe.default
     if rule is None:
         return default
-    applies = {
+    return rule.type if _applies(state, rule.when, layer, n) else rule.otherwise or default
+
+
+def _applies(state: _State, when: str, layer: int, n: int) -> bool:
+    """Whether a rule's condition holds for layer `layer` of `n`, in llama.cpp's integer arithmetic."""
+    return {
+        "always": True,
         "more_bits": layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2,
         "first_eighth": layer < n // 8,
+        "first_sixteenth": layer < n // 16,
+        "first_two": layer < 2,
         "first_four": layer < 4,
-    }
-    return rule.type if applies[rule.layers] else default
+        "shared_by_4": state.n_shared >= 4,
+    }[when]
 
 
 def _fitting(tensor: SourceTensor, wanted: Type) -> Choice:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from localmoe.cli.quantize import SplitMaxSize, SplitMaxTensors, summary, table
+from localmoe.cli.quantize import ImatrixFile, SplitMaxSize, SplitMaxTensors, summary, table
 
 if TYPE_CHECKING:
     from localmoe.converters.pipeline import WriteReport
@@ -37,9 +37,7 @@ def convert(
         str | None,
         typer.Option("--pre", metavar="NAME", help="The pre-tokenizer, by llama.cpp's name, if it is not recognised."),
     ] = None,
-    imatrix: Annotated[
-        Path | None, typer.Option("--imatrix", metavar="FILE", help="An importance matrix (not supported yet).")
-    ] = None,
+    imatrix: ImatrixFile = None,
     allow_pickle: Annotated[
         bool,
         typer.Option(
@@ -55,15 +53,14 @@ def convert(
     threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Threads that encode.")] = None,
 ) -> None:
     """Convert a checkpoint (or a GGUF) to a quantized GGUF in one pass; its path is printed when it is written."""
+    from localmoe.converters.imatrix import read_imatrix
     from localmoe.converters.split import parse_split
     from localmoe.errors import UsageError
     from localmoe.progress import TerminalProgress
 
-    if imatrix is not None:
-        raise UsageError("importance matrices are not supported yet", item="--imatrix", got=imatrix)
     options: dict[str, Any] = {
         "split": parse_split(split_max_size, split_max_tensors), "dry_run": dry_run, "progress": TerminalProgress(),
-        "n_threads": threads,
+        "n_threads": threads, "imatrix": read_imatrix(imatrix) if imatrix is not None else None,
     }  # fmt: skip
     if source.is_dir():
         report = _convert_folder(source, out, file_type, pre, allow_pickle, options)

@@ -11,6 +11,13 @@ import typer
 if TYPE_CHECKING:
     from localmoe.converters.pipeline import WriteReport
 
+ImatrixFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--imatrix", metavar="FILE", readable=False,
+        help="Weigh columns by an importance matrix (GGUF, or the older .dat); `localmoe imatrix` makes one.",
+    ),
+]  # fmt: skip
 SplitMaxSize = Annotated[
     str | None,
     typer.Option(
@@ -47,6 +54,7 @@ def quantize(
     token_embedding_type: Annotated[
         str | None, typer.Option("--token-embedding-type", metavar="TYPE", help="The type of token_embd.weight.")
     ] = None,
+    imatrix: ImatrixFile = None,
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Quantize tensors that are quantized already; they lose quality.")
     ] = False,
@@ -60,6 +68,7 @@ def quantize(
 ) -> None:
     """Quantize a GGUF, byte for byte as llama-quantize does; COPY merges the parts of a split one."""
     from localmoe.converters.gguf_source import gguf_source
+    from localmoe.converters.imatrix import read_imatrix
     from localmoe.converters.pipeline import write_model
     from localmoe.converters.recipe import parse_options
     from localmoe.converters.split import parse_split
@@ -73,9 +82,10 @@ def quantize(
         token_embedding_type=token_embedding_type,
     )
     split = parse_split(split_max_size, split_max_tensors, keep=keep_split)
+    matrix = read_imatrix(imatrix) if imatrix is not None else None
     with open_gguf(source) as gguf:
         report = write_model(
-            gguf_source(gguf, keep_split=keep_split), out, file_type, options=options, split=split,
+            gguf_source(gguf, keep_split=keep_split), out, file_type, options=options, imatrix=matrix, split=split,
             allow_requantize=allow_requantize, dry_run=dry_run, progress=TerminalProgress(), n_threads=threads,
         )  # fmt: skip
     if dry_run:

@@ -54,9 +54,12 @@ def encoder_of(type_: Type) -> Format:
     return form
 
 
-def needs_compiling(types: Collection[Type]) -> bool:
-    """Whether an encoder among these types has yet to be compiled: seconds that should be announced."""
-    names = [_BLOCKS[type_].__name__ for type_ in types if type_ in _BLOCKS]
+def needs_compiling(kinds: Collection[tuple[Type, bool]]) -> bool:
+    """Whether an encoder among these (type, with importances) has yet to be compiled: seconds, to be announced."""
+    encoders: list[Callable[..., Any] | None] = [
+        (_WEIGHTED.get(type_) if weighed else None) or _BLOCKS.get(type_) for type_, weighed in kinds
+    ]
+    names = [encoder.__name__ for encoder in encoders if encoder is not None]
     return not all(any(cache_dir().rglob(f"*.{name}-*.nbi")) for name in names)
 
 

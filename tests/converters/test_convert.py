@@ -234,7 +234,6 @@ def test_convert_does_not_write_over_its_source(tmp_path: Path, capsys: pytest.C
     ("arguments", "code", "message"),
     [
         (["--pre", "nonsense"], 2, "--pre: unknown pre-tokenizer"),
-        (["--imatrix", "x.dat"], 2, "--imatrix"),
         (["--type", "Q9_X"], 2, "Q9_X"),
     ],
 )

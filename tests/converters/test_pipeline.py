@@ -252,11 +252,6 @@ def test_targets_that_cannot_be(source: Path, tmp_path: Path) -> None:
         quantize(source, tmp_path / "none" / "out.gguf", "Q8_0")
 
 
-def test_an_imatrix_is_refused_until_there_is_one(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="importance"):
-        quantize(source, tmp_path / "out.gguf", "Q4_K_M", importance={"x": np.ones(4)})
-
-
 def test_few_pieces_are_in_memory_at_once(tmp_path: Path) -> None:
     """At most one piece more than threads is read ahead of the one that is being written."""
     alive = most = 0

@@ -22,7 +22,7 @@ from localmoe.converters.recipe import (
 )
 from localmoe.converters.source import SourceModel, SourceTensor
 from localmoe.errors import BadInputError, UsageError
-from tests.parity.quantize_parity import by_kind, shape_model
+from tests.parity.quantize_parity import IMATRIX, by_kind, shape_model
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "llama_quantize_types.json").read_text())
 MIXTRAL = RECORDED["shapes"]["mixtral-8x7b"]
@@ -39,8 +39,10 @@ def matrix(name: str, *shape: int) -> SourceTensor:
 @pytest.mark.parametrize("file_type", RECIPES)
 @pytest.mark.parametrize("shape", RECORDED["shapes"])
 def test_types_are_llama_quantizes(shape: str, file_type: str) -> None:
-    chosen = types(shape_model(RECORDED["shapes"][shape]), file_type)
-    assert by_kind(chosen) == RECORDED["types"][shape][file_type]
+    model, recorded = shape_model(RECORDED["shapes"][shape]), RECORDED["types"][shape]
+    assert by_kind(types(model, file_type)) == recorded[file_type]
+    weighed = by_kind(types(model, file_type, Options(has_imatrix=True)))
+    assert weighed == recorded.get(file_type + IMATRIX, recorded[file_type])
 
 
 def test_tensors_are_written_by_layer_and_then_by_name() -> None:
@@ -121,10 +123,10 @@ def test_an_imatrix_spares_the_first_eighth_of_q4_0() -> None:
 
 
 def test_rows_that_do_not_divide_fall_back_and_say_so() -> None:
-    """By facts of llama-quantize: Q4_K -> Q5_0, Q5_K -> Q5_1, Q6_K -> Q8_0; F16 where 32 does not divide either."""
+    """llama-quantize: Q3_K -> Q4_0, Q4_K -> Q5_0, Q5_K -> Q5_1, Q6_K -> Q8_0; F16 where 32 does not divide either."""
     tensors = [matrix("blk.0.attn_q.weight", 64, 96), matrix("blk.0.attn_k.weight", 64, 40)]
     model = replace(shape_model(MIXTRAL | {"n_expert": 0}), tensors=tensors)
-    for file_type, wanted in (("Q4_K_S", "Q5_0"), ("Q5_K_S", "Q5_1"), ("Q6_K", "Q8_0")):
+    for file_type, wanted in (("Q3_K_S", "Q4_0"), ("Q4_K_S", "Q5_0"), ("Q5_K_S", "Q5_1"), ("Q6_K", "Q8_0")):
         key, query = choose_types(model, file_type, Options())
         assert (query.type.name, key.type.name) == (wanted, "F16")
         assert query.notice == (

@@ -1,5 +1,7 @@
 """localmoe quantize against llama-quantize: whole files, byte for byte, and the types chosen for real models' shapes.
 
+Both with and without an importance matrix, in which one expert of each stack has no data and one tensor is missing.
+
     python tests/parity/quantize_parity.py [--record tests/converters/data/llama_quantize_types.json]
 
 llama.cpp is asked through llama-cpp-python, in this interpreter or in the one LLAMA_PYTHON names. Prints one
@@ -15,6 +17,8 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +43,12 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 
+WITH_IMATRIX = (
+    "8 experts", "8 experts, tied, BF16", "5 experts, F16", "4 experts, rows of 64 and 96", "dense",
+)  # fmt: skip
+CHUNKS = 7
+IMATRIX = " with an imatrix"
+
 # real shapes; weights are never read, so the files are holes
 SHAPES: dict[str, dict[str, Any]] = {
     "mixtral-8x7b": {"n_layer": 32, "n_embd": 4096, "n_ff": 14336, "n_head": 32, "n_head_kv": 8, "n_expert": 8},
@@ -56,7 +66,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def theirs(jobs: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Run llama_model_quantize for jobs {source, out, file_type, dry_run}: the types its log names, by tensor."""
+    """Run llama_model_quantize for jobs {source, out, file_type, dry_run, imatrix}: the types its log names, by tensor.
+
+    `imatrix` is None or a file of NumPy's: sums and counts by tensor.
+    """
     import ctypes
 
     import llama_cpp as lc
@@ -73,11 +86,66 @@ def theirs(jobs: list[dict[str, Any]]) -> list[dict[str, str]]:
         lines.clear()
         params = lc.llama_model_quantize_default_params()
         params.ftype, params.nthread, params.dry_run = job["file_type"], 2, job["dry_run"]
+        if job["imatrix"]:
+            kept = _their_imatrix(lc, job["imatrix"])
+            params.imatrix, params.kv_overrides = kept[0], kept[1]
         code = lc.llama_model_quantize(job["source"].encode(), job["out"].encode(), ctypes.byref(params))
         if code:
             raise SystemExit(f"llama_model_quantize failed: {''.join(lines[-5:])}")
         results.append(_types_in("".join(lines)))
     return results
+
+
+def _their_imatrix(lc: Any, path: str) -> tuple[Any, Any, list[Any]]:
+    """What llama-quantize (tools/quantize/quantize.cpp) hands to the library, and the arrays it points to."""
+    import ctypes
+
+    import numpy as np
+
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    means = []
+    for name in [name.removesuffix(".sums") for name in arrays if name.endswith(".sums")]:
+        values = arrays[name + ".sums"].copy()
+        for row, count in zip(values, arrays[name + ".counts"], strict=True):
+            row[:] = row / np.float32(count) if count > 0 else 1
+        means.append((name.encode(), values))
+    data = (lc.llama_model_imatrix_data * (len(means) + 1))()
+    for slot, (name, values) in zip(data, means, strict=False):
+        slot.name, slot.size = name, values.size
+        slot.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    keys = (lc.llama_model_kv_override * 5)()
+    numbers = {b"entries_count": len(means), b"chunks_count": CHUNKS}
+    texts = {b"file": path.removesuffix(".npz").encode(), b"dataset": b"text.txt"}
+    for slot, (key, value) in zip(keys, [*texts.items(), *numbers.items()], strict=False):
+        slot.key = b"quantize.imatrix." + key
+        if isinstance(value, int):
+            slot.tag, slot.value.val_i64 = 0, value  # LLAMA_KV_OVERRIDE_TYPE_INT
+        else:
+            slot.tag, slot.value.val_str = 3, value[:127]  # LLAMA_KV_OVERRIDE_TYPE_STR
+    return data, keys, means
+
+
+def make_imatrix(source: Path, path: Path, missing: str = "") -> Any:
+    """A random importance matrix for all matrices but embedding, output and `missing`; beside it NumPy's form."""
+    import numpy as np
+
+    from localmoe.converters.imatrix import Entry, Imatrix, read_imatrix, write_imatrix
+    from localmoe.gguf_file import open_gguf
+
+    rng, entries = np.random.default_rng(1), {}
+    with open_gguf(source) as gguf:
+        for name, info in gguf.tensors.items():
+            if len(info.shape) > 1 and name not in ("token_embd.weight", "output.weight", missing):
+                n = info.shape[0] if len(info.shape) == 3 else 1
+                sums = (rng.standard_normal((n, info.shape[-1])) ** 2 * 1000).astype(np.float32)
+                counts = rng.integers(1, 900, n)
+                counts[1:2] = 0
+                entries[name] = Entry(sums, counts)
+    write_imatrix(Imatrix(entries, ("text.txt",), CHUNKS, 512), path)
+    arrays = {f"{name}.sums": entry.sums for name, entry in entries.items()}
+    np.savez(f"{path}.npz", **arrays, **{f"{name}.counts": entry.counts for name, entry in entries.items()})
+    return read_imatrix(path)
 
 
 def _types_in(log: str) -> dict[str, str]:
@@ -105,21 +173,22 @@ def compare_files(folder: Path) -> tuple[int, list[str]]:
     """Quantize every model to every type on both sides; how many pairs of files, and which of them differ."""
     from localmoe.converters.gguf_source import gguf_source
     from localmoe.converters.pipeline import write_model
-    from localmoe.converters.recipe import RECIPES
     from localmoe.gguf_file import open_gguf
     from tests.tiny import write_tiny
 
     jobs, ours, labels = [], [], []
     for number, (label, fields) in enumerate(MODELS.items()):
         source = write_tiny(folder / f"{number}.gguf", **fields)
-        for recipe in RECIPES.values():
-            out = folder / f"{number}-{recipe.name}.gguf"
+        matrices = _matrices(source) if label in WITH_IMATRIX else None
+        for recipe, matrix in _kinds(matrices):
+            out = folder / f"{number}-{recipe.name}{'-i' if matrix else ''}.gguf"
             with open_gguf(source) as gguf:
-                write_model(gguf_source(gguf), out, recipe.name, notify=lambda line: None)
+                write_model(gguf_source(gguf), out, recipe.name, imatrix=matrix, notify=lambda line: None)
             ours.append(out)
-            labels.append(f"{label} -> {recipe.name}")
+            labels.append(f"{label} -> {recipe.name}{IMATRIX if matrix else ''}")
             jobs.append({
                 "source": str(source), "out": f"{out}.theirs", "file_type": int(recipe.file_type), "dry_run": False,
+                "imatrix": f"{matrix.label}.npz" if matrix else None,
             })  # fmt: skip
     ask_llama(jobs, folder)
     differ = [
@@ -128,6 +197,23 @@ def compare_files(folder: Path) -> tuple[int, list[str]]:
         if mine.read_bytes() != Path(job["out"]).read_bytes()
     ]
     return len(jobs), differ
+
+
+def _matrices(source: Path) -> tuple[Any, Any]:
+    """A matrix in which a tensor is missing, and one in which none is."""
+    whole = make_imatrix(source, source.with_suffix(".whole.imatrix"))
+    return make_imatrix(source, source.with_suffix(".imatrix"), missing="blk.0.attn_q.weight"), whole
+
+
+def _kinds(matrices: tuple[Any, Any] | None) -> Iterator[tuple[Any, Any]]:
+    """File types with the importance matrix to use, or None; a type that needs one goes without nowhere."""
+    from localmoe.converters.recipe import RECIPES
+
+    for recipe in RECIPES.values():
+        if recipe.needs_imatrix is None:
+            yield recipe, None
+        if matrices is not None:
+            yield recipe, matrices[recipe.needs_imatrix is not None]
 
 
 def shape_model(fields: dict[str, Any]) -> Any:
@@ -180,27 +266,36 @@ def write_hole(model: Any, path: Path) -> None:
 
 
 def compare_types(folder: Path) -> tuple[dict[str, dict[str, dict[str, str]]], list[str]]:
-    """What llama-quantize chooses for real shapes, and where the recipes choose otherwise."""
+    """What llama-quantize chooses for real shapes, and where the recipes choose otherwise.
+
+    Of a type with an importance matrix only what differs from the type without is recorded, as `TYPE with an imatrix`.
+    """
+    import numpy as np
+
     from localmoe.converters.recipe import RECIPES, Options, choose_types
 
+    matrix = folder / "any.npz"
+    np.savez(matrix, **{"blk.0.attn_q.weight.sums": np.ones((1, 4), np.float32), "blk.0.attn_q.weight.counts": [1]})
     jobs, keys = [], []
     for name, fields in SHAPES.items():
         path = folder / f"{name}.gguf"
         write_hole(shape_model(fields), path)
-        for recipe in RECIPES.values():
-            keys.append((name, recipe.name))
+        for recipe, imatrix in product(RECIPES.values(), (None, str(matrix))):
+            keys.append((name, recipe.name, imatrix is not None))
             jobs.append({
                 "source": str(path), "out": str(folder / "none"), "file_type": int(recipe.file_type), "dry_run": True,
+                "imatrix": imatrix,
             })  # fmt: skip
     answers = dict(zip(keys, ask_llama(jobs, folder), strict=True))
     differ = []
-    for (name, type_name), answer in answers.items():
-        choices = choose_types(shape_model(SHAPES[name]), type_name, Options())
-        if list(answer.items()) != [(choice.tensor.name, choice.type.name) for choice in choices]:
-            differ.append(f"types of {name} -> {type_name}")
     recorded: dict[str, dict[str, dict[str, str]]] = {name: {} for name in SHAPES}
-    for (name, type_name), answer in answers.items():
-        recorded[name][type_name] = by_kind(answer)
+    for (name, type_name, with_imatrix), answer in answers.items():
+        choices = choose_types(shape_model(SHAPES[name]), type_name, Options(has_imatrix=with_imatrix))
+        if list(answer.items()) != [(choice.tensor.name, choice.type.name) for choice in choices]:
+            differ.append(f"types of {name} -> {type_name}{IMATRIX if with_imatrix else ''}")
+        kinds = by_kind(answer)
+        if kinds != recorded[name].get(type_name):
+            recorded[name][type_name + (IMATRIX if with_imatrix else "")] = kinds
     return recorded, differ
 
 
