@@ -1,7 +1,7 @@
 """localmoe beside its peers on one GGUF, in turn, as one JSON line a test.
 
     python benchmarks/compare.py MODEL.gguf [-p 512] [-n 128] [-d 0] [-t 2] [--rounds 3] [-r 2]
-        [--llama .venv-llama/bin/python] [--ik PYTHON]
+        [--llama .venv-llama/bin/python] [--ik PYTHON] [--state FOLDER]
 
 Each round runs every engine once (`-r` counted runs a test, in a process of its own), so that a machine whose speed
 drifts slows all of them; the medians of all runs are compared. A line holds tokens per second by engine, their least
@@ -33,6 +33,10 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
     for engine, python in (("llama.cpp", args.llama), ("ik_llama.cpp", args.ik)):
         if python is not None:
             out[engine] = [python, str(PEER), args.model, "--engine", engine, *flags]
+            if args.state:
+                folder = Path(args.state).resolve() / Path(args.model).stem / engine
+                folder.mkdir(parents=True, exist_ok=True)
+                out[engine] += ["--state", str(folder)]
     return out
 
 
@@ -90,6 +94,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     llama = ROOT / ".venv-llama" / "bin" / "python"
     parser.add_argument("--llama", default=str(llama) if llama.exists() else None, help="Python with llama-cpp-python")
+    parser.add_argument("--state", help="folder where peers keep what they filled: at great depths they need minutes")
     parser.add_argument("--ik", help="Python with ik-llama-cpp-python")
     args = parser.parse_args()
     args.model = str(Path(args.model).resolve())

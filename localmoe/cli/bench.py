@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 WARM_UP_PROMPT = 64
 WARM_UP_DECODE = 2
+NO_TOKEN = -1
 MAX_TOKENS = 10_000_000
 FORMATS = ("md", "json")
 
@@ -183,12 +184,15 @@ def bandwidth(row: Row) -> list[str]:
 
 
 def measure(model: Model, session: Any, test: Case) -> float:
-    """Seconds of a test's own tokens; filling the context before them does not count."""
-    ids = _token_ids(model, test.n_depth + test.n_tokens)
-    session.reset()
-    if test.n_depth:
-        session.prefill(ids[: test.n_depth])
-    rest = ids[test.n_depth :]
+    """Seconds of a test's own tokens; filling the context before them does not count.
+
+    What an earlier test filled stays, as in llama-bench.
+    """
+    ids = _token_ids(model, test.n_depth)
+    n_kept = session.keep_prefix([*ids, NO_TOKEN])
+    if n_kept < test.n_depth:
+        session.prefill(ids[n_kept:])
+    rest = _token_ids(model, test.n_tokens)
     start = time.perf_counter()
     if test.n_prompt:
         session.prefill(rest)
@@ -199,8 +203,8 @@ def measure(model: Model, session: Any, test: Case) -> float:
 
 
 def _token_ids(model: Model, n: int) -> list[int]:
-    """Pseudo-random ids: a MoE's experts are all called, as by real text."""
-    return [int(token) for token in np.random.default_rng(n).integers(0, model.config.n_vocab, n)]
+    """Pseudo-random ids, more of them for a greater `n`: a MoE's experts are all called, as by real text."""
+    return [int(token) for token in np.random.default_rng(0).integers(0, model.config.n_vocab, n)]
 
 
 HEADER = (

@@ -55,9 +55,10 @@ class FakeSession:
         self.calls.append(("decode", token))
         self.n_past += 1
 
-    def reset(self) -> None:
-        self.calls.append(("reset", 0))
-        self.n_past = 0
+    def keep_prefix(self, ids: list[int]) -> int:
+        self.n_past = min(self.n_past, len(ids) - 1)
+        self.calls.append(("keep", self.n_past))
+        return self.n_past
 
 
 class FakeProfile:

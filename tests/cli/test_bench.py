@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from localmoe.cli import main
-from localmoe.cli.bench import Case, Row, bandwidth, markdown_row, measure, whole_numbers
+from localmoe.cli.bench import Case, Row, _token_ids, bandwidth, markdown_row, measure, whole_numbers
 from localmoe.errors import UsageError
 from tests.cli.fake_model import FakeModel, FakeSession
 
@@ -49,17 +49,27 @@ def test_the_context_holds_the_deepest_test(models: list[tuple[FakeModel, dict[s
 
 
 @pytest.mark.parametrize(
-    ("test", "calls"),
+    ("n_past", "test", "calls"),
     [
-        (Case(8, 0, 0), [("reset", 0), ("prefill", 8)]),
-        (Case(8, 0, 16), [("reset", 0), ("prefill", 16), ("prefill", 8)]),
-        (Case(0, 3, 16), [("reset", 0), ("prefill", 16), "decode", "decode", "decode"]),
+        (0, Case(8, 0, 0), [("keep", 0), ("prefill", 8)]),
+        (0, Case(8, 0, 16), [("keep", 0), ("prefill", 16), ("prefill", 8)]),
+        (24, Case(0, 3, 16), [("keep", 16), "decode", "decode", "decode"]),
+        (24, Case(8, 0, 32), [("keep", 24), ("prefill", 8), ("prefill", 8)]),
+        (24, Case(8, 0, 0), [("keep", 0), ("prefill", 8)]),
     ],
 )
-def test_what_a_test_runs(test: Case, calls: list[Any]) -> None:
-    session = FakeSession()
+def test_what_a_test_runs(n_past: int, test: Case, calls: list[Any]) -> None:
+    """What an earlier test left in the context is kept as far as this one's depth."""
+    session = FakeSession(n_past)
     assert measure(FakeModel(), session, test) > 0  # type: ignore[arg-type]
     assert [name if name == "decode" else (name, n) for name, n in session.calls] == calls
+
+
+def test_a_deeper_context_begins_with_the_same_tokens() -> None:
+    """Otherwise nothing of a filled context could be kept."""
+    deep = _token_ids(FakeModel(), 4096)  # type: ignore[arg-type]
+    assert deep[:1024] == _token_ids(FakeModel(), 1024)  # type: ignore[arg-type]
+    assert len(set(deep)) > 100
 
 
 def test_filling_the_context_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
