@@ -16,7 +16,7 @@ from localmoe.gguf_file import GGUFFile, TensorInfo, visible
 from localmoe.model.architectures import ARCHITECTURES
 from localmoe.model.config import ModelConfig
 from localmoe.model.legacy_experts import expert_name, stacked_name
-from localmoe.model.weights import supported_types, tensor_problems
+from localmoe.model.weights import decodable_types, tensor_problems
 from localmoe.quants.formats import format_of
 
 from .source import MetaValue, Piece, SourceModel, SourceTensor, row_runs
@@ -39,7 +39,7 @@ def gguf_source(gguf: GGUFFile, *, keep_split: bool = False) -> SourceModel:
         raise BadInputError("the key is missing", file=label, item="general.architecture")
     if arch in ARCHITECTURES:
         config = ModelConfig.from_metadata(gguf)
-        for problem in tensor_problems(gguf, config, supported_types()):
+        for problem in tensor_problems(gguf, config, decodable_types()):
             raise problem
     held: _Held = deque()
     metadata = {key: MetaValue(value, *gguf.metadata_types[key]) for key, value in gguf.metadata.items()}

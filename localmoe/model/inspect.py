@@ -15,7 +15,7 @@ from localmoe.experts.labels import expert_labels
 from localmoe.gguf_file import GGUFFile, open_gguf, visible
 from localmoe.model.config import ModelConfig
 from localmoe.model.memory import available_memory, check_sizes, kv_cache_bytes, model_size
-from localmoe.model.weights import read_floats, supported_types, tensor_problems
+from localmoe.model.weights import read_floats, runnable_types, tensor_problems
 
 MAX_REASONS = 8
 MAX_TEXT = 200
@@ -95,7 +95,7 @@ def _config(gguf: GGUFFile, reasons: list[str]) -> ModelConfig | None:
 
 
 def _tensor_reasons(gguf: GGUFFile, config: ModelConfig, reasons: list[str]) -> None:
-    problems = tensor_problems(gguf, config, supported_types())
+    problems = tensor_problems(gguf, config, runnable_types())
     reasons += [_reason(problem) for problem in itertools.islice(problems, MAX_REASONS)]
     more = sum(1 for _ in problems)
     if more:

@@ -157,8 +157,15 @@ def _dims(shape: tuple[int, ...]) -> str:
     return "[" + ", ".join(str(n) for n in reversed(shape)) + "]"
 
 
-def supported_types() -> frozenset[GGMLQuantizationType]:
-    """The types whose blocks localmoe can decode."""
+def runnable_types() -> frozenset[GGMLQuantizationType]:
+    """The types of matrices that there are kernels for."""
+    from localmoe.kernels.table import KERNELS
+
+    return frozenset(KERNELS)
+
+
+def decodable_types() -> frozenset[GGMLQuantizationType]:
+    """The types whose blocks localmoe can decode, and so convert to others."""
     from localmoe.quants.formats import FORMATS
 
     return frozenset(kind for kind, format in FORMATS.items() if format.decodes)
@@ -169,10 +176,10 @@ def load_weights(
 ) -> Weights:
     """Check every tensor of an open file and give views of them; nothing but the norms is copied.
 
-    `supported` are the types of matrices that can run, by default all that can be decoded. Raises BadInputError naming
+    `supported` are the types of matrices that can run, by default all that have kernels. Raises BadInputError naming
     the tensor that is missing, misshapen, of an unsupported type or unknown.
     """
-    for problem in tensor_problems(gguf, config, supported_types() if supported is None else supported):
+    for problem in tensor_problems(gguf, config, runnable_types() if supported is None else supported):
         raise problem
     token_embd = _weight(gguf, "token_embd.weight")
     return Weights(

@@ -6,9 +6,19 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 from . import floats
-from .formats import FORMATS
+from .formats import FORMATS, Format
 
 _EXPONENT = {Type.F16: 0x7C00, Type.BF16: 0x7F80}
+# (offset, mask, offset, mask): the block's scale is not finite if both bytes have all bits of their masks. IQ1_M's
+# float16 lies in the top nibbles of four words; an E8M0 exponent of 255 is NaN.
+_OTHER_SCALES = {Type.IQ1_M: (55, 0x70, 53, 0xC0), Type.MXFP4: (0, 0xFF, 0, 0xFF)}
+
+
+def _patterns(form: Format) -> list[tuple[int, int, int, int]]:
+    if form.type in _OTHER_SCALES:
+        return [_OTHER_SCALES[form.type]]
+    high_bytes = [form.fields[name][0] + 1 for name in form.scales]
+    return [(at, 0x7C, at, 0x7C) for at in high_bytes]
 
 
 def first_not_finite(type_: Type, raw: np.ndarray) -> int | None:
@@ -28,6 +38,6 @@ def first_not_finite(type_: Type, raw: np.ndarray) -> int | None:
             else int(np.flatnonzero((bits & mask) == mask)[0])
         )
     n, address = raw.size // form.block_bytes, raw.ctypes.data
-    blocks = [floats.first_bad_scale(address, n, form.block_bytes, form.fields[name][0]) for name in form.scales]
+    blocks = [floats.first_bad_scale(address, n, form.block_bytes, *pattern) for pattern in _patterns(form)]
     bad = [block for block in blocks if block >= 0]
     return min(bad) * form.block_size if bad else None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
-from . import floats, kquants, legacy
+from . import floats, iquants, kquants, legacy, ternary
 from .formats import format_of
 
 _PLAIN: Mapping[Type, Callable[[np.ndarray], np.ndarray]] = {
@@ -27,6 +27,18 @@ _BLOCKS: Mapping[Type, Callable[[np.ndarray], np.ndarray]] = {
     Type.Q4_K: kquants.decode_q4_k,
     Type.Q5_K: kquants.decode_q5_k,
     Type.Q6_K: kquants.decode_q6_k,
+    Type.IQ4_NL: iquants.decode_iq4_nl,
+    Type.IQ4_XS: iquants.decode_iq4_xs,
+    Type.IQ3_S: iquants.decode_iq3_s,
+    Type.IQ3_XXS: iquants.decode_iq3_xxs,
+    Type.IQ2_S: iquants.decode_iq2_s,
+    Type.IQ2_XS: iquants.decode_iq2_xs,
+    Type.IQ2_XXS: iquants.decode_iq2_xxs,
+    Type.IQ1_S: iquants.decode_iq1_s,
+    Type.IQ1_M: iquants.decode_iq1_m,
+    Type.TQ1_0: ternary.decode_tq1_0,
+    Type.TQ2_0: ternary.decode_tq2_0,
+    Type.MXFP4: iquants.decode_mxfp4,
 }
 
 

@@ -140,9 +140,10 @@ def all_finite_16(source: int, n: int, exponent: int) -> bool:
 
 
 @njit
-def first_bad_scale(blocks: int, n: int, stride: int, offset: int) -> int:
-    """The first of n blocks whose float16 at `offset` is NaN or infinite, or -1. The exponent is in the upper byte."""
-    for block in range(n):
-        if (get_u8(blocks + block * stride + offset + 1) & 0x7C) == 0x7C:
-            return block
+def first_bad_scale(blocks: int, n: int, stride: int, at: int, mask: int, also_at: int, also_mask: int) -> int:
+    """The first of n blocks whose byte `at` has all bits of `mask`, and byte `also_at` those of `also_mask`, or -1."""
+    for i in range(n):
+        block = blocks + i * stride
+        if (get_u8(block + at) & mask) == mask and (get_u8(block + also_at) & also_mask) == also_mask:
+            return i
     return -1

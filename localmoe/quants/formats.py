@@ -70,6 +70,18 @@ _TABLE: tuple[tuple[Type, _Fields, Activation, Type | None, bool, bool], ...] = 
     (Type.Q4_K, (("d", 2), ("dmin", 2), ("scales", 12), ("qs", 128)), "q8_k", Type.Q5_0, True, True),
     (Type.Q5_K, (("d", 2), ("dmin", 2), ("scales", 12), ("qh", 32), ("qs", 128)), "q8_k", Type.Q5_1, True, True),
     (Type.Q6_K, (("ql", 128), ("qh", 64), ("scales", 16), ("d", 2)), "q8_k", Type.Q8_0, True, True),
+    (Type.IQ4_NL, (("d", 2), ("qs", 16)), "q8_0", None, True, False),
+    (Type.IQ4_XS, (("d", 2), ("scales_h", 2), ("scales_l", 4), ("qs", 128)), "q8_k", Type.IQ4_NL, True, False),
+    (Type.IQ3_S, (("d", 2), ("qs", 64), ("qh", 8), ("signs", 32), ("scales", 4)), "q8_k", Type.IQ4_NL, True, False),
+    (Type.IQ3_XXS, (("d", 2), ("qs", 96)), "q8_k", Type.IQ4_NL, True, False),
+    (Type.IQ2_S, (("d", 2), ("qs", 64), ("qh", 8), ("scales", 8)), "q8_k", Type.IQ4_NL, True, False),
+    (Type.IQ2_XS, (("d", 2), ("qs", 64), ("scales", 8)), "q8_k", Type.IQ4_NL, True, False),
+    (Type.IQ2_XXS, (("d", 2), ("qs", 64)), "q8_k", Type.IQ4_NL, True, False),
+    (Type.IQ1_S, (("d", 2), ("qs", 32), ("qh", 16)), "q8_k", Type.IQ4_NL, True, False),
+    (Type.IQ1_M, (("qs", 32), ("qh", 16), ("scales", 8)), "q8_k", Type.IQ4_NL, True, False),
+    (Type.TQ1_0, (("qs", 48), ("qh", 4), ("d", 2)), "q8_k", Type.Q4_0, True, False),
+    (Type.TQ2_0, (("qs", 64), ("d", 2)), "q8_k", Type.Q4_0, True, False),
+    (Type.MXFP4, (("e", 1), ("qs", 16)), "q8_0", None, True, False),
 )
 
 

@@ -11,8 +11,10 @@ from gguf import GGMLQuantizationType as T
 
 from localmoe.errors import BadInputError
 from localmoe.gguf_file import open_gguf
+from localmoe.kernels.table import KERNELS
 from localmoe.model.config import ModelConfig
-from localmoe.model.weights import Weights, load_weights, supported_types
+from localmoe.model.inspect import describe
+from localmoe.model.weights import Weights, decodable_types, load_weights, runnable_types
 from tests.tiny import tiny_weights, write_tiny
 
 TYPES = {T.F32, T.F16, T.Q8_0}
@@ -66,9 +68,15 @@ def test_dense_tied_and_quantized(tmp_path: Path) -> None:
     assert weights.rope_freqs.tolist() == list(factors)
 
 
-def test_supported_types_default_to_what_can_be_decoded(tmp_path: Path) -> None:
-    assert {T.F32, T.F16, T.Q8_0, T.Q4_K, T.Q6_K} <= supported_types()
+def test_what_runs_is_what_has_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {T.F32, T.F16, T.Q8_0, T.Q4_K, T.Q6_K} <= runnable_types() <= decodable_types()
     assert load(tmp_path, None).token_embd.type == T.F32
+    monkeypatch.delitem(KERNELS, T.Q8_0)
+    assert T.Q8_0 in decodable_types()
+    with pytest.raises(BadInputError, match="type not supported in layer 0, got Q8_0, expected one of: F32, F16, Q4_0"):
+        load(tmp_path, None, types={"ffn_down": "Q8_0"})
+    reasons = describe(tmp_path / "m.gguf")["reasons"]
+    assert any("blk.0.ffn_down_exps.weight: type not supported in layer 0, got Q8_0" in reason for reason in reasons)
 
 
 @pytest.mark.parametrize(

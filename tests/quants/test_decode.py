@@ -54,8 +54,8 @@ def test_leading_axes_are_kept() -> None:
 
 
 def test_an_unknown_type_is_named() -> None:
-    with pytest.raises(BadInputError, match=r"t\.gguf: blk\.0: type is not supported, got IQ1_S, expected one of F32"):
-        format_of(Type.IQ1_S, file="t.gguf", item="blk.0")
+    with pytest.raises(BadInputError, match=r"t\.gguf: blk\.0: type is not supported, got Q1_0, expected one of F32"):
+        format_of(Type.Q1_0, file="t.gguf", item="blk.0")
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
