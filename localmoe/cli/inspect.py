@@ -119,7 +119,11 @@ def _memory(d: dict[str, Any]) -> list[Line]:
     from localmoe.model.memory import size_text
 
     m = d["memory"]
-    caches = [f"{size_text(size)} of cache at a context of {n_ctx}" for n_ctx, size in m["cache_f16"].items()]
+    smaller = {n_ctx: f" ({size_text(size)} as q8_0)" for n_ctx, size in m["cache_q8_0"].items()}
+    caches = [
+        f"{size_text(size)} of cache{smaller.get(n_ctx, '')} at a context of {n_ctx}"
+        for n_ctx, size in m["cache_f16"].items()
+    ]
     available = f"; {size_text(m['available'])} available" if m["available"] else ""
     read = d["parameters"]["bytes_per_token"]
     rows = [("memory", ", ".join([f"{size_text(m['weights'])} of weights", *caches]) + available)]

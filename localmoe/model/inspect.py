@@ -14,6 +14,7 @@ from localmoe.errors import LocalMoeError
 from localmoe.experts.labels import expert_labels
 from localmoe.gguf_file import GGUFFile, open_gguf, visible
 from localmoe.model.config import ModelConfig
+from localmoe.model.kv_cache import GROUP
 from localmoe.model.memory import available_memory, check_sizes, kv_cache_bytes, model_size
 from localmoe.model.weights import read_floats, runnable_types, tensor_problems
 
@@ -166,11 +167,13 @@ def _vocabulary(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _memory(gguf: GGUFFile, config: ModelConfig | None, reasons: list[str]) -> tuple[dict[str, Any], list[str]]:
     weights = sum(tensor.n_bytes for tensor in gguf.tensors.values())
-    memory: dict[str, Any] = {"weights": weights, "cache_f16": {}, "available": available_memory()}
+    memory: dict[str, Any] = {"weights": weights, "cache_f16": {}, "cache_q8_0": {}, "available": available_memory()}
     if config is None or not gguf.tensors:
         return memory, []
     contexts = sorted({min(USUAL_CONTEXT, config.n_ctx_train), config.n_ctx_train})
     memory["cache_f16"] = {str(n): kv_cache_bytes(config, n) for n in contexts}
+    if not (config.n_embd_head_k % GROUP or config.n_embd_head_v % GROUP):
+        memory["cache_q8_0"] = {str(n): kv_cache_bytes(config, n, "q8_0", "q8_0") for n in contexts}
     warnings: list[str] = []
     for n_ctx in contexts:
         try:

@@ -38,12 +38,19 @@ def test_a_model_that_runs(tmp_path: Path) -> None:
     assert d["chat_template"] is True
     # 2 layers x 2 KV heads x (16 + 16) x 2 bytes = 256 bytes a position
     assert d["memory"]["cache_f16"] == {"512": 512 * 256}
+    assert d["memory"]["cache_q8_0"] == {}  # 16 values a head do not fill a block of 32
     assert d["memory"]["weights"] == sum(t["bytes"] for t in d["types"].values())
 
 
 def test_cache_at_the_usual_and_at_the_full_context(tmp_path: Path) -> None:
     d = described(tmp_path, n_ctx_train=32768)
     assert d["memory"]["cache_f16"] == {"4096": 4096 * 256, "32768": 32768 * 256}
+
+
+def test_a_q8_0_cache_where_heads_fill_its_blocks(tmp_path: Path) -> None:
+    d = described(tmp_path, n_embd=64, n_head=2, n_head_kv=2)
+    assert d["memory"]["cache_f16"] == {"512": 512 * 2 * 2 * (32 + 32) * 2}
+    assert d["memory"]["cache_q8_0"] == {"512": 512 * 2 * 2 * (34 + 34)}
 
 
 def test_dense_model_has_no_router(tmp_path: Path) -> None:
