@@ -46,7 +46,9 @@ def activation_values(fmt: str, x: np.ndarray) -> np.ndarray:
 
 SCALES = {  # byte offsets of a block's float16 scales
     "Q8_0": (0,), "Q4_0": (0,), "Q5_0": (0,), "Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,),
-    "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+    "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "IQ4_XS": (0,), "IQ3_S": (0,), "IQ3_XXS": (0,),
+    "IQ2_S": (0,), "IQ2_XS": (0,), "IQ2_XXS": (0,), "IQ1_S": (0,), "IQ1_M": (), "TQ1_0": (52,), "TQ2_0": (64,),
+    "MXFP4": (),
 }  # fmt: skip
 
 
@@ -59,10 +61,37 @@ def random_weights(kind: GGMLQuantizationType, rows: int, cols: int, rng: np.ran
         return x.astype({"F32": np.float32, "F16": np.float16}[kind.name]).view(np.uint8).reshape(rows, -1)
     block, size = GGML_QUANT_SIZES[kind]
     raw = rng.integers(0, 256, (rows, cols // block, size), dtype=np.uint8)
+    scales = (rng.normal(size=raw.shape[:2]) * 0.02).astype(np.float16)
     for at in SCALES[kind.name]:
-        scales = (rng.normal(size=raw.shape[:2]) * 0.02).astype(np.float16)
         raw[:, :, at : at + 2] = scales[:, :, None].view(np.uint8)
+        scales = (rng.normal(size=raw.shape[:2]) * 0.02).astype(np.float16)
+    set_other_scales(kind, raw, scales)
     return raw.reshape(rows, -1)
+
+
+def set_other_scales(kind: GGMLQuantizationType, blocks: np.ndarray, scales: np.ndarray) -> None:
+    """Put scales where no float16 field is for them: MXFP4's a power of two, IQ1_M's four nibbles of four words."""
+    if kind.name == "MXFP4":
+        blocks[:, :, 0] = np.clip(np.frexp(scales.astype(np.float32))[1] + 127, 2, 250)
+    elif kind.name == "IQ1_M":
+        bits = scales.view(np.uint16)[..., None] >> np.array([0, 4, 8, 12], np.uint16)
+        high = blocks[:, :, 49::2]
+        blocks[:, :, 49::2] = (high & 0x0F) | ((bits & 0xF) << 4).astype(np.uint8)
+
+
+def fill_but_scales(kind: GGMLQuantizationType, raw: np.ndarray, byte: int) -> None:
+    """Set all bytes of rows of blocks to `byte`, but keep the blocks' scales."""
+    size = GGML_QUANT_SIZES[kind][1]
+    mask = np.zeros(size, np.uint8)
+    for at in SCALES[kind.name]:
+        mask[at : at + 2] = 0xFF
+    if kind.name == "IQ1_M":
+        mask[49::2] = 0xF0
+        mask[:49] = 0
+    elif kind.name == "MXFP4":
+        mask[0] = 0xFF
+    blocks = raw.reshape(-1, size)
+    blocks[:] = (blocks & mask) | (byte & ~mask)
 
 
 def weight_values(kind: GGMLQuantizationType, raw: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Matrix products with Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 weights: blocks of 32, activations in the q8_0 format.
+"""Matrix products with Q4_0 ... Q8_0, IQ4_NL and MXFP4 weights: blocks of 32, activations in the q8_0 format.
 
-Block layouts: ggml's block_q4_0 .. block_q8_0. Weights are unpacked to bytes that are not negative; what that added is
+Block layouts: ggml-common.h. Weights are unpacked to bytes that are not negative; what that added is
 taken off again through the activations' block sums, before scaling.
 """
 
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from localmoe.kernels.grids import half_power_of_two, of_sixteen
 from localmoe.kernels.matmul_driver import MINS, SCALES, Ahead, TileCode, UnpackCode, make_matmul
+from localmoe.kernels.simd import DOT4_BIAS
 from localmoe.kernels.tile import (
     BIASED,
     F32T,
     F32V,
+    I8V,
     I32T,
     I32V,
     PITCH,
@@ -31,6 +34,7 @@ from localmoe.kernels.tile import (
     tile_zero,
     zero,
 )
+from localmoe.quants.codebooks import E2M1, NONLINEAR
 
 _BLOCK = 32
 _VECTORS = _BLOCK // 4
@@ -69,6 +73,24 @@ def _make_unpack_nibbles(qs_at: int, *, has_min: bool, has_high: bool) -> Unpack
 
     unpack.__qualname__ = f"unpack_nibbles_{qs_at}"
     return unpack
+
+
+def _looked_up(table: Sequence[int], block: Value, step: Value, weights: Value) -> None:
+    """Sixteen bytes of pairs of indices into a table, low halves first."""
+    qs = gather16(block, step)
+    for half in range(2):
+        indices = [((q >> (4 * half)) & 0x0F0F0F0F).bits(I8V) for q in qs]
+        store_vectors(weights + 4 * half * PITCH, [of_sixteen(table, index).bits(I32V) for index in indices])
+
+
+def _unpack_iq4_nl(block: Value, step: Value, weights: Value, scales: Value, mins: Value, factors: Value) -> None:
+    scales.store(gather16(block, step)[0].half(0))
+    _looked_up([(int(v) + DOT4_BIAS) & 0xFF for v in NONLINEAR], block + 2, step, weights)
+
+
+def _unpack_mxfp4(block: Value, step: Value, weights: Value, scales: Value, mins: Value, factors: Value) -> None:
+    scales.store(half_power_of_two(gather16(block, step)[0] & 0xFF))
+    _looked_up([int(v) + 16 for v in E2M1], block + 1, step, weights)
 
 
 # --- tiles ----------------------------------------------------------------------------------------------------
@@ -166,6 +188,9 @@ _q5_1 = make_matmul(
     mins=1,
 )
 
+_iq4_nl = make_matmul(_unpack_iq4_nl, _tile_signed, unit=_BLOCK, unit_bytes=18, vectors=_VECTORS, scales=1)
+_mxfp4 = make_matmul(_unpack_mxfp4, _tile_16, unit=_BLOCK, unit_bytes=17, vectors=_VECTORS, scales=1)
+
 
 def matmul_q8_0(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
     _q8_0(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)
@@ -185,3 +210,11 @@ def matmul_q5_0(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0,
 
 def matmul_q5_1(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
     _q5_1(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)
+
+
+def matmul_iq4_nl(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
+    _iq4_nl(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)
+
+
+def matmul_mxfp4(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
+    _mxfp4(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)

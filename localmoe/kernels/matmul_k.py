@@ -15,7 +15,6 @@ from localmoe.kernels.matmul_driver import FACTORS, MINS, SCALES, SUMS, SUMS_PIT
 from localmoe.kernels.simd import LANES, call, splat
 from localmoe.kernels.tile import (
     BIASED,
-    F32T,
     F32V,
     I16T,
     I16V,
@@ -33,13 +32,12 @@ from localmoe.kernels.tile import (
     tile_dot4s,
     tile_scale,
     tile_spread,
-    tile_store,
     tile_zero,
     zero,
 )
+from localmoe.kernels.tile_scaled import BLOCK, activation_sums, add_to_outputs, make_scaled_tile
 
-_BLOCK = 256
-_VECTORS = _BLOCK // 4
+_VECTORS = BLOCK // 4
 _FLIP = 0x80808080 if BIASED else 0
 _BSUMS = ir.VectorType(I16T, 16)
 
@@ -159,19 +157,6 @@ def _unpack_q6_k(block: Value, step: Value, weights: Value, scales: Value, mins:
 # --- tiles ----------------------------------------------------------------------------------------------------
 
 
-def _sums(tokens: Sequence[Value], n_cols: Value, k: Value, b: Value) -> list[Value]:
-    """Addresses of the 16 int16 sums of block b, counted from column k, of each token."""
-    return [token + n_cols + n_cols // 64 + k // 8 + b * 32 for token in tokens]
-
-
-def _add_to_outputs(
-    outs: Sequence[Value], total: Tile, tokens: Sequence[Value], n_cols: Value, k: Value, b: Value
-) -> None:
-    """Multiply with the activations' d of block b and store."""
-    ds = [(token + n_cols + k // 64 + b * 4).load_splat(F32T) for token in tokens]
-    tile_store(outs, total, k + b, ds)
-
-
 def _make_tile_min32(most: int) -> TileCode:
     """Sub-blocks of 32 with a scale and a min, weights up to `most` (Q4_K, Q5_K)."""
 
@@ -184,10 +169,10 @@ def _make_tile_min32(most: int) -> TileCode:
         n_cols: Value,
         ahead: Ahead,
     ) -> None:
-        n_blocks = n_k // _BLOCK
+        n_blocks = n_k // BLOCK
         tables = [scratch + SUMS + t * SUMS_PITCH for t in range(len(tokens))]
         with loop(k.b, n_blocks) as b:  # sums of 32 as int16
-            for table, source in zip(tables, _sums(tokens, n_cols, k, b), strict=True):
+            for table, source in zip(tables, activation_sums(tokens, n_cols, k, b), strict=True):
                 s = source.load(_BSUMS)
                 even, odd = (ir.Constant(ir.VectorType(I32T, 8), list(range(j, 16, 2))) for j in (0, 1))
                 pair = [Value(s.b, s.b.shuffle_vector(s.v, s.v, mask)) for mask in (even, odd)]
@@ -203,34 +188,10 @@ def _make_tile_min32(most: int) -> TileCode:
             pairs = [table + b * 16 for table in tables]
             part = tile_dot2(tile_zero(tokens, I32V), pairs, scratch + MINS + b * (4 * PITCH), 4)
             sums = tile_scale(total.get(), part, scratch + FACTORS + b * PITCH)
-            _add_to_outputs(outs, sums, tokens, n_cols, k, b)
+            add_to_outputs(outs, sums, tokens, n_cols, k, b)
 
     run.__qualname__ = f"tile_min32_{most}"
     return run
-
-
-def _tile_q6_k(
-    tokens: Sequence[Value], outs: Sequence[Value], scratch: Value, k: Value, n_k: Value, n_cols: Value, ahead: Ahead
-) -> None:
-    """Sub-blocks of 16 with a scale, weights plus 32."""
-    n_blocks = n_k // _BLOCK
-    tables = [scratch + SUMS + t * SUMS_PITCH for t in range(len(tokens))]
-    with loop(k.b, n_blocks) as b:  # what the 32 added, as int32
-        for table, source in zip(tables, _sums(tokens, n_cols, k, b), strict=True):
-            (table + b * 64).store(source.load(_BSUMS).signed(ir.VectorType(I32T, 16)) * -32)
-    with loop(k.b, n_blocks) as b:
-        total = Cells(tile_zero(tokens, F32V))
-        with loop(k.b, 8) as s:
-            ahead()
-            sums = total.get()
-            for half in range(2):
-                at = b * 16 + s * 2 + half
-                rows = [token + k + at * 16 for token in tokens]
-                start = tile_spread([(table + at * 4).load_splat(I32T) for table in tables])
-                part = tile_dot4(start, rows, scratch + at * (4 * PITCH), 4, 63)
-                sums = tile_scale(sums, part, scratch + SCALES + at * PITCH)
-            total.put(sums)
-        _add_to_outputs(outs, total.get(), tokens, n_cols, k, b)
 
 
 def _block_sums(start: Tile, tokens: Sequence[Value], weights: Value, ahead: Ahead, signed: bool) -> Tile:
@@ -251,13 +212,14 @@ def _tile_q2_k(
     tokens: Sequence[Value], outs: Sequence[Value], scratch: Value, k: Value, n_k: Value, n_cols: Value, ahead: Ahead
 ) -> None:
     """Weights with their scales multiplied in, and a min for 16 of them."""
-    with loop(k.b, n_k // _BLOCK) as b:
-        rows = [token + k + b * _BLOCK for token in tokens]
+    with loop(k.b, n_k // BLOCK) as b:
+        rows = [token + k + b * BLOCK for token in tokens]
         part = _block_sums(tile_zero(tokens, I32V), rows, scratch + b * (_VECTORS * PITCH), ahead, False)
         factors = scratch + FACTORS + b * (2 * PITCH)
         total = tile_scale(tile_zero(tokens, F32V), part, factors)
-        mins = tile_dot2(tile_zero(tokens, I32V), _sums(tokens, n_cols, k, b), scratch + MINS + b * (8 * PITCH), 8)
-        _add_to_outputs(outs, tile_scale(total, mins, factors + PITCH), tokens, n_cols, k, b)
+        sums = activation_sums(tokens, n_cols, k, b)
+        mins = tile_dot2(tile_zero(tokens, I32V), sums, scratch + MINS + b * (8 * PITCH), 8)
+        add_to_outputs(outs, tile_scale(total, mins, factors + PITCH), tokens, n_cols, k, b)
 
 
 def _tile_q3_k(
@@ -265,32 +227,32 @@ def _tile_q3_k(
 ) -> None:
     """Signed weights with their scales multiplied in."""
     i32x16 = ir.VectorType(I32T, 16)
-    with loop(k.b, n_k // _BLOCK) as b:
+    with loop(k.b, n_k // BLOCK) as b:
         start = tile_zero(tokens, I32V)
         if BIASED:
             totals = []
-            for source in _sums(tokens, n_cols, k, b):
+            for source in activation_sums(tokens, n_cols, k, b):
                 s = source.load(_BSUMS).signed(i32x16)
                 total = call(k.b, "llvm.vector.reduce.add.v16i32", I32T, [s.v])
                 totals.append(Value(k.b, splat(k.b, k.b.mul(total, I32T(-128)), LANES)))
             start = tile_spread(totals)
-        rows = [token + k + b * _BLOCK for token in tokens]
+        rows = [token + k + b * BLOCK for token in tokens]
         part = _block_sums(start, rows, scratch + b * (_VECTORS * PITCH), ahead, True)
         total = tile_scale(tile_zero(tokens, F32V), part, scratch + FACTORS + b * PITCH)
-        _add_to_outputs(outs, total, tokens, n_cols, k, b)
+        add_to_outputs(outs, total, tokens, n_cols, k, b)
 
 
 # --- kernels: see matmul_driver -------------------------------------------------------------------------------
 
-_q2_k = make_matmul(_unpack_q2_k, _tile_q2_k, unit=_BLOCK, unit_bytes=84, vectors=_VECTORS, mins=8, factors=2)
-_q3_k = make_matmul(_unpack_q3_k, _tile_q3_k, unit=_BLOCK, unit_bytes=110, vectors=_VECTORS, factors=1)
+_q2_k = make_matmul(_unpack_q2_k, _tile_q2_k, unit=BLOCK, unit_bytes=84, vectors=_VECTORS, mins=8, factors=2)
+_q3_k = make_matmul(_unpack_q3_k, _tile_q3_k, unit=BLOCK, unit_bytes=110, vectors=_VECTORS, factors=1)
 _q4_k = make_matmul(
-    _unpack_q4_k, _make_tile_min32(15), unit=_BLOCK, unit_bytes=144, vectors=_VECTORS, scales=8, mins=4, factors=1
+    _unpack_q4_k, _make_tile_min32(15), unit=BLOCK, unit_bytes=144, vectors=_VECTORS, scales=8, mins=4, factors=1
 )
 _q5_k = make_matmul(
-    _unpack_q5_k, _make_tile_min32(31), unit=_BLOCK, unit_bytes=176, vectors=_VECTORS, scales=8, mins=4, factors=1
+    _unpack_q5_k, _make_tile_min32(31), unit=BLOCK, unit_bytes=176, vectors=_VECTORS, scales=8, mins=4, factors=1
 )
-_q6_k = make_matmul(_unpack_q6_k, _tile_q6_k, unit=_BLOCK, unit_bytes=210, vectors=_VECTORS, scales=16)
+_q6_k = make_matmul(_unpack_q6_k, make_scaled_tile(16, 32, 63), unit=BLOCK, unit_bytes=210, vectors=_VECTORS, scales=16)
 
 
 def matmul_q2_k(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]

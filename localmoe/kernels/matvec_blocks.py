@@ -1,4 +1,4 @@
-"""Matrix times one activation vector for blocks of 32 weights: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1; "q8_0" activations.
+"""Matrix times one activation vector for blocks of 32 weights: Q8_0 ... Q5_1, IQ4_NL, MXFP4; "q8_0" activations.
 
 Every kernel: (w, act, out, r0, r1, n_cols), all int64. `w` is the address of row 0 of a (rows, n_cols) matrix as the
 file stores it, `act` that of a "q8_0" activation row; float32 results go to out + 4 * r for r in [r0, r1). No kernel
@@ -15,8 +15,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba.core import types
 
 from localmoe.jit import njit
+from localmoe.kernels.grids import half_power_of_two, of_sixteen
 from localmoe.kernels.simd import (
     AHEAD,
     DOT4_BIAS,
@@ -25,10 +28,14 @@ from localmoe.kernels.simd import (
     concat,
     dot4,
     dot4_biased,
+    dot4s,
     fma,
     hsum,
+    intrinsic,
     ld_f32,
     ld_i32,
+    llvm_type,
+    load_at,
     load_halves_apart,
     make_add_bits,
     make_constant,
@@ -43,6 +50,8 @@ from localmoe.kernels.simd import (
     st_f32,
     to_f32,
 )
+from localmoe.kernels.tile import Value
+from localmoe.quants.codebooks import E2M1, NONLINEAR
 
 _B32, _B64 = Vec("i8", 32), Vec("i8", 64)
 _I4, _I16 = Vec("i32", 4), Vec("i32", 16)
@@ -103,7 +112,46 @@ def _q(q0, q1):  # type: ignore[no-untyped-def]
     return concat(_load_b32(q0), _load_b32(q1))
 
 
-def _make_symmetric(weights: Any, offset: int, product: Any) -> Any:
+def _make_sixteen(values: np.ndarray, plus: int) -> Any:
+    """An intrinsic that gives values[i] + plus for 64 bytes i < 16."""
+    table = [(int(value) + plus) & 0xFF for value in values]
+
+    @intrinsic
+    def look_up(typingctx: Any, index: Any) -> Any:
+        return index(index), lambda ctx, b, sig, args: of_sixteen(table, Value(b, args[0])).v
+
+    return look_up
+
+
+_iq4_value = _make_sixteen(NONLINEAR, DOT4_BIAS)
+_mxfp4_value = _make_sixteen(E2M1, 16)
+
+
+@njit(fast=True, inline=True)
+def _iq4_nl_weights(o0, o1):  # type: ignore[no-untyped-def]
+    return _iq4_value(_q4(o0 + 2, o1 + 2))
+
+
+@njit(fast=True, inline=True)
+def _mxfp4_weights(o0, o1):  # type: ignore[no-untyped-def]
+    return _mxfp4_value(_q4(o0 + 1, o1 + 1))
+
+
+@intrinsic
+def _four_powers(typingctx: Any, o0: Any, o1: Any, o2: Any, o3: Any) -> Any:
+    """2 ** (e - 128) of four blocks' exponents, as float32; what lies below normal numbers as well."""
+
+    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        word = ir.IntType(32)
+        es = [b.zext(load_at(b, o, ir.IntType(8)), word) for o in args]
+        both = b.or_(b.or_(es[0], b.shl(es[1], word(8))), b.or_(b.shl(es[2], word(16)), b.shl(es[3], word(24))))
+        wide = b.zext(b.bitcast(both, ir.VectorType(ir.IntType(8), 4)), llvm_type(_I4))
+        return half_power_of_two(Value(b, wide)).v
+
+    return _F4(types.int64, types.int64, types.int64, types.int64), codegen
+
+
+def _make_symmetric(weights: Any, offset: int, product: Any, scales: Any = _four_halves) -> Any:
     """Four [d][...] blocks whose weights stand `offset` too high."""
     take = make_constant(_I4, -(offset // 8))
 
@@ -111,7 +159,7 @@ def _make_symmetric(weights: Any, offset: int, product: Any) -> Any:
     def four(sums, o0, o1, o2, o3, q0, q1, q2, q3, da, s):  # type: ignore[no-untyped-def]
         acc0, acc1, mins = sums
         start = mul(s, take())
-        d = mul(_four_halves(o0, o1, o2, o3), da)
+        d = mul(scales(o0, o1, o2, o3), da)
         t0 = product(_each_01(start), weights(o0, o1), _q(q0, q1))
         t1 = product(_each_23(start), weights(o2, o3), _q(q2, q3))
         return fma(to_f32(t0), _each_01(d), acc0), fma(to_f32(t1), _each_23(d), acc1), mins
@@ -179,6 +227,8 @@ def _make_row(four: Any, size: int) -> Any:
 _row_q8_0 = _make_row(_make_symmetric(_q8_0_weights, DOT4_BIAS, dot4_biased), 34)
 _row_q4_0 = _make_row(_make_symmetric(_q4_0_weights, 8, dot4), 18)
 _row_q5_0 = _make_row(_make_symmetric(_q5_0_weights, 16, dot4), 22)
+_row_iq4_nl = _make_row(_make_symmetric(_iq4_nl_weights, DOT4_BIAS, dot4 if DOT4_BIAS else dot4s), 18)
+_row_mxfp4 = _make_row(_make_symmetric(_mxfp4_weights, 16, dot4, _four_powers), 17)
 _row_q4_1 = _make_row(_make_with_minimum(_q4_1_weights), 20)
 _row_q5_1 = _make_row(_make_with_minimum(_q5_1_weights), 24)
 
@@ -206,3 +256,13 @@ def matvec_q5_0(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> No
 def matvec_q5_1(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> None:
     for r in range(r0, r1):
         st_f32(out + 4 * r, _row_q5_1(w + r * (n_cols // 32 * 24), act, n_cols))
+
+
+def matvec_iq4_nl(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> None:
+    for r in range(r0, r1):
+        st_f32(out + 4 * r, _row_iq4_nl(w + r * (n_cols // 32 * 18), act, n_cols))
+
+
+def matvec_mxfp4(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> None:
+    for r in range(r0, r1):
+        st_f32(out + 4 * r, _row_mxfp4(w + r * (n_cols // 32 * 17), act, n_cols))

@@ -76,7 +76,7 @@ _of_lanes_1_3 = make_shuffle([1] * 8 + [3] * 8)
 _each_twice = make_shuffle((0, 0, 1, 1))
 
 
-def _spreads(count: int, first: int) -> list[Any]:
+def spreads(count: int, first: int) -> list[Any]:
     """How the scales, from lane `first` on, lie beside each 64 weights: two int16 lanes every four weights."""
     return [make_permute([first + (64 * k + 2 * i) // count for i in range(32)]) for k in range(4)]
 
@@ -96,11 +96,11 @@ def _make_dot(spreads: list[Any]) -> Any:
 
 
 # the scales of two blocks: 16 and 16, or 8 and 8 mins and 8 and 8 mins
-_dot_16_first, _dot_16_second = _make_dot(_spreads(16, 0)), _make_dot(_spreads(16, 16))
-_dot_32_first, _dot_32_second = _make_dot(_spreads(32, 0)), _make_dot(_spreads(32, 16))
+_dot_16_first, _dot_16_second = _make_dot(spreads(16, 0)), _make_dot(spreads(16, 16))
+_dot_32_first, _dot_32_second = _make_dot(spreads(32, 0)), _make_dot(spreads(32, 16))
 
 
-def _make_matvec_row(pair: Any, size: int) -> Any:
+def make_matvec_row(pair: Any, size: int) -> Any:
     """One row's product: `pair(acc, o0, o1, q0, q1, s0, s1, da)` adds two blocks' to 16 float32 lanes.
 
     o0, o1 are the blocks' addresses, q0, q1 their activations', s0, s1 their sums', da the activations' two scales.
@@ -346,11 +346,11 @@ def _q2_pair(acc, o0, o1, q0, q1, s0, s1, da):  # type: ignore[no-untyped-def]
 
 # --- the kernels ------------------------------------------------------------------------------------------------
 
-_row_q2_k = _make_matvec_row(_q2_pair, 84)
-_row_q3_k = _make_matvec_row(_q3_pair, 110)
-_row_q4_k = _make_matvec_row(_make_q45_pair(_make_q4_block), 144)
-_row_q5_k = _make_matvec_row(_make_q45_pair(_make_q5_block), 176)
-_row_q6_k = _make_matvec_row(_q6_pair, 210)
+_row_q2_k = make_matvec_row(_q2_pair, 84)
+_row_q3_k = make_matvec_row(_q3_pair, 110)
+_row_q4_k = make_matvec_row(_make_q45_pair(_make_q4_block), 144)
+_row_q5_k = make_matvec_row(_make_q45_pair(_make_q5_block), 176)
+_row_q6_k = make_matvec_row(_q6_pair, 210)
 
 
 def matvec_q2_k(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> None:

@@ -19,6 +19,7 @@ from localmoe.kernels.simd_emit import (
     const,
     emit_dot2,
     emit_dot4,
+    emit_dot4_full_scaled,
     emit_dot4_scaled,
     emit_dot4s,
     emit_lookup,
@@ -184,6 +185,12 @@ def dot4_scaled(typingctx: Any, acc: Any, unsigned: Any, signed: Any, scale: Any
     `scale` has int16 lanes, 2i and 2i+1 equal.
     """
     return acc(acc, unsigned, signed, scale), lambda ctx, b, sig, args: emit_dot4_scaled(b, *args)
+
+
+@intrinsic
+def dot4_full_scaled(typingctx: Any, acc: Any, x: Any, y: Any, scale: Any) -> Any:
+    """As `dot4_scaled` for x of the full range, signed, DOT4_BIAS added; neither x nor y is -128 before that."""
+    return acc(acc, x, y, scale), lambda ctx, b, sig, args: emit_dot4_full_scaled(b, *args)
 
 
 @intrinsic

@@ -185,6 +185,16 @@ def _dot4_scaled(b: Any, acc: Any, unsigned: Any, signed: Any, scale: Any) -> An
     return b.add(acc, b.mul(by, _dot4(b, ir.Constant(acc.type, [0] * n), unsigned, signed)))
 
 
+def _dot4_full_scaled(b: Any, acc: Any, x: Any, y: Any, scale: Any) -> Any:
+    if ISA == "avx2" and x.type.count == 32:
+        magnitude = call(b, "llvm.abs.v32i8", x.type, [x, ir.Constant(ir.IntType(1), 0)])
+        return _dot2(b, acc, _pair_sums(b, magnitude, call(b, "llvm.x86.avx2.psign.b", x.type, [y, x])), scale)
+    zero = ir.Constant(acc.type, [0] * acc.type.count)
+    product = _dot4(b, zero, x, y) if VNNI else _dot4s(b, zero, x, y)
+    by = b.ashr(b.bitcast(scale, acc.type), ir.Constant(acc.type, [16] * acc.type.count))
+    return b.add(acc, b.mul(by, product))
+
+
 def emit_dot4(b: Any, acc: Any, unsigned: Any, signed: Any) -> Any:
     """LLVM for acc[i] += sum over j < 4 of unsigned[4i+j] * signed[4i+j]; unsigned lanes must be <= 127.
 
@@ -209,6 +219,11 @@ def emit_dot4_scaled(b: Any, acc: Any, unsigned: Any, signed: Any, scale: Any) -
     unsigned lanes must be <= 127 and int16 lanes 2i and 2i+1 of `scale` equal: x86 multiplies sums of pairs.
     """
     return in_pieces(b, _dot4_scaled, acc, unsigned, signed, scale)
+
+
+def emit_dot4_full_scaled(b: Any, acc: Any, x: Any, y: Any, scale: Any) -> Any:
+    """As `emit_dot4_scaled` for bytes of the full range, plus 128 where the hardware wants them unsigned (VNNI)."""
+    return in_pieces(b, _dot4_full_scaled, acc, x, y, scale)
 
 
 def emit_pair_sums(b: Any, unsigned: Any, signed: Any) -> Any:

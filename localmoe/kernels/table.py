@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from gguf import GGMLQuantizationType as T
 
 from localmoe.jit import kernel_address
-from localmoe.kernels import matmul_block32, matmul_float, matmul_k
+from localmoe.kernels import matmul_block32, matmul_float, matmul_iq, matmul_k
 from localmoe.kernels import matvec_blocks as blocks
 from localmoe.kernels import matvec_float as floats
+from localmoe.kernels import matvec_iq as iq
 from localmoe.kernels import matvec_k as k
 from localmoe.quants.formats import FORMATS
 
@@ -42,6 +43,18 @@ _FUNCTIONS: dict[T, tuple[Callable[..., None], Callable[..., None]]] = {
     T.Q4_K: (k.matvec_q4_k, matmul_k.matmul_q4_k),
     T.Q5_K: (k.matvec_q5_k, matmul_k.matmul_q5_k),
     T.Q6_K: (k.matvec_q6_k, matmul_k.matmul_q6_k),
+    T.IQ4_NL: (blocks.matvec_iq4_nl, matmul_block32.matmul_iq4_nl),
+    T.IQ4_XS: (iq.matvec_iq4_xs, matmul_iq.matmul_iq4_xs),
+    T.IQ3_S: (iq.matvec_iq3_s, matmul_iq.matmul_iq3_s),
+    T.IQ3_XXS: (iq.matvec_iq3_xxs, matmul_iq.matmul_iq3_xxs),
+    T.IQ2_S: (iq.matvec_iq2_s, matmul_iq.matmul_iq2_s),
+    T.IQ2_XS: (iq.matvec_iq2_xs, matmul_iq.matmul_iq2_xs),
+    T.IQ2_XXS: (iq.matvec_iq2_xxs, matmul_iq.matmul_iq2_xxs),
+    T.IQ1_S: (iq.matvec_iq1_s, matmul_iq.matmul_iq1_s),
+    T.IQ1_M: (iq.matvec_iq1_m, matmul_iq.matmul_iq1_m),
+    T.TQ1_0: (iq.matvec_tq1_0, matmul_iq.matmul_tq1_0),
+    T.TQ2_0: (iq.matvec_tq2_0, matmul_iq.matmul_tq2_0),
+    T.MXFP4: (blocks.matvec_mxfp4, matmul_block32.matmul_mxfp4),
 }
 
 KERNELS: dict[T, KernelSet] = {

@@ -91,11 +91,8 @@ def test_extreme_weights_and_activations_do_not_overflow(kind: GGMLQuantizationT
     """Blocks of one repeated byte, among them all bits set, and all activations at +-127."""
     fmt, cols, fill = KERNELS[kind].act, 512, [0xFF, 0x80, 0x00, 0x7F, 0x0F, 0xF0]
     raw = naive.random_weights(kind, len(fill), cols, np.random.default_rng(1))
-    blocks = raw.reshape(len(fill), cols // KERNELS[kind].block, -1)
-    kept = [(at, blocks[:, :, at : at + 2].copy()) for at in naive.SCALES[kind.name]]
-    blocks[:] = np.array(fill, np.uint8)[:, None, None]
-    for at, scales in kept:
-        blocks[:, :, at : at + 2] = scales
+    for row, byte in zip(raw, fill, strict=True):
+        naive.fill_but_scales(kind, row, byte)
     x = np.array([np.ones(cols), -np.ones(cols), np.where(np.arange(cols) % 3, 1, -1)], np.float32)
     out = multiply(
         kind, raw.ctypes.data, activation_rows(fmt, x), [0, 1, 2], [0, 1, 2], (0, len(fill)), (len(fill), cols)

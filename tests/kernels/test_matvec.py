@@ -49,7 +49,7 @@ def test_products_equal_the_reference_for_random_blocks(kind: GGMLQuantizationTy
         if cols >= 576:
             quantized_errors.append(naive.nmse(out[1:8], weights @ x.astype(np.float64)))
     assert max(errors) <= 1e-12
-    assert max(quantized_errors) < 2e-4
+    assert max(quantized_errors) < 3e-4
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
@@ -61,12 +61,8 @@ def test_extreme_weights_and_activations_do_not_overflow(kind: GGMLQuantizationT
     act = naive.activation_row(row.act, x)
     raw = naive.random_weights(kind, 3, cols, np.random.default_rng(1))
     if row.block > 1:
-        at = naive.SCALES[kind.name]
-        blocks = raw.reshape(3, cols // row.block, -1)
-        kept = [blocks[:, :, i : i + 2].copy() for i in at]
-        blocks[0], blocks[1] = 0xFF, 0x80
-        for i, scale in zip(at, kept, strict=True):
-            blocks[:, :, i : i + 2] = scale
+        naive.fill_but_scales(kind, raw[0], 0xFF)
+        naive.fill_but_scales(kind, raw[1], 0x80)
     out = np.zeros(3, np.float32)
     kernel(kind)(raw.ctypes.data, act.ctypes.data, out.ctypes.data, 0, 3, cols)
     expected = naive.weight_values(kind, raw) @ naive.activation_values(row.act, x)
@@ -109,8 +105,9 @@ def test_nothing_is_read_outside_of_the_matrix(kind: GGMLQuantizationType) -> No
 def test_the_table_says_what_the_kernels_take() -> None:
     assert {kind.name: (row.act, row.block) for kind, row in KERNELS.items()} == {
         **dict.fromkeys(("F32", "F16", "BF16"), ("f32", 1)),
-        **dict.fromkeys(("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"), ("q8_0", 32)),
-        **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), ("q8_k", 256)),
+        **dict.fromkeys(("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4"), ("q8_0", 32)),
+        **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "IQ3_S", "IQ3_XXS"), ("q8_k", 256)),
+        **dict.fromkeys(("IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0"), ("q8_k", 256)),
     }
 
 

@@ -19,17 +19,18 @@ def at(array: np.ndarray) -> int:
 
 
 def make_dots(n: int):
-    """One function that runs all four integer dot products on `n` bytes and stores `n / 4` int32 of each."""
+    """One function that runs all integer dot products on `n` bytes and stores `n / 4` int32 of each."""
     b_load, i_load, h_load = (simd.make_load(Vec(lane, m)) for lane, m in (("i8", n), ("i32", n // 4), ("i16", n // 2)))
 
     @njit
-    def dots(u, x, y, h, acc, out):
+    def dots(u, x, biased, y, h, acc, out):
         start = i_load(acc)
         simd.store(out, simd.dot4(start, b_load(u), b_load(y)))
         simd.store(out + n, simd.dot4s(start, b_load(x), b_load(y)))
         simd.store(out + 2 * n, simd.dot4_biased(start, b_load(x), b_load(y)))
         simd.store(out + 3 * n, simd.dot4_scaled(start, b_load(u), b_load(y), h_load(h)))
         simd.store(out + 4 * n, simd.dot2(start, h_load(h), b_load(y)))
+        simd.store(out + 5 * n, simd.dot4_full_scaled(start, b_load(biased), b_load(y), h_load(h)))
 
     return dots
 
@@ -43,8 +44,9 @@ def test_integer_dot_products_are_exact_at_every_width(n: int) -> None:
         y = np.full(n, -127, np.int8) if extreme else RNG.integers(-127, 128, n).astype(np.int8)
         h = np.repeat(np.full(n // 4, -128) if extreme else RNG.integers(-128, 128, n // 4), 2).astype(np.int16)
         acc = RNG.integers(-1000, 1000, n // 4).astype(np.int32)
-        out = np.zeros((5, n // 4), np.int32)
-        dots(at(u), at(x), at(y), at(h), at(acc), at(out))
+        out = np.zeros((6, n // 4), np.int32)
+        biased = (x.astype(np.int32) + simd.DOT4_BIAS).astype(np.uint8)
+        dots(at(u), at(x), at(biased), at(y), at(h), at(acc), at(out))
         four = lambda a, b: (a.astype(np.int32) * b.astype(np.int32)).reshape(-1, 4).sum(axis=1)  # noqa: E731
         np.testing.assert_array_equal(out[0], acc + four(u, y))
         np.testing.assert_array_equal(out[1], acc + four(x, y))
@@ -52,6 +54,7 @@ def test_integer_dot_products_are_exact_at_every_width(n: int) -> None:
         np.testing.assert_array_equal(out[3], acc + h[::2] * four(u, y))
         pairs = h.astype(np.int32) * y.view(np.int16)
         np.testing.assert_array_equal(out[4], acc + pairs.reshape(-1, 2).sum(axis=1))
+        np.testing.assert_array_equal(out[5], acc + h[::2] * (four(x, y) + simd.DOT4_BIAS * four(np.ones(n), y)))
 
 
 load_b16, load_b32 = simd.make_load(Vec("i8", 16)), simd.make_load(Vec("i8", 32))

@@ -15,10 +15,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf import LlamaFileType
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -31,6 +34,7 @@ from localmoe.gguf_file import open_gguf
 from tests.naive_model import nmse
 from tests.tiny import Tiny, tiny_weights, write_tiny
 
+Writer = Callable[[Path, Path, str], None]  # (float model to write, quantized file to write, type)
 PEERS = Path(__file__).parent / "peers"
 TRANSFORMERS: dict[str, dict[str, Any]] = {
     "8x2": {},
@@ -41,6 +45,10 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "5x2-tied": {"n_expert": 5, "tied": True, "n_head": 8, "n_head_kv": 1},
 }
 LLAMA_TYPES = ("F16", "Q8_0", "Q4_K_M", "Q6_K")
+PURE_TYPES = (  # IQ2_M: most of a file of type IQ2_S is IQ2_XS
+    "IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_M", "IQ2_XS", "IQ2_XXS", "IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0",
+    "MXFP4_MOE",
+)  # fmt: skip
 LLAMA_MODEL: dict[str, Any] = {"n_embd": 256, "n_ff": 256, "n_head": 4, "n_layer": 3}
 STANDARD_DEVIATION = 0.02  # transformers' initializer_range
 MARGIN = 1e-3
@@ -113,20 +121,38 @@ def write_initialised(source: Path, path: Path, kind: str) -> None:
         write_model(gguf_source(file), path, kind, notify=lambda line: None)
 
 
-def against_llama(kind: str, record: Path | None) -> bool:
+def write_pure(source: Path, path: Path, kind: str) -> None:
+    """LLAMA_MODEL in one type throughout, quantized by llama.cpp with an importance matrix."""
+    write_tiny(source, extra_tensors=initialised(LLAMA_MODEL), **LLAMA_MODEL)
+    rng, matrix = np.random.default_rng(2), source.with_suffix(".npz")
+    with open_gguf(source) as file:
+        shapes = {name: tensor.shape for name, tensor in file.tensors.items() if len(tensor.shape) > 1}
+    sizes = {name: shape[-1] * (shape[0] if len(shape) == 3 else 1) for name, shape in shapes.items()}
+    np.savez(matrix, **{name: rng.chisquare(3, size).astype(np.float32) for name, size in sizes.items()})
+    number = LlamaFileType[f"MOSTLY_{kind}"].value
+    command = [os.environ["LLAMA_PYTHON"], PEERS / "llama_quantize.py", source, path, str(number), matrix]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+
+
+def against_llama(kind: str, record: Path | None, write: Writer) -> bool:
     ids = token_ids(64, 1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         path = folder / "q.gguf"
-        write_initialised(folder / "m.gguf", path, kind)
+        write(folder / "m.gguf", path, kind)
+        with open_gguf(path) as file:
+            types = Counter(tensor.type.name for tensor in file.tensors.values() if len(tensor.shape) > 1)
         np.save(folder / "ids.npy", ids)
         command = [os.environ["LLAMA_PYTHON"], PEERS / "llama_logits.py", path, folder / "ids.npy", folder / "out.npy"]
         subprocess.run(command, check=True)
         theirs, ours = np.load(folder / "out.npy"), evaluate(path, ids, "f16")
     clear = margins(ours) > MARGIN
     error, divergence = nmse(ours.logits[clear], theirs[clear]), kl(theirs[clear], ours.logits[clear])
-    row = {"peer": "llama.cpp", "type": kind, "nmse": error, "kl": divergence, "near_ties": int((~clear).sum()),
-           "nmse_of_near_ties": nmse(ours.logits[~clear], theirs[~clear]) if (~clear).any() else None}  # fmt: skip
+    row = {
+        "peer": "llama.cpp", "type": kind, "tensors": dict(types), "nmse": error, "kl": divergence,
+        "near_ties": int((~clear).sum()),
+        "nmse_of_near_ties": nmse(ours.logits[~clear], theirs[~clear]) if (~clear).any() else None,
+    }  # fmt: skip
     print(json.dumps(row), flush=True)
     if record is not None:
         np.savez_compressed(record / f"llama-{kind}.npz", ids=ids, logits=theirs[-8:].astype(np.float32))
@@ -138,7 +164,8 @@ def main() -> None:
     parser.add_argument("--record", type=Path)
     record = parser.parse_args().record
     results = [against_transformers(name, record) for name in TRANSFORMERS]
-    results += [against_llama(kind, record) for kind in LLAMA_TYPES]
+    results += [against_llama(kind, record, write_initialised) for kind in LLAMA_TYPES]
+    results += [against_llama(kind, None, write_pure) for kind in PURE_TYPES]
     sys.exit(0 if all(results) else 1)
 
 
