@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType as Type
 from localmoe.errors import UsageError
 from localmoe.jit import cache_dir
 
-from . import floats, kblocks, kencode, legacy, weighted
+from . import encode_iq4, floats, kblocks, kencode, legacy, weighted
 from .formats import FORMATS, Format
 
 # (address of n blocks of float32, address of the result, n, address of scratch)
@@ -28,6 +28,8 @@ _BLOCKS: Mapping[Type, Callable[[int, int, int, int], Any]] = {
     Type.Q4_K: kencode.encode_q4_k,
     Type.Q5_K: kencode.encode_q5_k,
     Type.Q6_K: kencode.encode_q6_k,
+    Type.IQ4_NL: encode_iq4.encode_iq4_nl,
+    Type.IQ4_XS: encode_iq4.encode_iq4_xs,
 }
 # also (importances of a row, blocks in a row, mean x^2 of each row); the other types ignore an importance matrix
 _WEIGHTED: Mapping[Type, Callable[[int, int, int, int, int, int, int], Any]] = {
@@ -40,6 +42,8 @@ _WEIGHTED: Mapping[Type, Callable[[int, int, int, int, int, int, int], Any]] = {
     Type.Q4_K: kblocks.weighted_q4_k,
     Type.Q5_K: kblocks.weighted_q5_k,
     Type.Q6_K: kblocks.weighted_q6_k,
+    Type.IQ4_NL: encode_iq4.weighted_iq4_nl,
+    Type.IQ4_XS: encode_iq4.weighted_iq4_xs,
 }
 _BY_ROW = (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1)  # whose weights depend on the whole row
 _SCRATCH = max(legacy.SCRATCH, kencode.SCRATCH, kblocks.SCRATCH, weighted.SCRATCH)

@@ -132,16 +132,22 @@ def fit_affine(tile: int, weights: int, levels: int, n: int, top: int, steps: np
 
 
 @njit
-def _extreme(tile: int, n: int) -> Any:
+def extreme(tile: int, n: int) -> Any:
     """The largest magnitude and the (first) element that has it."""
-    amax, extreme = splat_f(np.float32(0)), splat_f(np.float32(0))
+    amax, most = splat_f(np.float32(0)), splat_f(np.float32(0))
     for i in range(n):
         v = load_f(tile + 64 * i)
         size = absolute(v)
         more = size > amax
         amax = select(more, size, amax)
-        extreme = select(more, v, extreme)
-    return amax, extreme
+        most = select(more, v, most)
+    return amax, most
+
+
+@njit
+def flat(amax: Any) -> Any:
+    """Lanes whose largest magnitude ggml takes for zero."""
+    return amax < splat_f(_FLAT)
 
 
 @njit
@@ -161,15 +167,15 @@ def _signed_sums(tile: int, weights: int, n: int, levels: int, inverse: Any) -> 
 def fit_signed(tile: int, weights: int, n: int, levels: int, steps: np.ndarray) -> Any:
     """make_qx_quants: scale, the inverse scale that gives the levels chosen, and the lanes that are empty (all 0)."""
     zero = splat_f(np.float32(0))
-    amax, extreme = _extreme(tile, n)
-    empty = amax < splat_f(_FLAT)
-    inverse = splat_f(np.float32(-levels)) / extreme
+    amax, most = extreme(tile, n)
+    empty = flat(amax)
+    inverse = splat_f(np.float32(-levels)) / most
     sum_lx, sum_l2 = _signed_sums(tile, weights, n, levels, inverse)
     scale = select(sum_l2 == zero, zero, sum_lx / sum_l2)
     best = scale * sum_lx
     best_inverse = inverse
     for s in range(steps.size):
-        inverse = splat_f(steps[s]) / extreme
+        inverse = splat_f(steps[s]) / most
         sum_lx, sum_l2 = _signed_sums(tile, weights, n, levels, inverse)
         better = (sum_l2 > zero) & (sum_lx * sum_lx > best * sum_l2)
         scale = select(better, sum_lx / sum_l2, scale)
@@ -190,9 +196,9 @@ def fit_by_descent(tile: int, levels: int, n: int, half: int) -> Any:
     """make_q3_quants: the scale; levels counted from 0 to int32 vectors at `levels`. Weights are x^2."""
     zero, none = splat_f(np.float32(0)), splat_i(np.int32(0))
     lowest, highest, middle = splat_i(np.int32(-half)), splat_i(np.int32(half - 1)), splat_i(np.int32(half))
-    amax, extreme = _extreme(tile, n)
-    empty = amax < splat_f(_FLAT)
-    inverse = splat_f(np.float32(-half)) / extreme
+    amax, most = extreme(tile, n)
+    empty = flat(amax)
+    inverse = splat_f(np.float32(-half)) / most
     sum_lx, sum_l2 = zero, zero
     for i in range(n):
         v = load_f(tile + 64 * i)
@@ -267,7 +273,7 @@ def fit_positive(tile: int, weights: int, levels: int, n: int, top: int, steps: 
     for i in range(n):
         v = load_f(tile + 64 * i)
         high = select(high > v, high, v)
-    empty = high < splat_f(_FLAT)
+    empty = flat(high)
     inverse = _positive_start(tile, weights, n, top, steps, high)
     sum_lx, sum_l2 = zero, zero
     for i in range(n):

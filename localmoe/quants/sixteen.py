@@ -48,11 +48,11 @@ SCRATCH = BLOCK + 2 * _ROW
 
 
 @njit
-def load_blocks(x: int, tile: int, first: int, last: int, period: int) -> None:
-    """Blocks first .. first + 15, at most `last`, of 256 float32 to a tile (256, 16); b is found at b % period."""
+def load_blocks(x: int, tile: int, first: int, last: int, period: int, size: int = 256) -> None:
+    """Blocks first .. first + 15, at most `last`, of `size` float32 to a tile (size, 16); b is found at b % period."""
     for lane in range(N):
-        row = x + 1024 * (min(first + lane, last) % period)
-        for i in range(256):
+        row = x + 4 * size * (min(first + lane, last) % period)
+        for i in range(size):
             put_f(tile + 4 * (i * N + lane), get_f(row + 4 * i))
 
 
