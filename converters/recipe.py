@@ -1,4 +1,4 @@
-"""Which type each tensor gets: llama-quantize's rules, for the file types that localmoe writes.
+"""Which type each tensor gets: llama-quantize's rules over `mixes`.
 
 Source: llama.cpp's src/llama-quant.cpp (tensor_allows_quantization, tensor_get_category, llama_tensor_get_type_impl,
 tensor_type_fallback). Rules depend on tensors seen before, so a plan is made for all tensors in file order.
@@ -7,77 +7,17 @@ tensor_type_fallback). Rules depend on tensors seen before, so a plan is made fo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import numpy as np
 from gguf import GGMLQuantizationType as Type
-from gguf import LlamaFileType
 
 from localmoe.errors import BadInputError, UsageError
 from localmoe.quants.formats import FORMATS, parse_type
 
+from .mixes import ALIASES, RECIPES, Recipe, Rule
 from .source import SourceModel, SourceTensor
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A type where `when` holds (see `_applies`), and what the other layers get: None for the file type's default."""
-
-    when: str
-    type: Type
-    otherwise: Type | None = None
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One file type: its number in `general.file_type`, the type of most tensors, and the exceptions by category.
-
-    `attn_output_of_8` is for models of exactly 8 experts and `attn_output` for all others; `ffn_down_with_imatrix` only
-    applies with an importance matrix. Without one, nothing but embedding and output may be `needs_imatrix`.
-    """
-
-    name: str
-    file_type: LlamaFileType
-    default: Type
-    attn_v: Rule | None = None
-    ffn_down: Rule | None = None
-    ffn_down_with_imatrix: Rule | None = None
-    attn_output: Type | None = None
-    attn_output_of_8: Type | None = None
-    needs_imatrix: Type | None = None
-
-
-_F = LlamaFileType
-_TABLE = (
-    Recipe("F32", _F.ALL_F32, Type.F32),
-    Recipe("F16", _F.MOSTLY_F16, Type.F16),
-    Recipe("BF16", _F.MOSTLY_BF16, Type.BF16),
-    Recipe("Q8_0", _F.MOSTLY_Q8_0, Type.Q8_0),
-    Recipe("Q4_0", _F.MOSTLY_Q4_0, Type.Q4_0, ffn_down_with_imatrix=Rule("first_eighth", Type.Q4_1)),
-    Recipe("Q4_1", _F.MOSTLY_Q4_1, Type.Q4_1),
-    Recipe("Q5_0", _F.MOSTLY_Q5_0, Type.Q5_0, ffn_down_with_imatrix=Rule("first_eighth", Type.Q5_1)),
-    Recipe("Q5_1", _F.MOSTLY_Q5_1, Type.Q5_1),
-    Recipe("Q2_K", _F.MOSTLY_Q2_K, Type.Q2_K, Rule("shared_by_4", Type.Q4_K, Type.Q3_K), Rule("always", Type.Q3_K),
-           attn_output=Type.Q3_K, attn_output_of_8=Type.Q5_K),
-    Recipe("Q2_K_S", _F.MOSTLY_Q2_K_S, Type.Q2_K, Rule("shared_by_4", Type.Q4_K), Rule("first_eighth", Type.Q4_K),
-           needs_imatrix=Type.Q2_K),
-    Recipe("Q3_K_S", _F.MOSTLY_Q3_K_S, Type.Q3_K, attn_output_of_8=Type.Q5_K),
-    Recipe("Q3_K_M", _F.MOSTLY_Q3_K_M, Type.Q3_K, Rule("first_two", Type.Q5_K, Type.Q4_K),
-           Rule("first_sixteenth", Type.Q5_K, Type.Q4_K), attn_output=Type.Q4_K, attn_output_of_8=Type.Q5_K),
-    Recipe("Q3_K_L", _F.MOSTLY_Q3_K_L, Type.Q3_K, Rule("always", Type.Q5_K), Rule("always", Type.Q5_K),
-           attn_output=Type.Q5_K),
-    Recipe("Q4_K_S", _F.MOSTLY_Q4_K_S, Type.Q4_K, Rule("first_four", Type.Q5_K), Rule("first_eighth", Type.Q5_K),
-           attn_output_of_8=Type.Q5_K),
-    Recipe("Q4_K_M", _F.MOSTLY_Q4_K_M, Type.Q4_K, Rule("more_bits", Type.Q6_K), Rule("more_bits", Type.Q6_K),
-           attn_output_of_8=Type.Q5_K),
-    Recipe("Q5_K_S", _F.MOSTLY_Q5_K_S, Type.Q5_K),
-    Recipe("Q5_K_M", _F.MOSTLY_Q5_K_M, Type.Q5_K, Rule("more_bits", Type.Q6_K), Rule("more_bits", Type.Q6_K)),
-    Recipe("Q6_K", _F.MOSTLY_Q6_K, Type.Q6_K),
-)  # fmt: skip
-RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe in _TABLE})
-ALIASES: Mapping[str, str] = MappingProxyType({"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"})
 
 COPY = "COPY"  # every tensor as it is: for sources that are quantized already
 
@@ -102,6 +42,7 @@ _NEVER = (
 )  # fmt: skip
 _NEVER_EXACTLY = ("position_embd.weight", "token_types.weight")
 _EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
+_COUNTED = ("attn_v", "ffn_down", "ffn_gate", "ffn_up")
 _LAYER = re.compile(r"blk\.(\d+)")
 
 # architectures whose deepest models llama.cpp calls 70B, by block count: attn_v is then never below Q5_K
@@ -140,7 +81,7 @@ class _State:
     tied: bool
     is_70b: bool
     n_shared: int
-    seen: dict[str, int] = field(default_factory=lambda: {"attn_v": 0, "ffn_down": 0})
+    seen: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTED, 0))
 
 
 def find_recipe(file_type: str) -> Recipe:
@@ -274,39 +215,51 @@ def _choose(state: _State, tensor: SourceTensor, label: str) -> Type:
 
 
 def _by_rule(state: _State, tensor: SourceTensor, kind: str, label: str) -> Type:
-    recipe, default = state.recipe, state.recipe.default
-    eight = state.n_expert == 8
+    recipe, eight = state.recipe, state.n_expert == 8
     if kind == "output" or (kind == "token_embd" and state.tied):
         return _output_type(state, tensor)
+    if recipe.unstacked is not None:
+        return recipe.default if len(tensor.shape) > 2 and tensor.shape[0] > 1 else recipe.unstacked
     if kind == "attn_v":
-        layer = state.seen["attn_v"]
-        state.seen["attn_v"] += 1
-        chosen = _apply(state, recipe.attn_v, layer, state.n_attn_v)
-        if state.is_70b and chosen in (Type.Q3_K, Type.Q4_K):
-            chosen = Type.Q5_K
-        return Type.Q8_0 if eight else chosen
+        return _attn_v_type(state)
     if kind == "attn_k" and eight:
-        return Type.Q8_0
+        return recipe.attn_of_8
     if kind == "attn_output":
-        return (recipe.attn_output_of_8 if eight else recipe.attn_output) or default
-    if kind in ("ffn_down", "ffn_gate", "ffn_up") and state.n_expert > 1:
-        _check_layer(state, tensor.name, label)
-    if kind == "ffn_down":
-        layer = _layer_of(tensor.name) if state.n_expert > 1 else state.seen["ffn_down"]
-        state.seen["ffn_down"] += 1
-        rule = recipe.ffn_down_with_imatrix if state.options.has_imatrix else None
-        return _apply(state, rule or recipe.ffn_down, layer, state.n_layer)
-    return default
+        return (recipe.attn_output_of_8 if eight else recipe.attn_output) or recipe.default
+    if kind in ("ffn_down", "ffn_gate", "ffn_up"):
+        return _feed_forward_type(state, tensor.name, kind, label)
+    plain = {"token_embd": recipe.token_embd, "attn_k": recipe.attn_qk, "attn_q": recipe.attn_qk}
+    return plain.get(kind) or recipe.default
 
 
 def _output_type(state: _State, tensor: SourceTensor) -> Type:
-    """Q6_K for the output matrix (or the embedding that serves as one), Q8_0 where rows do not divide."""
+    """The type of the output matrix (or the embedding that serves as one): Q8_0 where rows do not divide."""
     if state.options.output_type is not None:
         return state.options.output_type
     default = state.recipe.default
-    if default == Type.Q8_0 or tensor.n_columns % FORMATS[default].block_size:
-        return Type.Q8_0
-    return Type.Q6_K
+    return Type.Q8_0 if tensor.n_columns % FORMATS[default].block_size else state.recipe.output
+
+
+def _attn_v_type(state: _State) -> Type:
+    recipe, layer = state.recipe, state.seen["attn_v"]
+    state.seen["attn_v"] += 1
+    rule = recipe.attn_v_with_imatrix if state.options.has_imatrix else None
+    chosen = _apply(state, rule or recipe.attn_v, layer, state.n_attn_v)
+    if state.is_70b and not recipe.low and chosen in (Type.Q3_K, Type.Q4_K):
+        chosen = Type.Q5_K
+    return recipe.attn_of_8 if state.n_expert == 8 else chosen
+
+
+def _feed_forward_type(state: _State, name: str, kind: str, label: str) -> Type:
+    recipe, layer = state.recipe, state.seen[kind]
+    if state.n_expert > 1 and not recipe.low:  # counting is enough for the lowest, whose layers come in order
+        _check_layer(state, name, label)
+        layer = _layer_of(name)
+    state.seen[kind] += 1
+    if kind != "ffn_down":
+        return _apply(state, recipe.ffn_gate_up, layer, state.n_layer)
+    rule = recipe.ffn_down_with_imatrix if state.options.has_imatrix else None
+    return _apply(state, rule or recipe.ffn_down, layer, state.n_layer)
 
 
 def _check_layer(state: _State, name: str, label: str) -> None:
@@ -329,13 +282,21 @@ def _applies(state: _State, when: str, layer: int, n: int) -> bool:
     """Whether a rule's condition holds for layer `layer` of `n`, in llama.cpp's integer arithmetic."""
     return {
         "always": True,
-        "more_bits": layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2,
+        "more_bits": _more_bits(layer, n),
         "first_eighth": layer < n // 8,
         "first_sixteenth": layer < n // 16,
         "first_two": layer < 2,
         "first_four": layer < 4,
+        "middle": n // 8 <= layer < 7 * n // 8,
+        "first_eighth_or_more_bits_of_8": layer < n // 8 or (state.n_expert == 8 and _more_bits(layer, n)),
         "shared_by_4": state.n_shared >= 4,
+        "shared_by_4_or_4_experts": state.n_shared >= 4 or state.n_expert >= 4,
     }[when]
+
+
+def _more_bits(layer: int, n: int) -> bool:
+    """The first and the last eighth, and every third layer between."""
+    return layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2
 
 
 def _fitting(tensor: SourceTensor, wanted: Type) -> Choice:

@@ -2,7 +2,8 @@
 
 Both with and without an importance matrix, in which one expert of each stack has no data and one tensor is missing.
 
-    python tests/parity/quantize_parity.py [--record tests/converters/data/llama_quantize_types.json]
+    python tests/parity/quantize_parity.py [--types IQ4_XS,Q4_K_M]
+    python tests/parity/quantize_parity.py --record tests/converters/data/llama_quantize_types.json
 
 llama.cpp is asked through llama-cpp-python, in this interpreter or in the one LLAMA_PYTHON names. Prints one
 JSON line; exit 1 where a byte differs. `--record` writes the types llama-quantize chooses, which ordinary tests use.
@@ -169,8 +170,8 @@ def ask_llama(jobs: list[dict[str, Any]], folder: Path) -> list[dict[str, str]]:
     return result
 
 
-def compare_files(folder: Path) -> tuple[int, list[str]]:
-    """Quantize every model to every type on both sides; how many pairs of files, and which of them differ."""
+def compare_files(folder: Path, types: list[str]) -> tuple[int, list[str]]:
+    """Quantize every model to every one of `types` on both sides; how many pairs of files, and which of them differ."""
     from localmoe.converters.gguf_source import gguf_source
     from localmoe.converters.pipeline import write_model
     from localmoe.gguf_file import open_gguf
@@ -180,7 +181,7 @@ def compare_files(folder: Path) -> tuple[int, list[str]]:
     for number, (label, fields) in enumerate(MODELS.items()):
         source = write_tiny(folder / f"{number}.gguf", **fields)
         matrices = _matrices(source) if label in WITH_IMATRIX else None
-        for recipe, matrix in _kinds(matrices):
+        for recipe, matrix in _kinds(matrices, types):
             out = folder / f"{number}-{recipe.name}{'-i' if matrix else ''}.gguf"
             with open_gguf(source) as gguf:
                 write_model(gguf_source(gguf), out, recipe.name, imatrix=matrix, notify=lambda line: None)
@@ -205,11 +206,11 @@ def _matrices(source: Path) -> tuple[Any, Any]:
     return make_imatrix(source, source.with_suffix(".imatrix"), missing="blk.0.attn_q.weight"), whole
 
 
-def _kinds(matrices: tuple[Any, Any] | None) -> Iterator[tuple[Any, Any]]:
+def _kinds(matrices: tuple[Any, Any] | None, types: list[str]) -> Iterator[tuple[Any, Any]]:
     """File types with the importance matrix to use, or None; a type that needs one goes without nowhere."""
     from localmoe.converters.recipe import RECIPES
 
-    for recipe in RECIPES.values():
+    for recipe in (RECIPES[name] for name in types):
         if recipe.needs_imatrix is None:
             yield recipe, None
         if matrices is not None:
@@ -265,7 +266,7 @@ def write_hole(model: Any, path: Path) -> None:
         file.truncate(len(head) + sum(padded(h.n_bytes) for h in headers))
 
 
-def compare_types(folder: Path) -> tuple[dict[str, dict[str, dict[str, str]]], list[str]]:
+def compare_types(folder: Path, types: list[str]) -> tuple[dict[str, dict[str, dict[str, str]]], list[str]]:
     """What llama-quantize chooses for real shapes, and where the recipes choose otherwise.
 
     Of a type with an importance matrix only what differs from the type without is recorded, as `TYPE with an imatrix`.
@@ -280,7 +281,7 @@ def compare_types(folder: Path) -> tuple[dict[str, dict[str, dict[str, str]]], l
     for name, fields in SHAPES.items():
         path = folder / f"{name}.gguf"
         write_hole(shape_model(fields), path)
-        for recipe, imatrix in product(RECIPES.values(), (None, str(matrix))):
+        for recipe, imatrix in product((RECIPES[t] for t in types), (None, str(matrix))):
             keys.append((name, recipe.name, imatrix is not None))
             jobs.append({
                 "source": str(path), "out": str(folder / "none"), "file_type": int(recipe.file_type), "dry_run": True,
@@ -313,14 +314,18 @@ def main() -> int:
     """Compare, print, and record if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--record", type=Path)
+    parser.add_argument("--types", help="only these file types; all without")
     parser.add_argument("--theirs", nargs=2, type=Path, metavar=("JOBS", "ANSWER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.theirs:
         options.theirs[1].write_text(json.dumps(theirs(json.loads(options.theirs[0].read_text()))))
         return 0
+    from localmoe.converters.recipe import RECIPES
+
+    types = options.types.split(",") if options.types else list(RECIPES)
     with tempfile.TemporaryDirectory() as folder:
-        n_files, differ = compare_files(Path(folder))
-        recorded, other = compare_types(Path(folder))
+        n_files, differ = compare_files(Path(folder), types)
+        recorded, other = compare_types(Path(folder), types)
     if options.record:
         options.record.write_text(json.dumps({"shapes": SHAPES, "types": recorded}, indent=1) + "\n")
     n_types = sum(len(types) for types in recorded.values())
