@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType as Type
 from localmoe.errors import UsageError
 from localmoe.jit import cache_dir
 
-from . import encode_iq4, floats, kblocks, kencode, legacy, weighted
+from . import encode_iq4, encode_mxfp4, encode_ternary, floats, kblocks, kencode, legacy, weighted
 from .formats import FORMATS, Format
 
 # (address of n blocks of float32, address of the result, n, address of scratch)
@@ -30,6 +30,9 @@ _BLOCKS: Mapping[Type, Callable[[int, int, int, int], Any]] = {
     Type.Q6_K: kencode.encode_q6_k,
     Type.IQ4_NL: encode_iq4.encode_iq4_nl,
     Type.IQ4_XS: encode_iq4.encode_iq4_xs,
+    Type.MXFP4: encode_mxfp4.encode_mxfp4,
+    Type.TQ1_0: encode_ternary.encode_tq1_0,
+    Type.TQ2_0: encode_ternary.encode_tq2_0,
 }
 # also (importances of a row, blocks in a row, mean x^2 of each row); the other types ignore an importance matrix
 _WEIGHTED: Mapping[Type, Callable[[int, int, int, int, int, int, int], Any]] = {

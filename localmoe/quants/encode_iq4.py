@@ -20,7 +20,6 @@ from .lanes import (
     clamp,
     load_f,
     load_i,
-    load_u8,
     nearest,
     negative,
     select,
@@ -151,7 +150,6 @@ def _put_indices(scratch: int, at: int, inverse: Any) -> None:
 @njit
 def weighted_iq4_nl(x: int, out: int, n: int, scratch: int, importance: int, period: int, means: int) -> None:  # noqa: ARG001
     """IQ4_NL with weights importance * sqrt(2 * mean x^2 + x^2), or x^2 where `importance` is 0."""
-    four = splat_i(np.int32(4))
     for first in range(0, n, N):
         _load(x, scratch, first, n, importance, period, 32)
         _weigh(scratch, 0, importance, _mean_square(scratch, 32))
@@ -159,10 +157,7 @@ def weighted_iq4_nl(x: int, out: int, n: int, scratch: int, importance: int, per
         store_f(scratch + BLOCK, d)
         put_header(scratch + BLOCK, out, first, n - 1, 18, 0)
         _put_indices(scratch, 0, _inverse(d))
-        for j in range(16):
-            low, high = load_u8(scratch + LEVELS + N * j), load_u8(scratch + LEVELS + N * (j + 16))
-            store_u8(scratch + PACKED + N * j, low | (high << four))
-        put_bytes(scratch + PACKED, 16, out, first, n - 1, 18, 2)
+        pack_nibbles(scratch, 16, out, first, n - 1, 18, 2, 16)
 
 
 @njit

@@ -79,9 +79,9 @@ _TABLE: tuple[tuple[Type, _Fields, Activation, Type | None, bool, bool], ...] = 
     (Type.IQ2_XXS, (("d", 2), ("qs", 64)), "q8_k", Type.IQ4_NL, True, False),
     (Type.IQ1_S, (("d", 2), ("qs", 32), ("qh", 16)), "q8_k", Type.IQ4_NL, True, False),
     (Type.IQ1_M, (("qs", 32), ("qh", 16), ("scales", 8)), "q8_k", Type.IQ4_NL, True, False),
-    (Type.TQ1_0, (("qs", 48), ("qh", 4), ("d", 2)), "q8_k", Type.Q4_0, True, False),
-    (Type.TQ2_0, (("qs", 64), ("d", 2)), "q8_k", Type.Q4_0, True, False),
-    (Type.MXFP4, (("e", 1), ("qs", 16)), "q8_0", None, True, False),
+    (Type.TQ1_0, (("qs", 48), ("qh", 4), ("d", 2)), "q8_k", Type.Q4_0, True, True),
+    (Type.TQ2_0, (("qs", 64), ("d", 2)), "q8_k", Type.Q4_0, True, True),
+    (Type.MXFP4, (("e", 1), ("qs", 16)), "q8_0", None, True, True),
 )
 
 

@@ -143,14 +143,16 @@ def pack_bits(scratch: int, shift: int, out: int, first: int, last: int, stride:
 
 
 @njit
-def pack_nibbles(scratch: int, apart: int, out: int, first: int, last: int, stride: int, offset: int) -> None:
-    """Four bits of every level to 128 bytes: a byte holds those of levels i and i + apart (16, 32 or 64)."""
+def pack_nibbles(
+    scratch: int, apart: int, out: int, first: int, last: int, stride: int, offset: int, n_bytes: int = 128
+) -> None:
+    """Four bits of every level to `n_bytes`: a byte holds those of levels i and i + apart (16, 32 or 64)."""
     low, four = splat_i(np.int32(15)), splat_i(np.int32(4))
-    for j in range(128):
+    for j in range(n_bytes):
         i = j // apart * 2 * apart + j % apart
         byte = (_level(scratch, i) & low) | ((_level(scratch, i + apart) & low) << four)
         store_u8(scratch + PACKED + N * j, byte)
-    put_bytes(scratch + PACKED, 128, out, first, last, stride, offset)
+    put_bytes(scratch + PACKED, n_bytes, out, first, last, stride, offset)
 
 
 @njit

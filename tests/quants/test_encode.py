@@ -40,6 +40,9 @@ ROWS: dict[str, _Make] = {
     "sparse": lambda rng: np.where(rng.random(SHAPE) < 0.02, rng.standard_normal(SHAPE), 0),
     "halves": lambda rng: rng.integers(-8, 8, SHAPE) / 8,
     "scales apart": lambda rng: rng.standard_normal(SHAPE) * 10.0 ** rng.integers(-30, 5, (6, 48)).repeat(16, 1),
+    "below powers of two": lambda rng: np.ldexp(
+        1 - rng.integers(0, 60, (6, 24)) * 2.0**-24, rng.integers(-149, 129, (6, 24))
+    ).repeat(32, 1),
 }  # fmt: skip
 
 
