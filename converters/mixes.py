@@ -81,6 +81,9 @@ _TABLE = (
     Recipe("Q5_K_S", _F.MOSTLY_Q5_K_S, Type.Q5_K),
     Recipe("Q5_K_M", _F.MOSTLY_Q5_K_M, Type.Q5_K, Rule("more_bits", Type.Q6_K), Rule("more_bits", Type.Q6_K)),
     Recipe("Q6_K", _F.MOSTLY_Q6_K, Type.Q6_K),
+    Recipe("TQ1_0", _F.MOSTLY_TQ1_0, Type.TQ1_0, token_embd=Type.Q4_K),
+    Recipe("TQ2_0", _F.MOSTLY_TQ2_0, Type.TQ2_0, token_embd=Type.Q4_K),
+    Recipe("MXFP4_MOE", _F.MOSTLY_MXFP4_MOE, Type.MXFP4, output=Type.Q8_0, unstacked=Type.Q8_0),
 )  # fmt: skip
 RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe in _TABLE})
 ALIASES: Mapping[str, str] = MappingProxyType({"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"})
