@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType as Type
 from localmoe.errors import UsageError
 from localmoe.jit import cache_dir
 
-from . import encode_iq4, encode_mxfp4, encode_ternary, floats, kblocks, kencode, legacy, weighted
+from . import encode_grid, encode_iq4, encode_mxfp4, encode_ternary, floats, kblocks, kencode, legacy, weighted
 from .formats import FORMATS, Format
 
 # (address of n blocks of float32, address of the result, n, address of scratch)
@@ -48,6 +48,11 @@ _WEIGHTED: Mapping[Type, Callable[[int, int, int, int, int, int, int], Any]] = {
     Type.IQ4_NL: encode_iq4.weighted_iq4_nl,
     Type.IQ4_XS: encode_iq4.weighted_iq4_xs,
 }
+# (type, blocks of float32 (n, 256), importances of a row or None, uint8 (n, block bytes))
+_GRIDS: Mapping[Type, Callable[[Type, np.ndarray, np.ndarray | None, np.ndarray], None]] = dict.fromkeys(
+    (Type.IQ2_XXS, Type.IQ2_XS, Type.IQ2_S, Type.IQ3_XXS, Type.IQ3_S), encode_grid.encode_grid
+)
+NEED_IMPORTANCES = (Type.IQ2_XXS, Type.IQ2_XS, Type.IQ1_S)  # ggml has no encoder without
 _BY_ROW = (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1)  # whose weights depend on the whole row
 _SCRATCH = max(legacy.SCRATCH, kencode.SCRATCH, kblocks.SCRATCH, weighted.SCRATCH)
 
@@ -67,15 +72,19 @@ def needs_compiling(kinds: Collection[tuple[Type, bool]]) -> bool:
         (_WEIGHTED.get(type_) if weighed else None) or _BLOCKS.get(type_) for type_, weighed in kinds
     ]
     names = [encoder.__name__ for encoder in encoders if encoder is not None]
+    names += [encode_grid.COMPILED for type_, _ in kinds if type_ in _GRIDS]
     return not all(any(cache_dir().rglob(f"*.{name}-*.nbi")) for name in names)
 
 
 def encode(type_: Type, x: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
     """uint8 (rows, row bytes) from float32 (rows, columns); columns must divide into blocks.
 
-    `importance` (columns,) float32 weighs the columns. UsageError: the type cannot be written. Releases the GIL.
+    `importance` (columns,) float32 weighs the columns. UsageError: the type cannot be written, or not without
+    importances. Releases the GIL.
     """
     form = encoder_of(type_)
+    if importance is None and type_ in NEED_IMPORTANCES:
+        raise UsageError("cannot be written without importances", got=type_.name)
     rows, columns = x.shape
     out = np.empty((rows, form.row_bytes(columns)), np.uint8)
     if importance is not None:
@@ -90,6 +99,7 @@ def encode_into(type_: Type, x: np.ndarray, out: np.ndarray, importance: np.ndar
     With `importance`, contiguous float32 (columns,), x is whole rows of as many columns.
     """
     form = FORMATS[type_]
+    assert importance is not None or type_ not in NEED_IMPORTANCES
     n = x.size // form.block_size
     assert x.dtype == np.float32
     assert x.flags.c_contiguous
@@ -98,6 +108,9 @@ def encode_into(type_: Type, x: np.ndarray, out: np.ndarray, importance: np.ndar
     assert out.size == n * form.block_bytes
     if type_ == Type.F32:
         out[:] = x.view(np.uint8)
+        return
+    if type_ in _GRIDS:
+        _GRIDS[type_](type_, x.reshape(n, form.block_size), importance, out.reshape(n, form.block_bytes))
         return
     scratch = np.empty(_SCRATCH + 64, np.uint8)
     aligned = -(-scratch.ctypes.data // 64) * 64
