@@ -13,8 +13,10 @@ from gguf import GGMLQuantizationType as Type
 
 from localmoe.errors import BadInputError, UsageError
 from localmoe.gguf_file import visible
+from localmoe.quants.encode import NEED_IMPORTANCES
 
 from .imatrix import Imatrix
+from .mixes import NEED_IMATRIX
 from .recipe import COPY, Choice, category, find_recipe, may_quantize
 
 Weights = Mapping[str, np.ndarray]
@@ -73,12 +75,16 @@ def _changing(choices: Sequence[Choice]) -> Iterator[Choice]:
 
 
 def _needs(choice: Choice, needed: Type | None) -> bool:
-    return choice.type == needed and category(choice.tensor.name) not in _UNMEASURED
+    """Whether the tensor may not be written without importances: by llama-quantize's rules, or at all."""
+    if choice.type in NEED_IMPORTANCES:
+        return True
+    low = choice.type == needed or choice.type in NEED_IMATRIX
+    return low and category(choice.tensor.name) not in _UNMEASURED
 
 
 def _check_unneeded(choices: Sequence[Choice], needed: Type | None, file_type: str, label: str) -> None:
-    for choice in choices:
-        if _needs(choice, needed) and may_quantize(choice.tensor):
+    for choice in _changing(choices):
+        if _needs(choice, needed):
             raise UsageError(
                 f"{choice.type.name} in {file_type} needs an importance matrix: --imatrix FILE", file=label,
                 item=visible(choice.tensor.name),

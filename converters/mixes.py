@@ -29,7 +29,8 @@ class Recipe:
     `attn_of_8` (values and keys) and `attn_output_of_8` are for models of exactly 8 experts; `*_with_imatrix` replaces
     the rule of that name where there is an importance matrix. `token_embd` is for an embedding that is not also the
     output. `unstacked` is the type of everything but stacks of experts, which get `default`. `low` marks the types that
-    llama.cpp has rules of their own for. Without a matrix only embedding and output may be `needs_imatrix`.
+    llama.cpp has rules of their own for. Without a matrix only embedding and output may be `needs_imatrix`, or one of
+    `NEED_IMATRIX`, in any file type.
     """
 
     name: str
@@ -51,7 +52,15 @@ class Recipe:
     needs_imatrix: Type | None = None
 
 
+def _low(better: Type) -> tuple[Rule, Rule]:
+    """Values and down projections of the mixes around 2 bits and below."""
+    return Rule("shared_by_4_or_4_experts", Type.Q4_K, better), Rule("first_eighth", better)
+
+
+NEED_IMATRIX = (Type.IQ3_XXS, Type.IQ2_XXS, Type.IQ2_XS, Type.IQ2_S, Type.IQ1_S, Type.IQ1_M)
+
 _F = LlamaFileType
+_LOW = MappingProxyType({"attn_of_8": Type.Q4_K, "attn_output_of_8": Type.Q5_K, "output": Type.Q5_K})
 _TABLE = (
     Recipe("F32", _F.ALL_F32, Type.F32),
     Recipe("F16", _F.MOSTLY_F16, Type.F16),
@@ -65,6 +74,21 @@ _TABLE = (
            ffn_down_with_imatrix=Rule("always", Type.IQ4_NL), attn_output_of_8=Type.Q5_K),
     Recipe("IQ4_XS", _F.MOSTLY_IQ4_XS, Type.IQ4_XS, Rule("shared_by_4", Type.Q5_K), Rule("first_eighth", Type.Q5_K),
            ffn_down_with_imatrix=Rule("always", Type.IQ4_XS), attn_output_of_8=Type.Q5_K),
+    Recipe("IQ2_XXS", _F.MOSTLY_IQ2_XXS, Type.IQ2_XXS, *_low(Type.Q2_K), token_embd=Type.Q2_K, low=True, **_LOW),
+    Recipe("IQ2_XS", _F.MOSTLY_IQ2_XS, Type.IQ2_XS, *_low(Type.Q2_K), token_embd=Type.Q2_K, low=True, **_LOW),
+    Recipe("IQ2_S", _F.MOSTLY_IQ2_S, Type.IQ2_XS, *_low(Type.IQ3_S), token_embd=Type.IQ3_S,
+           attn_output=Type.IQ3_S, low=True, **_LOW),
+    Recipe("IQ2_M", _F.MOSTLY_IQ2_M, Type.IQ2_S, *_low(Type.IQ3_S), token_embd=Type.IQ3_S,
+           attn_output=Type.IQ3_S, low=True, **_LOW),
+    Recipe("IQ3_XXS", _F.MOSTLY_IQ3_XXS, Type.IQ3_XXS, Rule("shared_by_4", Type.Q4_K, Type.IQ3_S),
+           Rule("first_eighth", Type.Q4_K, Type.Q3_K), Rule("shared_by_4", Type.Q4_K), Rule("always", Type.IQ3_XXS),
+           attn_qk=Type.IQ2_S, attn_output=Type.IQ3_S, attn_output_of_8=Type.Q5_K, token_embd=Type.IQ3_S,
+           output=Type.Q5_K),
+    Recipe("IQ3_XS", _F.MOSTLY_IQ3_XS, Type.IQ3_S, Rule("shared_by_4", Type.Q4_K), attn_qk=Type.IQ3_XXS,
+           ffn_gate_up=Rule("middle", Type.IQ3_XXS), attn_output_of_8=Type.Q5_K),
+    Recipe("IQ3_S", _F.MOSTLY_IQ3_S, Type.IQ3_S, Rule("shared_by_4", Type.Q4_K), attn_output_of_8=Type.Q5_K),
+    Recipe("IQ3_M", _F.MOSTLY_IQ3_M, Type.IQ3_S, Rule("always", Type.Q4_K),
+           Rule("first_eighth_or_more_bits_of_8", Type.Q4_K), attn_output=Type.Q4_K, attn_output_of_8=Type.Q5_K),
     Recipe("Q2_K", _F.MOSTLY_Q2_K, Type.Q2_K, Rule("shared_by_4", Type.Q4_K, Type.Q3_K), Rule("always", Type.Q3_K),
            attn_output=Type.Q3_K, attn_output_of_8=Type.Q5_K),
     Recipe("Q2_K_S", _F.MOSTLY_Q2_K_S, Type.Q2_K, Rule("shared_by_4", Type.Q4_K), Rule("first_eighth", Type.Q4_K),

@@ -18,7 +18,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -69,7 +68,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 def theirs(jobs: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Run llama_model_quantize for jobs {source, out, file_type, dry_run, imatrix}: the types its log names, by tensor.
 
-    `imatrix` is None or a file of NumPy's: sums and counts by tensor.
+    `imatrix` is None or a file of NumPy's: sums and counts by tensor. A job may say `refused`: that it has to fail.
     """
     import ctypes
 
@@ -91,8 +90,8 @@ def theirs(jobs: list[dict[str, Any]]) -> list[dict[str, str]]:
             kept = _their_imatrix(lc, job["imatrix"])
             params.imatrix, params.kv_overrides = kept[0], kept[1]
         code = lc.llama_model_quantize(job["source"].encode(), job["out"].encode(), ctypes.byref(params))
-        if code:
-            raise SystemExit(f"llama_model_quantize failed: {''.join(lines[-5:])}")
+        if bool(code) is not job.get("refused", False):
+            raise SystemExit(f"llama_model_quantize of {job} gave {code}: {''.join(lines[-5:])}")
         results.append(_types_in("".join(lines)))
     return results
 
@@ -172,32 +171,46 @@ def ask_llama(jobs: list[dict[str, Any]], folder: Path) -> list[dict[str, str]]:
 
 def compare_files(folder: Path, types: list[str]) -> tuple[int, list[str]]:
     """Quantize every model to every one of `types` on both sides; how many pairs of files, and which of them differ."""
-    from localmoe.converters.gguf_source import gguf_source
-    from localmoe.converters.pipeline import write_model
-    from localmoe.gguf_file import open_gguf
+    from localmoe.converters.recipe import RECIPES
     from tests.tiny import write_tiny
 
     jobs, ours, labels = [], [], []
     for number, (label, fields) in enumerate(MODELS.items()):
         source = write_tiny(folder / f"{number}.gguf", **fields)
         matrices = _matrices(source) if label in WITH_IMATRIX else None
-        for recipe, matrix in _kinds(matrices, types):
-            out = folder / f"{number}-{recipe.name}{'-i' if matrix else ''}.gguf"
-            with open_gguf(source) as gguf:
-                write_model(gguf_source(gguf), out, recipe.name, imatrix=matrix, notify=lambda line: None)
+        for name, imatrix in product(types, (False, True) if matrices else (False,)):
+            file_type, out = int(RECIPES[name].file_type), folder / f"{number}-{name}{'-i' if imatrix else ''}.gguf"
+            matrix = _matrix(matrices, name, source) if matrices and imatrix else None
+            job = {"source": str(source), "out": f"{out}.theirs", "file_type": file_type, "dry_run": False}
+            job["imatrix"] = f"{matrix.label}.npz" if matrix else None
+            job["refused"] = not _write(source, out, name, matrix)
+            jobs.append(job)
             ours.append(out)
-            labels.append(f"{label} -> {recipe.name}{IMATRIX if matrix else ''}")
-            jobs.append({
-                "source": str(source), "out": f"{out}.theirs", "file_type": int(recipe.file_type), "dry_run": False,
-                "imatrix": f"{matrix.label}.npz" if matrix else None,
-            })  # fmt: skip
+            labels.append(f"{label} -> {name}{IMATRIX if matrix else ''}")
     ask_llama(jobs, folder)
     differ = [
         label
         for label, mine, job in zip(labels, ours, jobs, strict=True)
-        if mine.read_bytes() != Path(job["out"]).read_bytes()
+        if not job["refused"] and mine.read_bytes() != Path(job["out"]).read_bytes()
     ]
-    return len(jobs), differ
+    return sum(not job["refused"] for job in jobs), differ
+
+
+def _write(source: Path, out: Path, file_type: str, matrix: Any) -> bool:
+    """Quantize; False where that takes an importance matrix."""
+    from localmoe.converters.gguf_source import gguf_source
+    from localmoe.converters.pipeline import write_model
+    from localmoe.errors import UsageError
+    from localmoe.gguf_file import open_gguf
+
+    with open_gguf(source) as gguf:
+        try:
+            write_model(gguf_source(gguf), out, file_type, imatrix=matrix, notify=lambda line: None)
+        except UsageError as error:
+            if "needs an importance matrix" in str(error):
+                return False
+            raise
+    return True
 
 
 def _matrices(source: Path) -> tuple[Any, Any]:
@@ -206,15 +219,10 @@ def _matrices(source: Path) -> tuple[Any, Any]:
     return make_imatrix(source, source.with_suffix(".imatrix"), missing="blk.0.attn_q.weight"), whole
 
 
-def _kinds(matrices: tuple[Any, Any] | None, types: list[str]) -> Iterator[tuple[Any, Any]]:
-    """File types with the importance matrix to use, or None; a type that needs one goes without nowhere."""
-    from localmoe.converters.recipe import RECIPES
-
-    for recipe in (RECIPES[name] for name in types):
-        if recipe.needs_imatrix is None:
-            yield recipe, None
-        if matrices is not None:
-            yield recipe, matrices[recipe.needs_imatrix is not None]
+def _matrix(matrices: tuple[Any, Any], file_type: str, source: Path) -> Any:
+    """The matrix in which a tensor is missing, unless the file type needs all."""
+    whole = not _write(source, source.with_suffix(".trial"), file_type, None)
+    return matrices[whole]
 
 
 def shape_model(fields: dict[str, Any]) -> Any:
