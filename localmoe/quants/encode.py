@@ -11,7 +11,18 @@ from gguf import GGMLQuantizationType as Type
 from localmoe.errors import UsageError
 from localmoe.jit import cache_dir
 
-from . import encode_grid, encode_iq4, encode_mxfp4, encode_ternary, floats, kblocks, kencode, legacy, weighted
+from . import (
+    encode_grid,
+    encode_iq1,
+    encode_iq4,
+    encode_mxfp4,
+    encode_ternary,
+    floats,
+    kblocks,
+    kencode,
+    legacy,
+    weighted,
+)
 from .formats import FORMATS, Format
 
 # (address of n blocks of float32, address of the result, n, address of scratch)
@@ -49,9 +60,11 @@ _WEIGHTED: Mapping[Type, Callable[[int, int, int, int, int, int, int], Any]] = {
     Type.IQ4_XS: encode_iq4.weighted_iq4_xs,
 }
 # (type, blocks of float32 (n, 256), importances of a row or None, uint8 (n, block bytes))
-_GRIDS: Mapping[Type, Callable[[Type, np.ndarray, np.ndarray | None, np.ndarray], None]] = dict.fromkeys(
-    (Type.IQ2_XXS, Type.IQ2_XS, Type.IQ2_S, Type.IQ3_XXS, Type.IQ3_S), encode_grid.encode_grid
-)
+_GRIDS: Mapping[Type, Callable[[Type, np.ndarray, np.ndarray | None, np.ndarray], None]] = {
+    **dict.fromkeys(encode_grid.COMPILED, encode_grid.encode_grid),
+    **dict.fromkeys(encode_iq1.COMPILED, encode_iq1.encode_iq1),
+}
+_COMPILED = {**encode_grid.COMPILED, **encode_iq1.COMPILED}
 NEED_IMPORTANCES = (Type.IQ2_XXS, Type.IQ2_XS, Type.IQ1_S)  # ggml has no encoder without
 _BY_ROW = (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1)  # whose weights depend on the whole row
 _SCRATCH = max(legacy.SCRATCH, kencode.SCRATCH, kblocks.SCRATCH, weighted.SCRATCH)
@@ -72,7 +85,7 @@ def needs_compiling(kinds: Collection[tuple[Type, bool]]) -> bool:
         (_WEIGHTED.get(type_) if weighed else None) or _BLOCKS.get(type_) for type_, weighed in kinds
     ]
     names = [encoder.__name__ for encoder in encoders if encoder is not None]
-    names += [encode_grid.COMPILED for type_, _ in kinds if type_ in _GRIDS]
+    names += [_COMPILED[type_] for type_, _ in kinds if type_ in _COMPILED]
     return not all(any(cache_dir().rglob(f"*.{name}-*.nbi")) for name in names)
 
 

@@ -8,7 +8,6 @@ from gguf import GGMLQuantizationType as Type
 from .grid_search import ALL_IF_ANY, ALWAYS, OFF_GRID, SKIPPED, Parts, Search, search_blocks
 from .neighbours import book
 
-COMPILED = search_blocks.__name__
 _F = np.float32
 _SEARCHES = {
     Type.IQ2_XXS: Search(32, 8, 3, 6, ALWAYS, True, _F(1), _F(0), _F(0.1), _F(1e-15), _F(1)),
@@ -17,6 +16,7 @@ _SEARCHES = {
     Type.IQ3_XXS: Search(32, 4, 8, 15, OFF_GRID, True, _F(2), _F(0), _F(0.2), _F(1e-8), _F(1.0125)),
     Type.IQ3_S: Search(32, 4, 8, 9, ALL_IF_ANY, False, _F(2), _F(0), _F(0.2), _F(0), _F(1.033)),
 }
+COMPILED = dict.fromkeys(_SEARCHES, search_blocks.__name__)
 
 
 def encode_grid(type_: Type, x: np.ndarray, importance: np.ndarray | None, out: np.ndarray) -> None:

@@ -136,7 +136,7 @@ def _fit_groups(
         for i in range(group):
             level = nearest_1(_F(0.5) * (inverse * block.values[first + i] - _F(1)))
             code |= max(0, min(top, level)) << (bits * i)
-        point = book.index[code]
+        point = book.by_code[code]
         on_grid[k] = point >= 0
         if point < 0:
             point = _nearest_point(-1 - point, book, block.values, block.roots, first, scale)
@@ -163,7 +163,7 @@ def _search(search: Search, book: Book, block: _Block, at: int, high: Any, scale
     none = np.zeros(points.size, np.bool_)
     tried, tried_on, on_grid = np.zeros(points.size, np.int32), none.copy(), none.copy()
     on_grid[:] = search.refine == OFF_GRID
-    points[:] = book.index[0]
+    points[:] = book.by_code[0]
     best = _F(0)
     for t in range(-search.tries, search.tries + 1):
         inverse = divide_1(_F(2 * search.n_levels - 1) + _F(t) * search.step, high)

@@ -20,12 +20,12 @@ _DISTANCES = {"IQ1_S": 3, "IQ2_S": 1, "IQ3_S": 3}  # of which all neighbours cou
 class Book(NamedTuple):
     """A grid as encoders search it.
 
-    `levels` uint8 (points, 8 or 4): 0, 1, 2, or to 7. `index` int32: for a group's levels, 2 or 3 bits each from the
+    `levels` uint8 (points, 8 or 4): 0, 1, 2, or to 7. `by_code` int32: for a group's levels, 2 or 3 bits each from the
     lowest on, the point, or -1 - start, where `neighbours[start]` says how many points follow it there.
     """
 
     levels: np.ndarray
-    index: np.ndarray
+    by_code: np.ndarray
     neighbours: np.ndarray
 
 
@@ -69,7 +69,8 @@ def list_neighbours(places: np.ndarray, levels: np.ndarray, wanted: int, starts:
             longer = np.empty(2 * len(out) + len(levels), np.int32)
             longer[:n] = out[:n]
             out = longer
-        starts[place], start, found = n, n, 0
+        first, found = n, 0
+        starts[place] = first
         n += 1
         for square in range(256):
             if counts[square] == 0:
@@ -81,5 +82,5 @@ def list_neighbours(places: np.ndarray, levels: np.ndarray, wanted: int, starts:
             found += 1
             if found == wanted:
                 break
-        out[start] = n - start - 1
+        out[first] = n - first - 1
     return out[:n].copy()

@@ -1,8 +1,14 @@
-"""Encoding against ggml's own encoders (libgguf), byte for byte."""
+"""Encoding against ggml's own encoders (libgguf), byte for byte.
+
+libgguf has an IQ1_M of before llama.cpp summed it half by half; tests/parity/encode_parity.py recorded the new one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import gguf
 import libgguf
@@ -19,7 +25,8 @@ from localmoe.quants.encode import NEED_IMPORTANCES, encode
 from localmoe.quants.formats import FORMATS, Format, parse_type
 
 PLAIN = [Type.F32, Type.F16, Type.BF16]
-ENCODED = [form for form in FORMATS.values() if form.encodes and form.quantized]
+ENCODED = [form for form in FORMATS.values() if form.encodes and form.quantized and form.type != Type.IQ1_M]
+RECORDED = Path(__file__).parent / "data" / "ggml_iq1_m.json"
 UNWEIGHED = [form.type for form in ENCODED if form.type not in NEED_IMPORTANCES]
 SHAPE = (6, 768)
 LARGEST = np.float32(3e38)
@@ -63,6 +70,21 @@ def rows(kind: Type, make: _Make, rng: np.random.Generator) -> np.ndarray:
     """Rows of float32, finite, and below what ggml can take."""
     largest = MOST_IN_GRIDS if kind in GRIDS else LARGEST
     return np.clip(make(rng), -largest, largest).astype(np.float32)
+
+
+def cases(kind: Type) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
+    """Every kind of row with every kind of importances, and without."""
+    for row_name, make in ROWS.items():
+        rng = np.random.default_rng(kind)
+        x = rows(kind, make, rng)
+        for name, weigh in IMPORTANCES.items():
+            yield f"{row_name}, {name}", x, weigh(rng).astype(np.float32)
+        if kind not in NEED_IMPORTANCES:
+            yield row_name, x, None
+
+
+def digest(raw: np.ndarray) -> str:
+    return hashlib.sha256(raw.tobytes()).hexdigest()[:16]
 
 
 def ggml(kind: Type, x: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
@@ -141,6 +163,11 @@ def test_what_overflows_in_a_grid_is_finite_or_found(kind: Type) -> None:
     raw = encode(kind, x, importance)
     bad = first_not_finite(kind, raw.reshape(-1))
     assert bad == 0 or np.isfinite(decode(kind, raw)).all()
+
+
+def test_iq1_m_gives_llama_cpps_bytes() -> None:
+    digests = {label: digest(encode(Type.IQ1_M, x, importance)) for label, x, importance in cases(Type.IQ1_M)}
+    assert digests == json.loads(RECORDED.read_text())
 
 
 def test_what_cannot_be_written_is_refused() -> None:
