@@ -7,9 +7,11 @@ folder whose name is a hash over all kernel sources, Numba's version, the CPU an
 from __future__ import annotations
 
 import atexit
+import ctypes
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -34,6 +36,40 @@ llvm.set_option("", "-addr-sink-using-gep=false")
 ISAS = ("avx512vnni", "avxvnni", "avx2", "neon", "generic")
 _COMPILED = ("jit.py", "kernels/*.py", "quants/*.py", "model/forward*.py", "model/plan.py", "model/workers.py")
 
+ARM_TRIPLES = ("aarch64", "arm64")
+
+# What LLVM does not ask an Arm system for: its list of the host's features knows no dot product on Linux, and nothing
+# elsewhere. (feature, word of Linux's auxiliary vector, its bit as in asm/hwcap.h, macOS's name)
+_HWCAP, _HWCAP2 = 16, 26
+_ARM_FEATURES = (
+    ("dotprod", _HWCAP, 20, b"hw.optional.arm.FEAT_DotProd"),
+    ("fullfp16", _HWCAP, 10, b"hw.optional.arm.FEAT_FP16"),
+    ("i8mm", _HWCAP2, 13, b"hw.optional.arm.FEAT_I8MM"),
+)
+
+
+def _arm_has(word: int, bit: int, name: bytes) -> bool:
+    """Whether this Arm machine has a feature, by the system's word."""
+    libc: Any = ctypes.CDLL(None)
+    if sys.platform == "darwin":
+        value, size = ctypes.c_int(0), ctypes.c_size_t(4)
+        return libc.sysctlbyname(name, ctypes.byref(value), ctypes.byref(size), None, 0) == 0 and value.value == 1
+    libc.getauxval.argtypes, libc.getauxval.restype = [ctypes.c_ulong], ctypes.c_ulong
+    return bool(libc.getauxval(word) >> bit & 1)
+
+
+def _complete_arm_features() -> None:
+    """Let Numba compile for what an Arm CPU has, unless the environment chooses the CPU."""
+    chosen = numba_config.CPU_NAME or numba_config.CPU_FEATURES is not None
+    if chosen or sys.platform not in ("linux", "darwin") or not llvm.get_process_triple().startswith(ARM_TRIPLES):
+        return
+    found = [f"+{feature}" for feature, *where in _ARM_FEATURES if _arm_has(*where)]
+    if found:
+        numba_config.CPU_FEATURES = ",".join(filter(None, [llvm.get_host_cpu_features().flatten(), *found]))
+
+
+_complete_arm_features()
+
 
 def target_features() -> set[str]:
     """CPU features Numba compiles for: the host's, or what NUMBA_CPU_FEATURES says; unknown for a NUMBA_CPU_NAME."""
@@ -50,14 +86,14 @@ def _detect_isa() -> str:
         return "avx512vnni"
     if "avx2" in features and "fma" in features:
         return "avxvnni" if "avxvnni" in features else "avx2"
-    if "dotprod" in features and llvm.get_default_triple().startswith(("aarch64", "arm64")):
+    if "dotprod" in features and llvm.get_process_triple().startswith(ARM_TRIPLES):
         return "neon"
     return "generic"
 
 
 def _require_half_conversion() -> None:
     """Without F16C, LLVM calls a conversion routine that Numba's process does not have, and crashes."""
-    x86 = llvm.get_default_triple().startswith(("x86_64", "i686", "amd64"))
+    x86 = llvm.get_process_triple().startswith(("x86_64", "i686", "amd64"))
     named = bool(numba_config.CPU_NAME) and numba_config.CPU_FEATURES is None
     lacking = numba_config.CPU_NAME in ("x86-64", "generic") if named else "f16c" not in target_features()
     if x86 and lacking:
