@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from localmoe.jit import njit
+from localmoe.kernels.elementwise import copy_scaled
 from localmoe.kernels.router import group_by_expert, route, route_by_rules
 from localmoe.kernels.simd import ld_f32, ld_i32, st_i32
 from localmoe.kernels.team import share, take
@@ -18,11 +19,16 @@ from localmoe.model.forward_products import (
     add_row,
     multiply_many,
     multiply_one,
+    multiply_to,
     pieces_of,
+    quantize_from,
     quantize_part,
 )
 from localmoe.model.forward_profile import GATE_UP, SILU, mark, meet
 
+# A thread's gate and up values of one item stay in its caches until they are multiplied and quantized. Rows are a gap
+# apart, so that they do not compete for the same few places of the first level.
+PART_BYTES, PART_GAP = 640 << 10, 128
 EXPERT_ROWS, EXPERT_TOKENS = 256, 64  # rows of an expert taken at a time if it has so many tokens; else up to 4 times
 
 
@@ -129,25 +135,29 @@ def rows_of_item(m: Any, step: Any, n_rows: int, unit: int) -> int:
 
 
 @njit
-def hidden_many(m: Any, layer: Any, shared: Any, item: int, rows: int, thread: int) -> None:
+def hidden_many(m: Any, layer: Any, step: Any, shared: Any, item: int, rows: int, thread: int) -> None:
     """Hidden values of one expert's tokens, quantized; item is expert * parts + part, a part `rows` of n_ff."""
     parts = (m.n_ff + rows - 1) // rows
     e, first = item // parts, item % parts * rows
     last = min(first + rows, m.n_ff)
     start, stop = ld_i32(m.starts + 4 * e), ld_i32(m.starts + 4 * e + 4)
-    if start == stop:
-        return
     scratch = m.scratch + thread * m.scratch_bytes
-    tokens, slots, n = m.slot_tokens + 4 * start, m.slots + 4 * start, stop - start
-    multiply_many(layer.gate, e, shared.normed, tokens, shared.hidden.f32, slots, n, first, last, scratch)
-    multiply_many(layer.up, e, shared.normed, tokens, m.up, slots, n, first, last, scratch)
-    mark(m, thread, GATE_UP)
-    for i in range(n):
-        s = np.int64(ld_i32(slots + 4 * i))
-        hidden = shared.hidden.f32 + s * shared.hidden.f32_stride
-        activate(m, hidden + 4 * first, m.up + (s * m.n_ff + first) * 4, last - first)
-        quantize_part(shared.hidden, layer.needs_down, s, m.n_ff, first, last)
-    mark(m, thread, SILU)
+    pitch = 4 * rows + PART_GAP
+    gate = m.parts + thread * 2 * PART_BYTES
+    up = gate + PART_BYTES
+    for at in range(start, stop, PART_BYTES // pitch):
+        tokens, n = m.slot_tokens + 4 * at, min(PART_BYTES // pitch, stop - at)
+        multiply_to(layer.gate, e, shared.normed, tokens, gate - 4 * first, pitch, m.iota, n, first, last, scratch)
+        multiply_to(layer.up, e, shared.normed, tokens, up - 4 * first, pitch, m.iota, n, first, last, scratch)
+        mark(m, thread, GATE_UP)
+        for i in range(n):
+            s = np.int64(ld_i32(m.slots + 4 * (at + i)))
+            values = gate + i * pitch
+            activate(m, values, up + i * pitch, last - first)
+            quantize_from(values - 4 * first, shared.hidden, layer.needs_down, s, m.n_ff, first, last)
+            if layer.needs_down & 1 or step.squares:
+                copy_scaled(values, 1.0, shared.hidden.f32 + s * shared.hidden.f32_stride + 4 * first, last - first)
+        mark(m, thread, SILU)
 
 
 @njit
@@ -158,7 +168,7 @@ def feed_forward_many(m: Any, layer: Any, step: Any, shared: Any, thread: int) -
     n = n_expert * ((m.n_ff + rows - 1) // rows)
     item, end = take(m.sync, 0, n, 1, n, thread, m.n_thread)
     while item < end:
-        hidden_many(m, layer, shared, item, rows, thread)
+        hidden_many(m, layer, step, shared, item, rows, thread)
         item, end = take(m.sync, 0, n, 1, n, thread, m.n_thread)
     meet(m, thread, SILU)
     scratch = m.scratch + thread * m.scratch_bytes

@@ -38,13 +38,18 @@ def act_stride(rows: Any, act: int) -> int:
 
 
 @njit
-def quantize_part(rows: Any, needs: int, index: int, n: int, first: int, last: int) -> None:
-    """The forms in `needs` of values first to last, whole blocks, of float32 row `index`, which has n."""
-    x = rows.f32 + index * rows.f32_stride
+def quantize_from(x: int, rows: Any, needs: int, index: int, n: int, first: int, last: int) -> None:
+    """The int8 forms in `needs` of values first to last, whole blocks, of the n float32 at x, to row `index`."""
     if needs & 2:
         quantize_q8_0(x, rows.q8_0 + index * rows.q8_0_stride, n, first // 32, last // 32)
     if needs & 4:
         quantize_q8_k(x, rows.q8_k + index * rows.q8_k_stride, n, first // 256, last // 256)
+
+
+@njit
+def quantize_part(rows: Any, needs: int, index: int, n: int, first: int, last: int) -> None:
+    """The forms in `needs` of values first to last, whole blocks, of float32 row `index`, which has n."""
+    quantize_from(rows.f32 + index * rows.f32_stride, rows, needs, index, n, first, last)
 
 
 @njit
@@ -61,17 +66,26 @@ def multiply_one(w: Any, expert: int, rows: Any, index: int, out: int, first: in
 
 
 @njit
-def multiply_many(
-    w: Any, expert: int, rows: Any, inputs: int, out: int, outputs: int, n: int, first: int, last: int, scratch: int
-) -> None:
-    """out[outputs[i], first:last] = w @ rows[inputs[i]] for n rows; `out` is (.., w.rows) float32."""
+def multiply_to(
+    w: Any, expert: int, rows: Any, inputs: int, out: int, stride: int, outputs: int, n: int, first: int, last: int,
+    scratch: int,
+) -> None:  # fmt: skip
+    """out[outputs[i], first:last] = w @ rows[inputs[i]] for n rows; rows of `out` are `stride` bytes apart."""
     call_address(
         w.matmul,
         (
             ld_i64(w.experts + 8 * expert), act_row(rows, w.act, 0), act_stride(rows, w.act), inputs,
-            out, w.rows * 4, outputs, n, first, last, w.cols, scratch,
+            out, stride, outputs, n, first, last, w.cols, scratch,
         ),
     )  # fmt: skip
+
+
+@njit
+def multiply_many(
+    w: Any, expert: int, rows: Any, inputs: int, out: int, outputs: int, n: int, first: int, last: int, scratch: int
+) -> None:
+    """`multiply_to` where `out` is (.., w.rows) float32."""
+    multiply_to(w, expert, rows, inputs, out, w.rows * 4, outputs, n, first, last, scratch)
 
 
 @njit

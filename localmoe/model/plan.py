@@ -91,7 +91,8 @@ MODEL = record(
     "v",
     "projected",  # (T, n_embd): attention's output before it is added
     "router_logits",
-    "up",
+    "up",  # (K, n_ff), of one token
+    "parts",  # of many: gate and up of each thread's item (forward_experts.py)
     "expert_out",  # (T * K, n_embd)
     "slot_ids",
     "starts",

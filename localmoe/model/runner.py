@@ -28,6 +28,7 @@ from localmoe.kernels.table import KERNELS, matmul_address, matvec_address
 from localmoe.kernels.team import sync_ints, yield_address
 from localmoe.model.config import ModelConfig, rope_frequencies
 from localmoe.model.forward_attention import MAX_CHUNKS
+from localmoe.model.forward_experts import PART_BYTES
 from localmoe.model.forward_profile import ROW
 from localmoe.model.kv_cache import KVCache, new_cache
 from localmoe.model.plan import BUFFERS, LAYER, MODEL, STEP
@@ -201,7 +202,9 @@ class Runner:
             "v": self._address((BATCH, config.n_head_kv * config.n_embd_head_v)),
             "projected": self._address((BATCH, config.n_embd)),
             "router_logits": self._address((BATCH, max(config.n_expert, 1))),
-            "up": self._address((self.n_slot, n_ff)), "expert_out": self._address((self.n_slot, config.n_embd)),
+            "up": self._address((max(config.n_expert, 1), n_ff)),
+            "parts": self._address((self.n_thread, 2 * PART_BYTES), np.uint8),
+            "expert_out": self._address((self.n_slot, config.n_embd)),
             "slot_ids": self._address(self.n_slot, np.int32), "slots": self._address(self.n_slot, np.int32),
             "slot_tokens": self._address(self.n_slot, np.int32),
             "starts": self._address(max(config.n_expert, 1) + 2, np.int32), "iota": iota.ctypes.data,
