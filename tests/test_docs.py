@@ -101,7 +101,7 @@ def test_commands_and_their_options_exist(page: Path, capfd: pytest.CaptureFixtu
         if program != "localmoe" or not words or words[0].startswith("-"):
             continue
         assert words[0] in COMMANDS, words
-        command = words[:2] if words[0] == "experts" else words[:1]
+        command = words[:2] if words[0] in ("experts", "sessions") else words[:1]
         assert main([*command, "--help"]) == 0
         known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", capfd.readouterr().out))
         options = {word.split("=")[0] for word in words[len(command) :] if re.match(r"--?[a-z]", word)}

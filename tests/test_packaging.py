@@ -26,11 +26,12 @@ MAY_IMPORT = {
     "kernels": {"quants"},
     "text": set(),
     "experts": set(),
+    "sessions": {"text"},
     "model": {"kernels", "quants", "text", "experts"},
     "engine": {"model", "kernels", "quants", "text", "experts"},
     "converters": {"quants", "engine", "model", "text", "experts"},
-    "tui": {"engine", "experts", "text"},
-    "cli": {"engine", "model", "experts", "text", "quants", "converters", "tui", "kernels"},
+    "tui": {"engine", "experts", "sessions", "text"},
+    "cli": {"engine", "model", "experts", "sessions", "text", "quants", "converters", "tui", "kernels"},
 }
 
 

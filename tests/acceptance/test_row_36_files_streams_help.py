@@ -151,6 +151,7 @@ def test_help_of_every_command_names_its_options() -> None:
         "bench": ["--n-prompt", "--n-gen", "--n-depth", "--threads", "--repetitions", "--output", "--profile"],
         "perplexity": ["--model", "--file", "--ctx-size", "--kl-divergence", "--json"],
         "imatrix": ["--model", "--file", "--output"], "experts": ["record", "report", "check", "compare", "ablate"],
+        "sessions": ["list", "export", "rename", "delete"],
     }  # fmt: skip
     assert wanted.keys() == COMMANDS.keys()
     for (name, options), answer in zip(wanted.items(), together(*((n, "--help") for n in wanted)), strict=True):

@@ -1,0 +1,131 @@
+"""A chat and its copy in the store, changed together. A store that fails is let go: the chat goes on unsaved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from localmoe.errors import LocalMoeError
+from localmoe.sessions.store import Saved, Store
+from localmoe.sessions.tree import Conversation, Turn
+
+T = TypeVar("T")
+TITLE = 60
+"""Characters of a title made from the first question."""
+
+
+class Record:
+    """The chat that is going on. It is put into the store with its first question, not before.
+
+    `trouble` says why it is not saved any more. `model` is the path of the model's file, `parameters` plain data.
+    """
+
+    def __init__(self, store: Store | None, model: str, system: str, parameters: Mapping[str, Any]) -> None:
+        self.store, self.model = store, model
+        self.parameters: dict[str, Any] = dict(parameters)
+        self.conversation = Conversation(system)
+        self.key: int | None = None
+        self.title = ""
+        self.trouble: str | None = None
+
+    @classmethod
+    def resumed(cls, store: Store, saved: Saved) -> Record:
+        """Go on with a chat that was kept."""
+        record = cls(store, saved.entry.model, saved.conversation.system, saved.parameters)
+        record.conversation, record.key, record.title = saved.conversation, saved.entry.key, saved.entry.title
+        return record
+
+    @property
+    def turns(self) -> list[Turn]:
+        return self.conversation.turns
+
+    def ask(self, text: str) -> Turn:
+        """Add a question at the end."""
+        return self._keep(self.conversation.ask(text))
+
+    def edit(self, turn: Turn, text: str) -> Turn:
+        """Another version of a turn beside it, where the line ends."""
+        return self._keep(self.conversation.edit(turn, text))
+
+    def begin_reply(self) -> Turn:
+        """Add an empty reply at the end."""
+        return self._keep(self.conversation.begin_reply())
+
+    def reply_again(self, turn: Turn) -> Turn:
+        """Add an empty reply beside a reply."""
+        return self._keep(self.conversation.reply_again(turn))
+
+    def piece(self, turn: Turn) -> Callable[[str], None]:
+        """What keeps a piece of a reply's text as soon as it exists; for the engine's thread."""
+
+        def keep(text: str) -> None:
+            if turn.key:
+                self._store(lambda store: store.append(turn.key, text))
+
+        return keep
+
+    def end_reply(self, turn: Turn, stop_reason: str) -> None:
+        """The reply's text is whole, as `turn.text` has it."""
+        turn.stop_reason = stop_reason
+        if turn.key:
+            self._store(lambda store: store.finish(turn.key, turn.text, stop_reason))
+
+    def remove_last(self) -> Turn:
+        """Take the last turn out."""
+        turn = self.conversation.remove_last()
+        if turn.key:
+            self._store(lambda store: store.remove(turn.key))
+            self._look()
+        return turn
+
+    def step(self, turn: Turn, by: int) -> Turn:
+        """Go to another version of a turn."""
+        other = self.conversation.step(turn, by)
+        self._look()
+        return other
+
+    def configure(self, *, model: str | None = None, system: str | None = None, **parameters: Any) -> None:
+        """Change with what the chat goes on; a parameter None is as by default."""
+        self.model = self.model if model is None else model
+        self.conversation.system = self.conversation.system if system is None else system
+        self.parameters.update(parameters)
+        self.parameters = {name: value for name, value in self.parameters.items() if value is not None}
+        if (key := self.key) is not None:
+            self._store(lambda store: store.configure(key, self.model, self.conversation.system, self.parameters))
+
+    def rename(self, title: str) -> None:
+        """Give it a name."""
+        self.title = title
+        if (key := self.key) is not None:
+            self._store(lambda store: store.rename(key, title))
+
+    def _keep(self, turn: Turn) -> Turn:
+        if self.key is None:
+            self.title = self.title or title_of(turn.text)
+            self.key = self._store(
+                lambda store: store.create(self.title, self.model, self.conversation.system, self.parameters)
+            )
+        if (key := self.key) is not None:
+            above = self.conversation.parent_key(turn)
+            turn.key = self._store(lambda store: store.add(key, above, turn)) or 0
+        return turn
+
+    def _look(self) -> None:
+        if (key := self.key) is not None:
+            turns = self.conversation.turns
+            self._store(lambda store: store.look_at(key, turns[-1].key if turns else None))
+
+    def _store(self, change: Callable[[Store], T]) -> T | None:
+        if self.store is None or self.trouble is not None:
+            return None
+        try:
+            return change(self.store)
+        except LocalMoeError as error:
+            self.trouble = str(error)
+            return None
+
+
+def title_of(text: str) -> str:
+    """The first line that says something, cut at a word."""
+    line = next((" ".join(line.split()) for line in text.splitlines() if line.strip()), "Chat")
+    return line if len(line) <= TITLE else line[:TITLE].rsplit(" ", 1)[0].rstrip() + "…"

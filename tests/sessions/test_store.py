@@ -1,0 +1,300 @@
+"""The file of chats: what is kept, found again, and said when the file is not what it must be."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from localmoe.errors import BadInputError, FileError, UsageError
+from localmoe.sessions import schema
+from localmoe.sessions.record import Record, title_of
+from localmoe.sessions.store import INTERRUPTED, Store
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "sessions.db"
+
+
+def talk(store: Store, *questions: str, system: str = "") -> Record:
+    """A chat whose replies repeat the question."""
+    record = Record(store, "/m/model.gguf", system, {"temperature": 0.5})
+    for question in questions:
+        record.ask(question)
+        turn = record.begin_reply()
+        turn.text = f"re {question}"
+        record.end_reply(turn, "eos")
+    assert record.trouble is None
+    return record
+
+
+def test_a_chat_comes_back_with_its_branches_and_settings(path: Path) -> None:
+    with Store(path) as store:
+        record = talk(store, "one", "two", system="Be brief.")
+        record.edit(record.turns[0], "uno")
+        record.step(record.turns[0], -1)
+        again = record.reply_again(record.turns[3])
+        again.text = "other"
+        record.end_reply(again, "cancelled")
+        record.configure(top_k=7)
+        key = record.key
+    assert key is not None
+    with Store(path) as store:
+        saved = store.load(key)
+        assert [turn.text for turn in saved.conversation.turns] == ["one", "re one", "two", "other"]
+        assert [turn.text for turn in saved.conversation.all_turns()] == [
+            "one", "re one", "two", "re two", "other", "uno",
+        ]  # fmt: skip
+        assert saved.conversation.turns[-1].stop_reason == "cancelled"
+        assert saved.conversation.system == "Be brief."
+        assert saved.parameters == {"temperature": 0.5, "top_k": 7}
+        assert (saved.entry.model, saved.entry.title, saved.entry.n_turns) == ("/m/model.gguf", "one", 6)
+
+
+def test_the_branch_being_read_is_kept(path: Path) -> None:
+    with Store(path) as store:
+        record = talk(store, "one", "two")
+        other = record.edit(record.turns[0], "uno")
+        record.step(other, 1)
+        assert store.load(record.key or 0).conversation.turns[0].text == "one"
+        record.step(record.turns[0], 1)
+        assert [t.text for t in store.load(record.key or 0).conversation.turns] == ["uno"]
+
+
+def test_an_empty_chat_is_not_kept(path: Path) -> None:
+    with Store(path) as store:
+        Record(store, "m", "system", {}).configure(top_k=1)
+        assert store.entries() == []
+        assert store.newest() is None
+
+
+def test_nothing_is_lost_when_the_process_is_killed(path: Path) -> None:
+    """SIGKILL in the middle of a reply: every piece handed over is there, and the reply says it was cut off."""
+    program = """
+import sys, time
+from pathlib import Path
+from localmoe.sessions.record import Record
+from localmoe.sessions.store import Store
+record = Record(Store(Path(sys.argv[1])), "m", "", {})
+record.ask("why?")
+keep = record.piece(record.begin_reply())
+for n in range(50):
+    keep(f"w{n} ")
+print("there", flush=True)
+time.sleep(60)
+"""
+    root = Path(__file__).parents[2]
+    child = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, cwd=root, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "there\n"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    with Store(path) as store:
+        turn = store.load(store.newest() or 0).conversation.turns[-1]
+        assert turn.text == "".join(f"w{n} " for n in range(50))
+        assert turn.stop_reason == INTERRUPTED
+        assert len(store.entries("w49")) == 1
+
+
+def test_opening_beside_a_writer_loses_nothing(path: Path) -> None:
+    """A second program opens the file while a reply is written; its end has the text once."""
+    with Store(path) as store:
+        record = Record(store, "m", "", {})
+        record.ask("a")
+        turn = record.begin_reply()
+        keep = record.piece(turn)
+        keep("x")
+        with Store(path) as second:
+            assert second.load(record.key or 0).conversation.turns[-1].text == "x"
+        keep("y")
+        assert store.load(record.key or 0).conversation.turns[-1].text == "xy"
+        turn.text = "xyz"
+        record.end_reply(turn, "eos")
+        assert store.load(record.key or 0).conversation.turns[-1].text == "xyz"
+
+
+def test_threads_share_a_store(path: Path) -> None:
+    """The engine's thread writes pieces while the screen's reads."""
+    with Store(path) as store:
+        record = Record(store, "m", "", {})
+        record.ask("a")
+        turn = record.begin_reply()
+        keep = record.piece(turn)
+        thread = threading.Thread(target=lambda: [keep("p") for _ in range(200)])
+        thread.start()
+        while thread.is_alive():
+            store.entries("a")
+        assert record.trouble is None
+        assert store.load(record.key or 0).conversation.turns[-1].text == "p" * 200
+
+
+@pytest.mark.parametrize("full_text", [True, False])
+def test_search_finds_all_words_in_turns_and_titles(path: Path, monkeypatch, full_text: bool) -> None:
+    """Beginnings of words, in any case and order; signs of SQL and of FTS mean nothing."""
+    if not full_text:
+        monkeypatch.setattr(schema, "has_full_text", lambda connection: False)
+    with Store(path) as store:
+        talk(store, "The lighthouse keeper", "and his Cat")
+        talk(store, '100% of "quotes" OR NEAR(x)', "café")
+        found = {entry.title: entry for entry in store.entries()}
+        assert len(found) == 2
+
+        def titles(search: str) -> list[str]:
+            return [entry.title[:3] for entry in store.entries(search)]
+
+        assert titles("lighth") == ["The"]
+        assert titles("CAT keeper") == ["The"]
+        assert titles("cat quotes") == []
+        assert titles("100%") == ["100"]
+        assert titles('"quotes"') == ["100"]
+        assert titles("near(x)") == ["100"]
+        assert titles("café") == ["100"]
+        assert titles("%") == ["100"]
+        assert titles("' OR 1=1 --") == []
+        store.rename(found["The lighthouse keeper"].key, "harbour")
+        assert titles("harb") == ["har"]
+
+
+def test_search_follows_changes(path: Path) -> None:
+    """Deleted texts are not found; of a replaced one only the new words are."""
+    with Store(path) as store:
+        record = talk(store, "alpha")
+        turn = record.turns[1]
+        turn.text = "omega"
+        record.end_reply(turn, "eos")
+        assert len(store.entries("omega")) == 1
+        assert store.entries("re") == []
+        store.delete(record.key or 0)
+        assert store.entries("omega") == []
+        assert store.entries() == []
+        with pytest.raises(UsageError, match="no such chat"):
+            store.load(record.key or 0)
+
+
+def test_a_chat_of_thousands_of_turns_is_kept_and_deleted(path: Path) -> None:
+    """Deeper than SQLite's trigger depth and Python's recursion."""
+    with Store(path) as store:
+        key = store.create("long", "m", "", {})
+        with store._change() as run:
+            for n in range(1, 5001):
+                run("INSERT INTO turns (id, session, parent, role, text, created) VALUES (?, ?, ?, 'user', 'x', 0)",
+                    (n, key, n - 1 or None))  # fmt: skip
+        assert len(store.load(key).conversation.turns) == 5000
+        store.delete(key)
+        assert store.entries() == []
+
+
+def test_the_newest_first(path: Path) -> None:
+    with Store(path) as store:
+        first, second = talk(store, "first"), talk(store, "second")
+        assert [entry.title for entry in store.entries()] == ["second", "first"]
+        first.ask("more")
+        assert [entry.title for entry in store.entries()] == ["first", "second"]
+        assert store.newest() == first.key
+        assert store.questions(2) == ["second", "more"]
+        assert second.key is not None
+
+
+def test_models_that_were_opened(path: Path) -> None:
+    with Store(path) as store:
+        for name in ("a", "b", "a"):
+            store.opened(name)
+        assert store.recent_models() == ["a", "b"]
+
+
+def test_the_files_are_the_owners_alone(path: Path) -> None:
+    Store(path).close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def use(path: Path) -> None:
+    """A file cut in half opens where its first pages are whole; reading it fails then."""
+    with Store(path) as store:
+        store.entries()
+        store.load(1)
+
+
+@pytest.mark.parametrize("how", ["text", "half", "other", "newer", "folder", "readonly"])
+def test_a_file_that_cannot_be_used_is_one_line_and_left_alone(path: Path, how: str) -> None:
+    if how == "readonly" and os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    path.parent.mkdir()
+    if how in ("half", "newer"):
+        with Store(path) as store:
+            for n in range(30):
+                talk(store, f"question {n} " * 50)
+            if how == "newer":
+                store._connection.execute("PRAGMA user_version = 99")
+    if how == "text":
+        path.write_text("not a database " * 100)
+    elif how == "half":
+        path.write_bytes(path.read_bytes()[:5000])
+    elif how == "other":
+        with sqlite3.connect(path) as connection:
+            connection.execute("CREATE TABLE sessions (x)")
+        connection.close()
+    elif how == "folder":
+        path.mkdir()
+    elif how == "readonly":
+        path.parent.chmod(0o500)
+    before = path.read_bytes() if path.is_file() else b""
+    with pytest.raises((BadInputError, FileError)) as caught:
+        use(path)
+    path.parent.chmod(0o700)
+    assert "\n" not in str(caught.value)
+    assert str(path.parent) in str(caught.value)
+    assert (path.read_bytes() if path.is_file() else b"") == before or how == "half"
+
+
+def test_a_store_that_fails_lets_the_chat_go_on(path: Path) -> None:
+    """The reason is kept once; turns go on in memory."""
+    with Store(path) as store:
+        record = talk(store, "one")
+        store._connection.execute("DROP TABLE pieces")
+        store._connection.execute("DROP TABLE turns")
+        record.ask("two")
+        turn = record.begin_reply()
+        record.piece(turn)("text")
+        turn.text = "text"
+        record.end_reply(turn, "eos")
+        assert "cannot be used" in (record.trouble or "")
+        assert [t.text for t in record.turns] == ["one", "re one", "two", "text"]
+
+
+def test_rows_of_nobodys_making_do_no_harm(path: Path) -> None:
+    """Turns without a parent, of no role, parameters that are no object, a leaf that is not there."""
+    with Store(path) as store:
+        record = talk(store, "one")
+        key = record.key
+        with store._change() as run:
+            run("UPDATE sessions SET parameters = '[1', leaf = 999, created = 'x'")
+            run("INSERT INTO turns (session, parent, role, text, created) VALUES (?, 77, 'user', 'lost', 0)", (key,))
+            run("INSERT INTO turns (session, parent, role, text, created) VALUES (?, 1, 'tool', x'00ff', 0)", (key,))
+        saved = store.load(key or 0)
+        assert [turn.text for turn in saved.conversation.turns] == ["one", "re one"]
+        assert saved.parameters == {}
+
+
+def test_where_chats_are_kept(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LOCALMOE_DATA", str(tmp_path))
+    assert schema.default_path() == tmp_path / "sessions.db"
+    monkeypatch.delenv("LOCALMOE_DATA")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg"))
+    if sys.platform == "linux":
+        assert schema.default_path() == tmp_path / "xdg" / "localmoe" / "sessions.db"
+
+
+def test_titles_are_first_lines_cut_at_a_word() -> None:
+    assert title_of("\n  tell me\ta story \nmore") == "tell me a story"
+    assert title_of("word " * 40) == ("word " * 11 + "word").rstrip() + "…"
+    assert title_of(" \n") == "Chat"
