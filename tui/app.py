@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import sys
 from collections.abc import Callable
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 _SIGNALS = {"SIGTERM": 143, "SIGHUP": 129}
 """Signals that end the app as if by Ctrl+Q, with the exit code a shell expects."""
+
+SWITCH = 0.0005
+"""Seconds after which drawing gives the interpreter to the engine's thread, which needs it between two tokens."""
 
 
 class LocalMoeApp(App[None]):
@@ -76,6 +80,7 @@ class LocalMoeApp(App[None]):
 
     @on(ModelReady)
     def model_ready(self, event: ModelReady) -> None:
+        gc.freeze()  # what loading made stays: a full collection over it held up the engine for 60 ms
         self.switch_screen(ChatScreen(event.model, self.worker, self._options))
 
     @on(LoadFailed)
@@ -129,6 +134,7 @@ def run_app(path: Path | None, options: AppOptions | None = None, loader: Loader
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise UsageError("the terminal app needs a terminal", got="a pipe or a file")
     app = create_app(path, options, loader)
+    sys.setswitchinterval(SWITCH)
     try:
         app.run()
     finally:

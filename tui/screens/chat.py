@@ -28,9 +28,11 @@ from .tokens import MOST, TokensScreen, pieces_of
 if TYPE_CHECKING:
     from localmoe.engine.api import Model
 
-FRAMES = 15
-"""Looks at the engine a second: text and experts are drawn this often at most."""
-PART, SLOWEST = 0.1, 0.5
+FRAMES = 10
+"""Looks at the engine a second: text is drawn this often at most."""
+PICTURES = 0.4
+"""Seconds between drawings of the experts and the status line while text comes: one costs as much as three of text."""
+PART, SLOWEST = 0.06, 0.5
 """The part of a core that drawing may take, and the seconds after which it looks all the same."""
 
 
@@ -53,6 +55,7 @@ class ChatScreen(Screen[None]):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (140, "-wide")]  # noqa: RUF012 - the base declares it so
 
     _looked = _used = 0.0  # the last look: when, and the thread's processor time then
+    _pictured = 0.0  # when the experts were drawn last
 
     def __init__(self, model: Model, worker: EngineWorker, options: AppOptions) -> None:
         super().__init__()
@@ -134,6 +137,15 @@ class ChatScreen(Screen[None]):
         await self._take(self.worker.drain())
 
     async def _take(self, now: Progressed) -> None:
+        """Draw the text, and now and then what is costlier: the experts and the status line."""
+        if self._looked - self._pictured >= PICTURES or not (self.busy and now.text):
+            self._pictured = self._looked
+            self._picture(now)
+        if now.text:
+            self.conversation.turns[-1].text += now.text
+            await self.transcript.feed(now.text)
+
+    def _picture(self, now: Progressed) -> None:
         self._route(now)
         status = self.status
         status.prompt_total = now.prompt_total
@@ -143,9 +155,6 @@ class ChatScreen(Screen[None]):
         if now.n_gen:
             status.used = now.n_past
             status.state = "writing" if self.busy else "ready"
-        if now.text:
-            self.conversation.turns[-1].text += now.text
-            await self.transcript.feed(now.text)
 
     def _route(self, now: Progressed) -> None:
         """Feed the statistics from the routing trace, and show the newest token's path."""
