@@ -10,19 +10,30 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from textual.message import Message
 
 from localmoe.errors import LocalMoeError
 
-from .messages import EngineDied, LoadFailed, LoadProgress, ModelReady, ReplyDone, ReplyFailed
+from .messages import (
+    Compared,
+    ComparePart,
+    EngineDied,
+    LoadFailed,
+    LoadProgress,
+    ModelReady,
+    ReplyDone,
+    ReplyFailed,
+)
 
 if TYPE_CHECKING:
     from localmoe.engine.api import Model, Step
 
 Progress = Callable[..., None]
+PART_EVERY = 0.1
+"""Seconds between two messages about how far a comparison is."""
 
 
 class Loader(Protocol):
@@ -33,11 +44,24 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """One reply to make: chat messages, the number of experts a token uses (None: the model's), sampling keywords."""
+    """One reply to make: chat messages, the number of experts a token uses (None: the model's), sampling keywords.
+
+    `routing` are further keywords of `Model.generate` about experts.
+    """
 
     messages: Sequence[Mapping[str, str]]
-    n_expert_used: int | None
+    n_expert_used: int | Sequence[int] | None
     sampling: Mapping[str, Any]
+    routing: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A prompt to answer with the options A and B of `Model.generate`."""
+
+    prompt: str
+    a: Mapping[str, Any]
+    b: Mapping[str, Any]
 
 
 @dataclass
@@ -62,7 +86,7 @@ class EngineWorker:
 
     def __init__(self, loader: Loader, post: Callable[[Message], object]) -> None:
         self._loader, self.post = loader, post
-        self._jobs: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Request | Comparison | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._cancel = threading.Event()
         self._state = Progressed()
@@ -79,6 +103,11 @@ class EngineWorker:
         with self._lock:
             self._state, self._text = Progressed(), []
         self._jobs.put(request)
+
+    def compare(self, comparison: Comparison) -> None:
+        """Queue a comparison, told of by ComparePart and Compared; a reply before it must have ended."""
+        self._cancel.clear()
+        self._jobs.put(comparison)
 
     def stop(self) -> None:
         """End the reply after the token that is being computed."""
@@ -118,8 +147,11 @@ class EngineWorker:
             return
         self.post(ModelReady(self._model))
         try:
-            while (request := self._jobs.get()) is not None:
-                self._reply(self._model, request)
+            while (job := self._jobs.get()) is not None:
+                if isinstance(job, Comparison):
+                    self._compare(self._model, job)
+                else:
+                    self._reply(self._model, job)
         finally:
             self._model.close()
 
@@ -158,9 +190,31 @@ class EngineWorker:
         else:
             self.post(ReplyDone(reason))
 
+    def _compare(self, model: Model, job: Comparison) -> None:
+        from localmoe.engine.side_by_side import Stopped, side_by_side
+
+        said = 0.0
+
+        def on_part(what: str, part: float) -> None:
+            nonlocal said
+            if time.perf_counter() - said > PART_EVERY:
+                said = time.perf_counter()
+                self.post(ComparePart(what, part))
+
+        try:
+            result = side_by_side(model, job.prompt, job.a, job.b, cancel=self._cancel, on_part=on_part)
+        except LocalMoeError as error:
+            self.post(Compared(None, str(error)))
+        except MemoryError:
+            self.post(Compared(None, "out of memory"))
+        except Stopped:
+            self.post(Compared(None, "stopped"))
+        else:
+            self.post(Compared(result))
+
     def _steps(self, model: Model, request: Request, on_prompt: Callable[[int, int], None]) -> Iterator[Step]:
         """A reply to the chat, or, for a model without a chat template, the text's continuation."""
-        keywords = dict(request.sampling)
+        keywords = {**request.sampling, **request.routing}
         keywords.update(n_expert_used=request.n_expert_used, cancel=self._cancel, on_prompt=on_prompt)
         if model.chat_template is not None:
             return model.chat([dict(m) for m in request.messages], **keywords)

@@ -9,6 +9,7 @@ from textual.message import Message
 
 if TYPE_CHECKING:
     from localmoe.engine.api import Model
+    from localmoe.engine.side_by_side import SideBySide
 
 
 @dataclass
@@ -60,3 +61,19 @@ class Submitted(Message):
     """The user sent a text."""
 
     text: str
+
+
+@dataclass
+class ComparePart(Message):
+    """How far a comparison is: what it does, and the part done, 0..1."""
+
+    text: str
+    part: float
+
+
+@dataclass
+class Compared(Message):
+    """A comparison ended: with a result, or with the reason why there is none."""
+
+    result: SideBySide | None
+    reason: str = ""

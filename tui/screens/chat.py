@@ -18,11 +18,13 @@ from ..conversation import ENDINGS, Conversation
 from ..engine_worker import EngineWorker, Progressed, Request
 from ..messages import ReplyDone, ReplyFailed, Submitted
 from ..options import AppOptions
+from ..rules import Rules, rules_of
 from ..widgets.expert_pane import ExpertFacts, ExpertPane
 from ..widgets.prompt import Prompt
 from ..widgets.status import StatusLine, TitleBar, rate
 from ..widgets.transcript import Transcript
 from ..widgets.turns import shown_line
+from .expert_screens import open_rules, skipped_text
 from .tokens import MOST, TokensScreen, pieces_of
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ class ChatScreen(Screen[None]):
         Binding("f5", "used(1)", "k+1", id="experts.more", priority=True),
         Binding("f6", "compare_from_here", "Compare from here", id="experts.compare", show=False, priority=True),
         Binding("f7", "tokens", "Tokens", id="experts.tokens", show=False, priority=True),
+        Binding("f8", "rules", "Routing", id="experts.rules", priority=True),
+        Binding("ctrl+t", "reset_rules", "Routing as started", id="experts.reset", show=False, priority=True),
         Binding("left_square_bracket", "used(-1)", "Fewer experts", id="experts.fewer.bracket", show=False),
         Binding("right_square_bracket", "used(1)", "More experts", id="experts.more.bracket", show=False),
     ]
@@ -56,6 +60,7 @@ class ChatScreen(Screen[None]):
 
     _looked = _used = 0.0  # the last look: when, and the thread's processor time then
     _pictured = 0.0  # when the experts were drawn last
+    _reply_from = 0  # the trace's token that the last reply begins with
 
     def __init__(self, model: Model, worker: EngineWorker, options: AppOptions) -> None:
         super().__init__()
@@ -64,8 +69,12 @@ class ChatScreen(Screen[None]):
         self.busy = False
         self._again = 0
         self._seen = self._first = model.trace.count
-        asked = options.load.get("n_expert_used")
-        self.n_used = int(asked or model.config.n_expert_used or 0)
+        self.start_rules = self.rules = rules_of(model.config, options.load)
+
+    @property
+    def n_used(self) -> int:
+        """Experts a token goes through at most, from the next reply on."""
+        return self.rules.routing.n_used
 
     def compose(self) -> ComposeResult:
         yield TitleBar(id="title")
@@ -188,7 +197,10 @@ class ChatScreen(Screen[None]):
         sampling = dict(self.options.sampling)
         if sampling.get("seed") is not None:
             sampling["seed"] += self._again
-        request = Request(self.conversation.messages(), self.n_used or None, sampling)
+        routing = {} if self.rules == self.start_rules else self.rules.options
+        used = routing.pop("n_expert_used", self.n_used or None)
+        request = Request(self.conversation.messages(), used, sampling, routing)
+        self._reply_from = self.model.trace.count
         self.conversation.begin_reply()
         await self.transcript.begin_reply()
         self.experts.stats.boundary()
@@ -216,12 +228,13 @@ class ChatScreen(Screen[None]):
         await self._take(self.worker.drain())
         self.conversation.turns[-1].stop_reason = reason
         self.status.state = "ready"
+        self.status.rules = self.rules.brief(self.start_rules) + skipped_text(self)
         self.refresh_bindings()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
         if action == "stop":
             return True if self.busy else None
-        if action in ("used", "next_mode", "toggle_experts"):
+        if action in ("used", "next_mode", "toggle_experts", "rules"):
             return self.model.config.n_expert > 0 or action == "toggle_experts"
         return True
 
@@ -282,8 +295,23 @@ class ChatScreen(Screen[None]):
         most = self.model.config.n_expert
         if not most:
             return
-        self.n_used = min(most, max(1, self.n_used + change))
+        self.take_rules(self.rules.with_used(self.model.config, min(most, max(1, self.n_used + change))))
+
+    def take_rules(self, rules: Rules) -> None:
+        """Route so from the next reply on."""
+        self.rules = rules
         self.experts.set_used(self.n_used)
         self._show_title()
+        self.status.rules = rules.brief(self.start_rules)
         if self.busy:
-            self.notify(f"top-{self.n_used} from the next reply on", timeout=2)
+            self.notify("from the next reply on", timeout=2)
+
+    def action_rules(self) -> None:
+        """Open the panel that changes how tokens are routed."""
+        open_rules(self)
+
+    def action_reset_rules(self) -> None:
+        """Route as the app was started."""
+        if self.rules != self.start_rules:
+            self.take_rules(self.start_rules)
+            self.notify("routed as the app was started", timeout=2)

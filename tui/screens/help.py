@@ -20,6 +20,8 @@ KEYS = {
     "F2": "what the heatmap shows",
     "F7": "the chat token by token, in the colours of their experts",
     "F6": "show how the experts' load changes from now on",
+    "F8": "how tokens are routed: top-k, experts left out or forced, a threshold; compare two settings",
+    "Ctrl+T": "route as the app was started",
     "F3": "show or hide the experts",
     "F4, F5": "fewer, more experts a token (outside the input: [ and ])",
     "Tab": "between input, transcript and heatmap (there the arrows name cells)",

@@ -50,6 +50,7 @@ class StatusLine(Static):
     prompt_total = reactive(0)
     used = reactive(0)
     size_of_context = reactive(0)
+    rules = reactive("")
 
     def render(self) -> Content:
         narrow = self.size.width < 100
@@ -62,6 +63,8 @@ class StatusLine(Static):
         else:
             parts += [("  prompt ", MUTED), self.prompt_rate, ("  reply ", MUTED), self.reply_rate]
             parts.append((" tok/s", MUTED))
+        if self.rules:
+            parts += ["  ", (self.rules, "$warning")]
         return Content.assemble(*parts, "  ", self._context_meter(bar))
 
     def _state(self) -> tuple[str, str]:

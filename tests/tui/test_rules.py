@@ -1,0 +1,140 @@
+"""Changing how tokens are routed: what is typed, what the engine is asked for, and two settings side by side."""
+
+from __future__ import annotations
+
+import pytest
+from textual.widgets import Input
+
+import localmoe
+from localmoe.errors import UsageError
+from localmoe.tui.options import AppOptions
+from localmoe.tui.rules import read_rules, rules_of
+from localmoe.tui.screens.chat import ChatScreen
+from localmoe.tui.screens.compare import CompareScreen
+from localmoe.tui.screens.rules import RulesScreen
+from tests.tiny import write_tiny
+
+from .driving import ask, chat, running, screen_text, until
+from .fake_model import Config, FakeModel
+
+CONFIG = Config(6, 8, 2)
+PLAIN = {"used": "2", "left": "", "forced": "", "threshold": "0"}
+
+
+def test_what_is_typed_comes_back_as_it_was_meant():
+    """Fields to options, and rules back to fields, layers with the same experts together."""
+    rules = read_rules(CONFIG, {"used": "2", "left": "3:1,5 0-1:2", "forced": "*:7", "threshold": "0.2"})
+    assert rules.options == {
+        "n_expert_used": 2,
+        "leave_out": {0: (2,), 1: (2,), 3: (1, 5)},
+        "force_experts": dict.fromkeys(range(6), (7,)),
+        "expert_threshold": 0.2,
+    }
+    assert rules.texts == {"used": "2", "left": "0-1:2 3:1,5", "forced": "0-5:7", "threshold": "0.2"}
+    assert read_rules(CONFIG, rules.texts) == rules
+    assert rules.brief(rules_of(CONFIG, {})) == "4 out, 6 forced, skip <0.2"
+    by_layer = read_rules(CONFIG, PLAIN | {"used": "1,2,3,4,5,6"})
+    assert by_layer.options["n_expert_used"] == [1, 2, 3, 4, 5, 6]
+    assert by_layer.brief(rules_of(CONFIG, {})) == "top-k by layer"
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "said"),
+    [
+        ("used", "", "missing"),
+        ("used", "9", "out of range"),
+        ("used", "two", "not a number"),
+        ("used", "1,2", "every layer"),
+        ("left", "9:1", "no such layers"),
+        ("left", "0:0,1,2,3,4,5,6,7", "no expert is left"),
+        ("forced", "0:1,2,3", "too many"),
+        ("threshold", "1.5", "out of range"),
+    ],
+)
+def test_what_cannot_be_is_said(field, text, said):
+    with pytest.raises(UsageError, match=said):
+        read_rules(CONFIG, PLAIN | {field: text})
+
+
+async def _fill(app, pilot, **fields):
+    await pilot.press("f8")
+    await until(pilot, lambda: isinstance(app.screen, RulesScreen), "the panel")
+    for name, text in fields.items():
+        app.screen.query_one(f"#rules-{name}", Input).value = text
+    await pilot.pause()
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_rules_hold_from_the_next_reply_on_until_one_key_resets_them(size):
+    model = FakeModel(n_layer=6, n_expert=8, answer="ok")
+    async with running(model, size=size) as (app, pilot):
+        await ask(app, pilot)
+        assert "leave_out" not in model.asked[-1]
+        await _fill(app, pilot, used="3", left="1:4", threshold="0.2")
+        assert "top-3 of 8, 1:4 left out, weights below 0.2 skipped" in screen_text(app)
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, ChatScreen), "the chat")
+        assert "top-3, 1 out, skip <0.2" in screen_text(app)
+        await ask(app, pilot, "again")
+        asked = model.asked[-1]
+        assert asked["n_expert_used"] == 3
+        assert asked["leave_out"] == {1: (4,)}
+        assert asked["expert_threshold"] == 0.2
+        assert "% skipped)" in screen_text(app)
+        await pilot.press("ctrl+t")
+        await ask(app, pilot, "and again")
+        assert model.asked[-1]["n_expert_used"] == 2
+        assert "leave_out" not in model.asked[-1]
+        assert "1 out" not in screen_text(app)
+
+
+async def test_a_wrong_field_is_named_and_nothing_changes():
+    async with running(FakeModel(n_layer=6, n_expert=8)) as (app, pilot):
+        await _fill(app, pilot, left="1:[bold]")
+        assert "not a choice of experts" in screen_text(app)
+        assert "got '1:[bold]'" in screen_text(app)
+        await pilot.press("enter")
+        assert isinstance(app.screen, RulesScreen)
+        await pilot.press("ctrl+t", "enter")
+        await until(pilot, lambda: isinstance(app.screen, ChatScreen), "the chat")
+        assert chat(app).rules == chat(app).start_rules
+
+
+async def test_what_the_app_was_started_with_is_the_start():
+    """Options of the command line are in the fields, and are what a reset goes back to."""
+    options = AppOptions(load={"n_expert_used": 1, "leave_out": ["0:3"], "expert_threshold": 0.1})
+    async with running(FakeModel(n_layer=6, n_expert=8), options=options) as (app, pilot):
+        await _fill(app, pilot)
+        values = {name: app.screen.query_one(f"#rules-{name}", Input).value for name in PLAIN}
+        assert values == {"used": "1", "left": "0:3", "forced": "", "threshold": "0.1"}
+
+
+async def test_two_settings_side_by_side(tmp_path):
+    """Both answers, the divergence and the loads of a real (tiny) model; the chat's trace stays as it was."""
+    model = localmoe.load(str(write_tiny(tmp_path / "m.gguf")), n_ctx=128, n_threads=1)
+    async with running(loader=lambda progress: model) as (app, pilot):
+        await until(pilot, lambda: isinstance(app.screen, ChatScreen) and app.screen.is_mounted, "the chat")
+        await _fill(app, pilot)
+        await pilot.press("ctrl+b")
+        assert "nothing differs" in screen_text(app)
+        app.screen.query_one("#rules-used", Input).value = "1"
+        app.screen.query_one("#rules-prompt", Input).value = "the fox"
+        await pilot.press("ctrl+b")
+        await until(pilot, lambda: isinstance(app.screen, CompareScreen) and not app.screen.running, "the result")
+        text = screen_text(app)
+        for word in ("KL(A || B)", "perplexity", "A top-2 of", "B top-1 of", "moved:", "choices skipped"):
+            assert word in text, word
+        assert model.trace.count == 0
+        await pilot.press("escape")
+        await until(pilot, lambda: isinstance(app.screen, ChatScreen), "the chat")
+        assert app.worker.post == chat(app).post_message
+
+
+async def test_esc_ends_a_comparison(tmp_path):
+    model = localmoe.load(str(write_tiny(tmp_path / "m.gguf")), n_ctx=128, n_threads=1)
+    async with running(loader=lambda progress: model) as (app, pilot):
+        await until(pilot, lambda: isinstance(app.screen, ChatScreen) and app.screen.is_mounted, "the chat")
+        await _fill(app, pilot, used="1")
+        app.screen.query_one("#rules-prompt", Input).value = "the fox"
+        await pilot.press("ctrl+b", "escape")
+        await until(pilot, lambda: isinstance(app.screen, ChatScreen), "the chat")

@@ -1,0 +1,114 @@
+"""Two ways to route on one prompt, side by side: both answers, how far apart they are, where the load went."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.content import Content
+from textual.screen import Screen
+from textual.widgets import Footer, ProgressBar, Static
+
+from ..engine_worker import Comparison, EngineWorker
+from ..messages import Compared, ComparePart
+from ..widgets.heatmap import Heatmap
+from ..widgets.palette import scale_span
+from ..widgets.turns import MUTED, shown, shown_line
+
+if TYPE_CHECKING:
+    from localmoe.engine.side_by_side import SideBySide
+
+
+class CompareScreen(Screen[None]):
+    """A bar while it runs, which Esc ends; then the result."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "leave", "Back", id="compare.close", priority=True),
+    ]
+
+    def __init__(self, worker: EngineWorker, job: Comparison, n_used: int) -> None:
+        super().__init__()
+        self._worker, self._job, self._n_used = worker, job, n_used
+        self._listener = worker.post
+        self.running, self._stopping = True, False
+
+    def compose(self) -> ComposeResult:
+        yield Static(Content(f" side by side: {shown_line(self._job.prompt)}"), id="compare-title")
+        yield Static("starting", id="compare-said", markup=False)
+        yield ProgressBar(total=1.0, show_eta=False, id="compare-bar")
+        with Horizontal(id="compare-body"):
+            with Vertical(id="compare-answers"):
+                for name in "ab":
+                    yield Static(id=f"compare-{name}-name", classes="pane-title")
+                    with VerticalScroll(classes="compare-answer"):
+                        yield Static(id=f"compare-{name}")
+            with Vertical(id="compare-map"):
+                yield Static("LOAD of B over A's", classes="pane-title")
+                yield Heatmap(id="compare-heatmap")
+                yield Static(id="compare-moved")
+        yield Footer(show_command_palette=False)
+
+    def on_mount(self) -> None:
+        self._worker.post = self.post_message
+        self._worker.compare(self._job)
+
+    @on(ComparePart)
+    def _part(self, event: ComparePart) -> None:
+        if not self._stopping:
+            self._say(event.text, event.part)
+
+    @on(Compared)
+    def _ended(self, event: Compared) -> None:
+        self._worker.post = self._listener
+        self.running = False
+        self.query_one(ProgressBar).display = False
+        if event.result is not None:
+            self._show(event.result)
+        elif self._stopping:
+            self.app.pop_screen()
+        else:
+            self.query_one("#compare-said", Static).update(Content.styled(shown_line(event.reason), "$text-error"))
+
+    def _say(self, text: str, part: float) -> None:
+        """Show how far it is."""
+        self.query_one("#compare-said", Static).update(text)
+        self.query_one(ProgressBar).update(progress=part)
+
+    def _show(self, result: SideBySide) -> None:
+        """Show both answers and what lies between them."""
+        cost_a, cost_b = result.costs
+        lines = [
+            f"KL(A || B) {cost_b.mean_kl:.4f} ± {cost_b.kl_error:.4f} nats over {result.n_token} tokens (prompt and "
+            f"A's answer); the same likeliest next token for {cost_b.same_top:.0%}",
+            f"perplexity A {cost_a.perplexity:.2f}, B {cost_b.perplexity:.2f};  "
+            f"choices skipped A {cost_a.skipped:.1%}, B {cost_b.skipped:.1%}",
+        ]
+        self.query_one("#compare-said", Static).update(Content("\n".join(lines)))
+        for name, reply, setting in zip("ab", result.replies, result.settings, strict=True):
+            title = Content.assemble(f"{name.upper()} ", (shown_line(setting), MUTED))
+            self.query_one(f"#compare-{name}-name", Static).update(title)
+            self.query_one(f"#compare-{name}", Static).update(Content(shown(reply)))
+        share_a, share_b = result.found.shares
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where((share_a == 0) & (share_b == 0), 1.0, share_b / share_a)
+        heatmap = self.query_one(Heatmap)
+        heatmap.middle = "A's"
+        heatmap.show(ratio, None, scale_span(ratio.shape[1], self._n_used))
+        moved = result.found.moved
+        most = int(moved.argmax())
+        self.query_one("#compare-moved", Static).update(
+            f"moved: {moved.mean():.1%} of a layer's load on average, {moved[most]:.1%} in layer {most}"
+        )
+
+    def action_leave(self) -> None:
+        """Stop what runs, or go back."""
+        if self.running:
+            self._stopping = True
+            self._worker.stop()
+            self._say("stopping", 0.0)
+        else:
+            self.app.pop_screen()

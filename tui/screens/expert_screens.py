@@ -1,0 +1,54 @@
+"""What the chat screen opens about experts: the routing panel, a comparison, a cell's tokens, every layer's figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..engine_worker import Comparison
+from ..rules import Rules
+from ..widgets.turns import shown_line
+from .compare import CompareScreen
+from .rules import RulesScreen
+
+if TYPE_CHECKING:
+    from .chat import ChatScreen
+
+
+def skipped_share(chat: ChatScreen) -> float | None:
+    """The share of the last reply's choices that no expert ran for; None where nothing was routed."""
+    trace, routing = chat.model.trace, chat.rules.routing
+    if trace.count <= chat._reply_from or not chat.model.config.n_expert:
+        return None
+    experts = trace.read(chat._reply_from).experts
+    asked = sum(routing.limits) if routing.limits else routing.n_used * experts.shape[1]
+    return max(0.0, 1.0 - float((experts >= 0).sum()) / (len(experts) * asked)) if len(experts) else None
+
+
+def skipped_text(chat: ChatScreen) -> str:
+    """` (20% skipped)` where a threshold holds."""
+    share = skipped_share(chat) if chat.rules.routing.threshold else None
+    return "" if share is None else f" ({share:.0%} skipped)"
+
+
+def open_rules(chat: ChatScreen) -> None:
+    """Let the user change how tokens are routed, or compare that with how the app was started."""
+    share = skipped_share(chat)
+    said = "nothing was routed yet" if share is None else f"the last reply skipped {share:.1%} of its experts' work"
+    asked = [turn.text for turn in chat.conversation.turns if turn.role == "user"]
+
+    def chosen(answer: Rules | tuple[Rules, str] | None) -> None:
+        if isinstance(answer, Rules):
+            chat.take_rules(answer)
+        elif answer is not None:
+            _compare(chat, *answer)
+
+    screen = RulesScreen(chat.model.config, chat.rules, chat.start_rules, said, shown_line(asked[-1]) if asked else "")
+    chat.app.push_screen(screen, chosen)
+
+
+def _compare(chat: ChatScreen, rules: Rules, prompt: str) -> None:
+    if chat.busy:
+        chat.notify("The model is still writing: Esc stops it.", timeout=2)
+        return
+    job = Comparison(prompt, chat.start_rules.options, rules.options)
+    chat.app.push_screen(CompareScreen(chat.worker, job, max(chat.n_used, rules.routing.n_used)))
