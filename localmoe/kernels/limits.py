@@ -33,7 +33,7 @@ from localmoe.kernels.tile import F32V, I8V, I32V, Cells, Value, compiled, fma, 
 
 HAS_DOT = ISA in ("avx512vnni", "avxvnni", "neon")  # elsewhere no single instruction multiplies and sums four bytes
 CHAINS, UNROLL = 12, 4
-TURNS = 50_000
+TURNS = 1_000_000  # some milliseconds: threads take a part of one to start
 REST_S = 0.05  # before a loop: a session's threads spin for some milliseconds after a step, and would take part of it
 
 _load = make_load(Vec("f32", 16))
