@@ -19,13 +19,14 @@ def quantize_q8_0(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def quantize_q8_k(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ggml's quantize_row_q8_K: (qs int8 (n,), d float32 (n/256,), sums of 16 int16 (n/16,))."""
+    """ggml's quantize_row_q8_K: (qs int8 (n,), d float32 (n/256,), int16 (3n/32,): sums of 16, then sums of 32)."""
     blocks = np.asarray(x, np.float32).reshape(-1, 256)
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1)[:, None], axis=1)
     scale = np.divide(np.float32(-127), largest, out=np.zeros_like(largest), where=largest != 0)
     qs = np.minimum(np.rint(blocks * scale), 127).astype(np.int8)
     d = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
-    return qs.reshape(-1), d[:, 0], qs.reshape(-1, 16).sum(axis=1, dtype=np.int16)
+    sums = [qs.reshape(-1, width).sum(axis=1, dtype=np.int16) for width in (16, 32)]
+    return qs.reshape(-1), d[:, 0], np.concatenate(sums)
 
 
 def activation_row(fmt: str, x: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
     f32    n float32
     q8_0   [n int8 qs][n/32 float32 d][n/32 int32 sums of a block's qs]; d rounded through float16, as ggml stores it
-    q8_k   [n int8 qs][n/256 float32 d][n/16 int16 sums of 16 qs]; d = max / -127 of the largest magnitude, signed
+    q8_k   [n int8 qs][n/256 float32 d][n/16 int16 sums of 16 qs][n/32 int16 sums of 32]; d = max / -127 of the
+           largest magnitude, signed
 
 A value is q * d and q is in [-127, 127]. Source: ggml's quantize_row_q8_0 and quantize_row_q8_K. A block that holds a
 NaN or an infinity gets d = NaN and zeros, so that whatever it is multiplied with is not finite either.
@@ -56,11 +57,12 @@ _magnitude = make_constant(_I32, 0x7FFFFFFF)
 _splat = make_splat(_F32)
 _even = make_shuffle2(range(0, 32, 2))
 _odd = make_shuffle2(range(1, 32, 2))
+_even8, _odd8 = make_shuffle2(range(0, 16, 2)), make_shuffle2(range(1, 16, 2))
 
 
 def act_bytes(fmt: str, n: int) -> int:
     """Bytes from one activation row of `n` values to the next, a multiple of 64."""
-    size = {"f32": 4 * n, "q8_0": n + 8 * (n // 32), "q8_k": n + 4 * (n // 256) + 2 * (n // 16)}[fmt]
+    size = {"f32": 4 * n, "q8_0": n + 8 * (n // 32), "q8_k": n + 4 * (n // 256) + 6 * (n // 32)}[fmt]
     return -(-size // ALIGN) * ALIGN
 
 
@@ -150,3 +152,4 @@ def quantize_q8_k(x: int, act: int, n: int, first: int, last: int) -> None:
         st_f32(ds + 4 * b, d)
         quads = _quad_sums(_sums_of_4(q), _sums_of_4(q + 64), _sums_of_4(q + 128), _sums_of_4(q + 192))
         store_i16_from_i32(sums + 32 * b, quads)
+        store_i16_from_i32(sums + n // 8 + 16 * b, add(_even8(quads, quads), _odd8(quads, quads)))

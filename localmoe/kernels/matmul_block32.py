@@ -24,6 +24,7 @@ from localmoe.kernels.tile import (
     Value,
     fma,
     gather16,
+    gather32,
     loop,
     row_vectors,
     store_vectors,
@@ -45,9 +46,7 @@ _VECTORS = _BLOCK // 4
 
 def _unpack_q8_0(block: Value, step: Value, weights: Value, scales: Value, mins: Value, factors: Value) -> None:
     scales.store(gather16(block, step)[0].half(0))
-    for half in range(2):
-        qs = gather16(block + 2 + 16 * half, step)
-        store_vectors(weights + 4 * half * PITCH, [q ^ 0x80808080 if BIASED else q for q in qs])
+    store_vectors(weights, [q ^ 0x80808080 if BIASED else q for q in gather32(block + 2, step)])
 
 
 def _spread_bits(bits: Value) -> Value:

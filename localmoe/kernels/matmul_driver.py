@@ -51,7 +51,8 @@ MINS = SCALES + CHUNK // 16 * PITCH  # int16 pairs or float32, at most one row v
 FACTORS = MINS + CHUNK // 32 * PITCH  # two float32 row vectors for 256 columns
 SUMS = FACTORS + CHUNK // 256 * 2 * PITCH  # sums of activations, a row of SUMS_PITCH a token of the tile
 SUMS_PITCH = CHUNK // 16 * 4
-_SPARE = SUMS + BIG * SUMS_PITCH  # output rows of tokens and of weight rows that are not there
+ACC = SUMS + BIG * SUMS_PITCH  # a tile's float32 sums while they are added up over the blocks of a chunk
+_SPARE = ACC + BIG * PITCH  # output rows of tokens and of weight rows that are not there
 _STAGE_STEP = 320
 _STAGE = _SPARE + BIG * PITCH  # copies of blocks at the ends of a matrix
 _AHEAD = _STAGE + LANES * _STAGE_STEP  # what of the next chunk has been asked for
@@ -124,6 +125,9 @@ def _tile_step(run_tile: TileCode, n: int, lines: int) -> Any:
         act, act_stride, in_idx, out, out_stride, out_idx, first, n_tok, end, scratch, k, n_k, n_cols = args
         tokens = token_rows(n, act, act_stride, in_idx, first, n_tok)
         outs = output_rows(n, out, out_stride, out_idx, first, end, scratch + _SPARE)
+        for row in outs:  # there by the time that the tile is done
+            for rv in range(ROW_VECS):
+                (row + rv * VEC_BYTES).prefetch(write=True)
         run_tile(tokens, outs, scratch, k, n_k, n_cols, lambda: _emit_ahead(scratch, lines))
 
     emit.__module__, emit.__qualname__ = run_tile.__module__, f"{run_tile.__qualname__}.{n}"

@@ -128,12 +128,12 @@ class Value:
     def store(self, value: Value) -> None:
         store_at(self.b, self.v, value.v)
 
-    def prefetch(self) -> None:
-        """Ask for the cache line at this address, into the second level."""
+    def prefetch(self, write: bool = False) -> None:
+        """Ask for the cache line at this address, into the second level; to `write` it, into the first."""
         pointer = self.b.inttoptr(self.v, cgutils.voidptr_t)
         signature = ir.FunctionType(ir.VoidType(), [pointer.type, I32T, I32T, I32T])
         fn = cgutils.get_or_insert_function(self.b.module, signature, "llvm.prefetch.p0")
-        self.b.call(fn, [pointer, I32T(0), I32T(2), I32T(1)])
+        self.b.call(fn, [pointer, I32T(int(write)), I32T(3 if write else 2), I32T(1)])
 
     def half(self, high: int, kind: Any = F16T) -> Value:
         """The low or high 16 bits of each int32 lane as a float16, or bfloat16 (kind None), widened to float32."""
@@ -281,8 +281,8 @@ def tile_scale(total: Tile, part: Tile, scales: Value) -> Tile:
     return [fma(p.to_f32(), by[i % ROW_VECS], t) for i, (t, p) in enumerate(zip(total, part, strict=True))]
 
 
-def tile_store(outs: Sequence[Value], tile: Tile, keep: Value, ds: Sequence[Value] | None = None) -> None:
-    """Write a float32 tile, times `ds[t]` a token, to its output rows; add it to what is there if keep is not 0."""
+def tile_store(outs: Sequence[Value], tile: Tile, keep: Value) -> None:
+    """Write a float32 tile to its output rows; add it to what is there if keep is not 0."""
     b = keep.b
     kept = b.sext(b.icmp_signed("!=", keep.v, I64T(0)), I32T)
     mask = Value(b, splat(b, kept, LANES))  # a select would become a branch around each load
@@ -290,8 +290,7 @@ def tile_store(outs: Sequence[Value], tile: Tile, keep: Value, ds: Sequence[Valu
         for rv in range(ROW_VECS):
             at = row + rv * VEC_BYTES
             before = (at.load(I32V) & mask).bits(F32V)
-            part = tile[t * ROW_VECS + rv]
-            at.store(before + part if ds is None else fma(part, ds[t], before))
+            at.store(before + tile[t * ROW_VECS + rv])
 
 
 # --- which tokens -------------------------------------------------------------------------------------------
@@ -340,13 +339,31 @@ def _join(parts: list[Value]) -> Value:
     return parts[0]
 
 
-def gather16(address: Value, step: Value) -> list[Value]:
-    """The 16 bytes at address + i * step of each lane i, as four vectors: dword 0 of all lanes, dword 1, 2 and 3."""
-    quad = ir.VectorType(I32T, 4)
-    v = [_join([(address + step * i).load(quad) for i in range(j, LANES, 4)]) for j in range(4)]
+def _transposed(v: list[Value]) -> list[Value]:
+    """Vector d holds dword d of each 128-bit part of the four vectors."""
     low = [_shuffle(v[j], v[j + 1], (0, 4, 1, 5)) for j in (0, 2)]
     high = [_shuffle(v[j], v[j + 1], (2, 6, 3, 7)) for j in (0, 2)]
     return [_shuffle(x, y, pattern) for x, y in (low, high) for pattern in ((0, 1, 4, 5), (2, 3, 6, 7))]
+
+
+def gather16(address: Value, step: Value) -> list[Value]:
+    """The 16 bytes at address + i * step of each lane i, as four vectors: dword 0 of all lanes, dword 1, 2 and 3."""
+    quad = ir.VectorType(I32T, 4)
+    return _transposed([_join([(address + step * i).load(quad) for i in range(j, LANES, 4)]) for j in range(4)])
+
+
+def gather32(address: Value, step: Value) -> list[Value]:
+    """`gather16` of 32 bytes, as eight vectors: half the loads, and four instructions a vector instead of five."""
+    if LANES == 4:
+        return gather16(address, step) + gather16(address + 16, step)
+    octet, b = ir.VectorType(I32T, 8), address.b
+    halves = []
+    for first in (0, LANES // 2):
+        rows = [range(first + j, first + LANES // 2, 4) for j in range(4)]
+        halves.append(_transposed([_join([(address + step * i).load(octet) for i in row]) for row in rows]))
+    picks = [[4 * part + i for part in range(odd, LANES // 2, 2) for i in range(4)] for odd in (0, 1)]
+    masks = [ir.Constant(ir.VectorType(I32T, LANES), pick) for pick in picks]
+    return [Value(b, b.shuffle_vector(x.v, y.v, mask)) for mask in masks for x, y in zip(*halves, strict=True)]
 
 
 def store_vectors(target: Value, vectors: Sequence[Value], step: int = 1) -> None:

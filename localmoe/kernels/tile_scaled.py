@@ -5,11 +5,12 @@ Weights stand `offset` too high; that many times the sum of a sub-block's activa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from llvmlite import ir
 
-from localmoe.kernels.matmul_driver import SCALES, SUMS, SUMS_PITCH, Ahead, TileCode
+from localmoe.kernels.matmul_driver import ACC, SCALES, SUMS, SUMS_PITCH, Ahead, TileCode
 from localmoe.kernels.simd import call
 from localmoe.kernels.tile import (
     F32T,
@@ -18,16 +19,21 @@ from localmoe.kernels.tile import (
     I32T,
     I32V,
     PITCH,
+    ROW_VECS,
+    VEC_BYTES,
     Cells,
     Tile,
     Value,
+    fma,
     loop,
+    row_vectors,
     tile_dot4,
     tile_dot4s,
     tile_scale,
     tile_spread,
     tile_store,
     tile_zero,
+    zero,
 )
 
 BLOCK = 256
@@ -40,12 +46,27 @@ def activation_sums(tokens: Sequence[Value], n_cols: Value, k: Value, b: Value) 
     return [token + n_cols + n_cols // 64 + k // 8 + b * 32 for token in tokens]
 
 
-def add_to_outputs(
-    outs: Sequence[Value], total: Tile, tokens: Sequence[Value], n_cols: Value, k: Value, b: Value
-) -> None:
-    """Multiply with the activations' d of block b and store."""
-    ds = [(token + n_cols + k // 64 + b * 4).load_splat(F32T) for token in tokens]
-    tile_store(outs, total, k + b, ds)
+@contextmanager
+def output_sums(outs: Sequence[Value], scratch: Value, k: Value) -> Iterator[Sequence[Value]]:
+    """Rows of zeros for a tile to add to, which are added to its output rows in the end.
+
+    Output rows lie apart from each other: adding to them once a block would cost more than to a place in the
+    first-level cache. The sums that are kept over blocks do not fit into registers.
+    """
+    rows = [scratch + ACC + t * PITCH for t in range(len(outs))]
+    for row in rows:
+        for rv in range(ROW_VECS):
+            (row + rv * VEC_BYTES).store(zero(k.b, F32V))
+    yield rows
+    tile_store(outs, [v for row in rows for v in row_vectors(row, F32V)], k)
+
+
+def add_block(rows: Sequence[Value], total: Tile, tokens: Sequence[Value], n_cols: Value, k: Value, b: Value) -> None:
+    """rows += total times the activations' d of block b."""
+    for t, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+        d = (token + n_cols + k // 64 + b * 4).load_splat(F32T)
+        for rv, before in enumerate(row_vectors(row, F32V)):
+            (row + rv * VEC_BYTES).store(fma(total[t * ROW_VECS + rv], d, before))
 
 
 def _sums_of(sums: Value, sub: int) -> Value:
@@ -89,7 +110,7 @@ def make_scaled_tile(sub: int, offset: int, most: int) -> TileCode:
                 return tile_zero(tokens, I32V)
             return tile_spread([(table + at * 4).load_splat(I32T) for table in tables])
 
-        with loop(k.b, n_blocks) as b:
+        with output_sums(outs, scratch, k) as to, loop(k.b, n_blocks) as b:
             whole = sub == BLOCK
             total = Cells(start(b) if whole else tile_zero(tokens, F32V))
             with loop(k.b, 8) as s:
@@ -108,7 +129,7 @@ def make_scaled_tile(sub: int, offset: int, most: int) -> TileCode:
             tile = total.get()
             if whole:
                 tile = tile_scale(tile_zero(tokens, F32V), tile, scratch + SCALES + b * PITCH)
-            add_to_outputs(outs, tile, tokens, n_cols, k, b)
+            add_block(to, tile, tokens, n_cols, k, b)
 
     run.__qualname__ = f"tile_scaled_{sub}_{offset}_{most}"
     return run

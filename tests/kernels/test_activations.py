@@ -73,7 +73,7 @@ def test_rows_start_on_64_bytes() -> None:
     assert act_bytes("f32", 100) == 448
     assert act_bytes("q8_0", 32) == 64
     assert act_bytes("q8_0", 2048) == 2048 + 512
-    assert act_bytes("q8_k", 2048) == 2368  # 2048 + 32 + 256, rounded up
+    assert act_bytes("q8_k", 2048) == 2496  # 2048 + 32 + 256 + 128, rounded up
 
 
 @pytest.mark.parametrize(("quantize", "fmt", "block"), [(quantize_q8_0, "q8_0", 32), (quantize_q8_k, "q8_k", 256)])
