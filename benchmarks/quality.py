@@ -1,10 +1,11 @@
 """What a file type costs in quality, and what fewer or more experts do: perplexity and divergence from the source.
 
-    python benchmarks/quality.py SOURCE TEXT ... [--types Q8_0,Q4_K_M] [--experts 1,2] [-c 512] [--chunks N]
+    python benchmarks/quality.py SOURCE TEXT ... [--types Q8_0,Q4_K_M] [--imatrix FILE]
+        [--experts 1,2] [-c 512] [--chunks N]
 
 SOURCE is a checkpoint folder or a GGUF; a folder's base is its F16 file, a GGUF's is itself, and is requantized where
-it is quantized. The texts are joined. Each type is written, measured against the base, and removed. Prints one JSON
-line a row, or with --markdown the tables of docs/quality.md.
+it is quantized. The texts are joined. Each type is written, measured, and removed; types that need an importance
+matrix are left out without one. Prints one JSON line a row, or with --markdown the tables of docs/quality.md.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from typing import Any
 import localmoe
 from localmoe.converters.gguf_source import gguf_source
 from localmoe.converters.huggingface import load_source
+from localmoe.converters.imatrix import Imatrix, read_imatrix
 from localmoe.converters.pipeline import write_model
 from localmoe.converters.recipe import RECIPES
 from localmoe.engine.divergence import Base, compare, open_base, write_base
 from localmoe.engine.perplexity import cut_chunks
+from localmoe.errors import LocalMoeError
 from localmoe.gguf_file import open_gguf
 
 HEADERS = {
@@ -37,14 +40,14 @@ def _silent(line: str) -> None:
     """Notices of fallbacks are no part of the result."""
 
 
-def write_type(source: Path, out: Path, kind: str) -> float:
+def write_type(source: Path, out: Path, kind: str, imatrix: Imatrix | None = None) -> float:
     """Write the source as a file type; bits a weight."""
     with ExitStack() as stack:
         if source.is_dir():
             model = load_source(source, warn=_silent)
         else:
             model = gguf_source(stack.enter_context(open_gguf(source)))
-        return write_model(model, out, kind, allow_requantize=True, notify=_silent).bits_per_weight
+        return write_model(model, out, kind, imatrix=imatrix, allow_requantize=True, notify=_silent).bits_per_weight
 
 
 def measure(path: Path, base: Base, n_expert_used: int | None = None) -> dict[str, Any]:
@@ -71,12 +74,18 @@ def rows(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]
         *_, (_, estimate) = write_base(model, chunks, lambda data: file.write(data) and None)
     base = open_base(base_file)
     yield {"type": "base", "base": base_path.name, "ppl": estimate.ppl, "n_tokens": estimate.n_tokens}
+    imatrix = read_imatrix(arguments.imatrix) if arguments.imatrix else None
     for kind in arguments.types.split(","):
         out = folder / "out.gguf"
-        bits = write_type(source, out, kind)
+        try:
+            bits = write_type(source, out, kind, imatrix)
+        except LocalMoeError as error:
+            print(f"{kind} left out: {error}", file=sys.stderr)
+            continue
         yield {"type": kind, "bits": bits, **measure(out, base)}
         out.unlink()
-    for count in map(int, arguments.experts.split(",")) if n_expert else ():
+    counts = [int(count) for count in arguments.experts.split(",") if count]
+    for count in counts if n_expert else ():
         yield {"experts_used": count, "default": count == used, **measure(base_path, base, min(count, n_expert))}
 
 
@@ -94,6 +103,7 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("texts", type=Path, nargs="+")
     parser.add_argument("--types", default=",".join(RECIPES))
+    parser.add_argument("--imatrix", type=Path, help="an importance matrix of the source")
     parser.add_argument("--experts", default="1,2,3,4")
     parser.add_argument("-c", "--ctx-size", type=int, default=512)
     parser.add_argument("--chunks", type=int)
