@@ -77,3 +77,11 @@ class Compared(Message):
 
     result: SideBySide | None
     reason: str = ""
+
+
+@dataclass
+class CellOpened(Message):
+    """Someone wants to see the tokens that went to an expert of a layer."""
+
+    layer: int
+    expert: int

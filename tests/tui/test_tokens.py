@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
-from localmoe.tui.screens.tokens import TokensScreen, path_lines, pieces_of
+from localmoe.tui.screens.cell import CellScreen
+from localmoe.tui.screens.tokens import Routed, TokensScreen, path_lines
+from localmoe.tui.widgets.heatmap import Heatmap
+from localmoe.tui.widgets.prompt import Prompt
 from localmoe.tui.widgets.token_text import TokenText, expert_style, wrap
 
-from .driving import ask, running, screen_text, until
+from .driving import ask, chat, running, screen_text, until
 from .fake_model import FakeModel
 
 
@@ -97,6 +102,84 @@ async def test_it_fits(size):
 
 
 def test_text_of_a_model_is_harmless():
+    """Also where a sequence is split over tokens."""
     model = FakeModel()
-    model.tokenizer.token = lambda i: b"\x1b[2J\xe2\x80\xae"
-    assert pieces_of(model, [1]) == ["\\x1b[2J\\u202e"]
+    none = np.zeros((30, 2))
+    parts = [b"\x1b", b"[2J\xe2\x80", b"\xae"]
+    model.tokenizer.token = parts.__getitem__
+    model.trace.rows += [(n, 0, none.astype(np.int32), none.astype(np.float32)) for n in range(3)]
+    assert Routed(model, 0).pieces == ["\\x1b", "[2J", "\\u202e"]
+
+
+async def test_it_follows_a_running_reply():
+    """New tokens appear and the newest stays selected; an older selection stays where it is."""
+    model = FakeModel(n_layer=6, n_expert=8, answer=["a"] * 60)
+    model.gate = threading.Semaphore(3)
+    async with running(model) as (app, pilot):
+        app.screen.query_one(Prompt).insert("hi")
+        await pilot.press("enter")
+        await until(pilot, lambda: len(model.trace.rows) and model.trace.rows[-1][1] == 1, "the reply")
+        await pilot.press("f7")
+        await until(pilot, lambda: isinstance(app.screen, TokensScreen), "the tokens")
+        screen = app.screen
+        await until(pilot, lambda: len(screen._pieces) == model.trace.count, "the tokens until now")
+        before = model.trace.count
+        model.gate.release(5)
+        await until(pilot, lambda: len(screen._pieces) == before + 5, "new tokens")
+        assert screen.token == before + 4
+        assert f"<{model.trace.rows[-1][0]}>" in screen_text(app)
+        await pilot.press("left", "left")
+        model.gate.release(60)
+        await until(pilot, lambda: len(screen._pieces) > before + 40, "more tokens")
+        assert screen.token == before + 2
+
+
+@pytest.mark.parametrize("mode", ["start", "sorted"])
+async def test_a_cell_opens_its_tokens(mode):
+    """Enter on the cursor lists the tokens of that expert with weight and slot; Enter there shows one's path."""
+    model = FakeModel(n_layer=6, n_expert=8, answer=["a"] * 40)
+    async with running(model) as (app, pilot):
+        await ask(app, pilot)
+        pane = chat(app).experts
+        pane.set_mode(mode)
+        app.screen.query_one(Heatmap).focus()
+        await pilot.press("down", "down", "right", "enter")
+        await until(pilot, lambda: isinstance(app.screen, CellScreen), "the cell")
+        expert = 1 if mode == "start" else int(np.argsort(-pane.stats.layers().share[1], kind="stable")[1])
+        rows = [(n, row) for n, row in enumerate(model.trace.rows) if expert in row[2][1].tolist()]
+        assert app.screen.tokens.tolist() == [n for n, _ in rows]
+        number, (_, _, experts, weights) = rows[-1]
+        slot = experts[1].tolist().index(expert)
+        assert f"layer 1, expert {expert}: {len(rows)} of the newest" in screen_text(app)
+        assert f"{number + 1:>6} reply   {weights[1, slot]:>6.2f}  {slot + 1:>3}" in screen_text(app)
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, TokensScreen), "the token")
+        assert (app.screen.token, app.screen.layer_shown) == (number, 1)
+        await pilot.press("escape")
+        await until(pilot, lambda: app.screen is chat(app), "the chat")
+
+
+async def test_a_click_on_pooled_cells_opens_the_busiest_behind_them():
+    async with running(FakeModel(n_layer=48, n_expert=128), size=(80, 24)) as (app, pilot):
+        await ask(app, pilot)
+        heatmap = app.screen.query_one(Heatmap)
+        cells = heatmap.cells
+        assert cells.per_row > 1
+        assert cells.per_column > 1
+        behind = np.nan_to_num(heatmap._ratio[: cells.per_row, : cells.per_column], nan=-1)
+        layer, expert = divmod(int(behind.argmax()), behind.shape[1])
+        await pilot.click(Heatmap, offset=(cells.gutter, 1))
+        await until(pilot, lambda: isinstance(app.screen, CellScreen), "the cell")
+        assert (app.screen._layer, app.screen._expert) == (layer, expert)
+
+
+async def test_tokens_that_left_the_ring_are_left_out():
+    """A trace that holds fewer tokens than the chat has: what is there is shown, with its own text."""
+    model = FakeModel(n_layer=2, n_expert=4, answer=["a"] * 10)
+    async with running(model) as (app, pilot):
+        await ask(app, pilot)
+        source = Routed(model, 0)
+        model.trace.capacity = 4
+        await ask(app, pilot)
+        source.read()
+        assert source.pieces == [f"<{n}>" for n in range(model.trace.count - 4, model.trace.count)]

@@ -16,7 +16,7 @@ from localmoe.experts.labels import expert_labels
 
 from ..conversation import ENDINGS, Conversation
 from ..engine_worker import EngineWorker, Progressed, Request
-from ..messages import ReplyDone, ReplyFailed, Submitted
+from ..messages import CellOpened, ReplyDone, ReplyFailed, Submitted
 from ..options import AppOptions
 from ..rules import Rules, rules_of
 from ..widgets.expert_pane import ExpertFacts, ExpertPane
@@ -24,8 +24,9 @@ from ..widgets.prompt import Prompt
 from ..widgets.status import StatusLine, TitleBar, rate
 from ..widgets.transcript import Transcript
 from ..widgets.turns import shown_line
-from .expert_screens import open_rules, skipped_text
-from .tokens import MOST, TokensScreen, pieces_of
+from .cell import CellScreen
+from .expert_screens import open_rules, routed_since, skipped_text
+from .tokens import TokensScreen
 
 if TYPE_CHECKING:
     from localmoe.engine.api import Model
@@ -271,13 +272,14 @@ class ChatScreen(Screen[None]):
 
     def action_tokens(self) -> None:
         """Show the chat token by token."""
-        trace = self.model.trace
-        since = max(self._first, trace.count - MOST)
-        if not self.model.config.n_expert or trace.count <= since:
-            self.notify("no token has been routed yet", timeout=2)
-            return
-        routed = trace.read(since)
-        self.app.push_screen(TokensScreen(pieces_of(self.model, routed.tokens.tolist()), routed))
+        if (source := routed_since(self, self._first)) is not None:
+            self.app.push_screen(TokensScreen(self.model, source))
+
+    @on(CellOpened)
+    def _cell(self, event: CellOpened) -> None:
+        event.stop()
+        if (source := routed_since(self, self._first)) is not None:
+            self.app.push_screen(CellScreen(self.model, source, event.layer, event.expert, self.experts.facts.labels))
 
     def action_compare_from_here(self) -> None:
         """Keep the loads as they are now, and show what changes from them."""

@@ -1,4 +1,4 @@
-"""What the chat screen opens about experts: the routing panel, a comparison, a cell's tokens, every layer's figures."""
+"""What the chat screen opens about experts: the routing panel, a comparison, the tokens it has routed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ..rules import Rules
 from ..widgets.turns import shown_line
 from .compare import CompareScreen
 from .rules import RulesScreen
+from .tokens import Routed
 
 if TYPE_CHECKING:
     from .chat import ChatScreen
@@ -28,6 +29,14 @@ def skipped_text(chat: ChatScreen) -> str:
     """` (20% skipped)` where a threshold holds."""
     share = skipped_share(chat) if chat.rules.routing.threshold else None
     return "" if share is None else f" ({share:.0%} skipped)"
+
+
+def routed_since(chat: ChatScreen, first: int) -> Routed | None:
+    """The chat's tokens; None, and a note, where none was routed yet."""
+    if not chat.model.config.n_expert or chat.model.trace.count <= first:
+        chat.notify("no token has been routed yet", timeout=2)
+        return None
+    return Routed(chat.model, first)
 
 
 def open_rules(chat: ChatScreen) -> None:

@@ -24,7 +24,7 @@ KEYS = {
     "Ctrl+T": "route as the app was started",
     "F3": "show or hide the experts",
     "F4, F5": "fewer, more experts a token (outside the input: [ and ])",
-    "Tab": "between input, transcript and heatmap (there the arrows name cells)",
+    "Tab": "between input, transcript and heatmap (there the arrows name cells, Enter lists a cell's tokens)",
     "Ctrl+P": "all commands",
     "Ctrl+Q, Ctrl+C": "quit (Ctrl+C copies where text is selected)",
 }

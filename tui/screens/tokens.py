@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -27,12 +26,36 @@ MOST = 2000
 """Tokens shown, the newest."""
 OTHERS = 2
 """Candidates shown that were not chosen."""
+FOLLOW = 0.5
+"""Seconds between looks for new tokens."""
 
 
-def pieces_of(model: Model, tokens: Sequence[int]) -> list[str]:
-    """Harmless texts of tokens; a character of several tokens stands at its last."""
-    decoder = StreamDecoder(model.tokenizer, special=True)
-    return [shown(decoder.push(token)) for token in tokens]
+class Routed:
+    """The newest MOST tokens of a trace since one, with their harmless texts; `read` takes in what is new.
+
+    A character of several tokens stands at its last.
+    """
+
+    def __init__(self, model: Model, since: int) -> None:
+        self._model, self._since = model, since
+        self._decoder = StreamDecoder(model.tokenizer, special=True)
+        self.pieces: list[str] = []
+        self.first = since
+        self.routed = self.read()
+
+    def read(self) -> TraceSlice:
+        """Everything there is now; `first` is the number of its first token."""
+        trace = self._model.trace
+        routed = trace.read(max(self._since, trace.count - MOST))
+        held = self.first + len(self.pieces)
+        if routed.first > held:  # tokens are lost: their characters too
+            self.pieces, self.first = [], routed.first
+            held = routed.first
+        new = routed.tokens[held - routed.first :].tolist()
+        self.pieces += [shown(self._decoder.push(token)) for token in new]
+        del self.pieces[: routed.first - self.first]
+        self.first, self.routed = routed.first, routed
+        return routed
 
 
 def path_lines(experts: Any, weights: Any, router: Any | None) -> list[tuple[str, str]]:
@@ -62,12 +85,30 @@ class TokensScreen(Screen[None]):
         Binding("down", "layer(1)", "Layer below", id="tokens.down"),
     ]
 
-    def __init__(self, pieces: Sequence[str], routed: TraceSlice) -> None:
+    def __init__(self, model: Model, source: Routed, token: int | None = None, layer: int = 0) -> None:
+        """`token` is selected, counted from the source's first; without one the newest, also when others come."""
         super().__init__()
-        self._pieces, self._routed = pieces, routed
-        self.token, self.layer_shown = len(pieces) - 1, 0
-        heaviest = np.argmax(routed.weights, axis=2)[:, :, None]
-        self._first = np.take_along_axis(routed.experts, heaviest, 2)[:, :, 0]
+        self._model, self._source = model, source
+        self.token = len(source.pieces) - 1 if token is None else token
+        self.layer_shown = layer
+        self._take()
+
+    def _take(self) -> None:
+        self._routed, self._pieces = self._source.routed, self._source.pieces
+        heaviest = np.argmax(self._routed.weights, axis=2)[:, :, None]
+        self._first = np.take_along_axis(self._routed.experts, heaviest, 2)[:, :, 0]
+
+    def _follow(self) -> None:
+        """Show tokens that came since; the newest stays selected if it was."""
+        source = self._source
+        if self._model.trace.count == source.first + len(source.pieces):
+            return
+        at_end, number = self.token == len(self._pieces) - 1, source.first + self.token
+        source.read()
+        self._take()
+        self.token = len(self._pieces) - 1 if at_end else max(0, number - source.first)
+        self.query_one(TokenText).take(self._pieces)
+        self._show()
 
     def compose(self) -> ComposeResult:
         yield Static(id="tokens-title", markup=False)
@@ -82,6 +123,7 @@ class TokensScreen(Screen[None]):
     def on_mount(self) -> None:
         self.query_one(TokenText).focus()
         self._show()
+        self.set_interval(FOLLOW, self._follow)
 
     def _show(self) -> None:
         routed, token = self._routed, self.token

@@ -16,6 +16,7 @@ from textual.widgets import Static
 
 from localmoe.experts.statistics import DECODE, PREFILL, ExpertStatistics
 
+from ..messages import CellOpened
 from .cells import MAX_CELL, fit
 from .heatmap import Heatmap
 from .palette import scale_span
@@ -288,6 +289,12 @@ class ExpertPane(Vertical):
         self._cell = None if event.layer is None or event.expert is None else (event.layer, event.expert)
         self._title()
         self._figures()
+
+    @on(Heatmap.Opened)
+    def _opened(self, event: Heatmap.Opened) -> None:
+        event.stop()
+        expert = event.expert if self._order is None else int(self._order[event.layer, event.expert])
+        self.post_message(CellOpened(event.layer, expert))
 
     def _cell_figures(self, layer: int, expert: int) -> Content:
         """What is known of the cell under the mouse or the cursor."""

@@ -50,6 +50,7 @@ class Heatmap(Widget):
         Binding("down", "point(1, 0)", "Cell below", id="heatmap.down", show=False),
         Binding("left", "point(0, -1)", "Cell on the left", id="heatmap.left", show=False),
         Binding("right", "point(0, 1)", "Cell on the right", id="heatmap.right", show=False),
+        Binding("enter", "open", "The cell's tokens", id="heatmap.open", show=False),
     ]
 
     @dataclass
@@ -58,6 +59,13 @@ class Heatmap(Widget):
 
         layer: int | None
         expert: int | None
+
+    @dataclass
+    class Opened(Message):
+        """A cell was chosen: its busiest layer and expert."""
+
+        layer: int
+        expert: int
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -223,6 +231,25 @@ class Heatmap(Widget):
         self._cursor = row, column
         self.post_message(self.Pointed(row * cells.per_row, column * cells.per_column))
         self.refresh()
+
+    def action_open(self) -> None:
+        """Choose the cell under the cursor."""
+        cells = self._cells
+        if cells is not None and self._cursor is not None:
+            self._open(self._cursor[0] * cells.per_row, self._cursor[1] * cells.per_column)
+
+    def on_click(self, event: events.Click) -> None:
+        at = self.cell_at(event.x, event.y)
+        if at is not None:
+            self._open(*at)
+
+    def _open(self, layer: int, expert: int) -> None:
+        """Say which of the layers and experts behind a cell, from these on, is the busiest."""
+        cells = self._cells
+        assert cells is not None
+        behind = np.nan_to_num(self._ratio[layer : layer + cells.per_row, expert : expert + cells.per_column], nan=-1.0)
+        down, right = divmod(int(behind.argmax()), behind.shape[1])
+        self.post_message(self.Opened(layer + down, expert + right))
 
     def on_blur(self) -> None:
         self._cursor = None

@@ -79,6 +79,11 @@ class TokenText(Widget, can_focus=True):
         self._keep_in_sight()
         self.refresh()
 
+    def take(self, pieces: Sequence[str]) -> None:
+        """Other tokens, harmless already; `show` must follow."""
+        self._pieces, self._experts = pieces, ()
+        self._wrap()
+
     def on_resize(self, _: events.Resize) -> None:
         self._wrap()
         self._keep_in_sight()
