@@ -61,7 +61,7 @@ def list_neighbours(places: np.ndarray, levels: np.ndarray, wanted: int, starts:
         for point in range(len(levels)):
             square = 0
             for i in range(levels.shape[1]):
-                difference = np.int32(places[place, i]) - np.int32(levels[point, i])
+                difference = int(places[place, i]) - int(levels[point, i])
                 square += difference * difference
             squares[point] = square
             counts[square] += 1
