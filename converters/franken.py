@@ -22,8 +22,9 @@ from .checkpoint import listing
 from .franken_recipe import RUN_MODES, Recipe
 from .franken_router import router_rows
 from .franken_source import Sources, join_tensors, open_sources, quantized
+from .imatrix import Imatrix
 from .pipeline import WriteReport, write_model
-from .recipe import COPY, find_recipe
+from .recipe import COPY, Options, find_recipe
 from .source import MetaValue, SourceModel, SourceTensor
 from .split import Split
 
@@ -52,6 +53,8 @@ def build(
     *,
     seed: int = 0,
     pre: str | None = None,
+    options: Options | None = None,
+    imatrix: Imatrix | None = None,
     split: Split | None = None,
     allow_requantize: bool = False,
     dry_run: bool = False,
@@ -62,8 +65,9 @@ def build(
     """Write the recipe's model to `out`, all or nothing.
 
     `file_type` None: Q4_K_M, or where a source is quantized already, every tensor as it is (experts that get noise then
-    become Q8_0). `seed` decides noise and random routers. `notify` is told notes, a line each. BadInputError: sources
-    that cannot be merged; UsageError: weights would be quantized again without `allow_requantize`, `out` is a source.
+    become Q8_0). `options` and `imatrix` as `write_model` takes them. `seed` decides noise and random routers. `notify`
+    is told notes, a line each. BadInputError: sources that cannot be merged; UsageError: weights would be quantized
+    again without `allow_requantize`, `out` is a source.
     """
     progress = progress or Silent()
     with ExitStack() as stack:
@@ -76,8 +80,9 @@ def build(
             notify(f"dtype {recipe.dtype} is for unquantized weights alone: quantized ones stay as they are")
         # everything that can be refused is refused before the base model runs
         report = write_model(
-            plan, out, chosen, split=split, allow_requantize=allow_requantize, dry_run=True, notify=_unheard
-        )
+            plan, out, chosen, options=options, imatrix=imatrix, split=split, allow_requantize=allow_requantize,
+            dry_run=True, notify=_unheard,
+        )  # fmt: skip
         for line in _summary(report.notices):
             notify(line)
         if dry_run:
@@ -89,8 +94,8 @@ def build(
         )
         model = _joined(recipe, sources, router, chosen, seed, allow_requantize)
         report = write_model(
-            model, out, chosen, split=split, allow_requantize=allow_requantize, progress=progress,
-            n_threads=n_threads, notify=_unheard,
+            model, out, chosen, options=options, imatrix=imatrix, split=split, allow_requantize=allow_requantize,
+            progress=progress, n_threads=n_threads, notify=_unheard,
         )  # fmt: skip
     return Franken(recipe, report, router)
 

@@ -57,6 +57,7 @@ class Options:
     overrides: tuple[tuple[re.Pattern[str], Type], ...] = ()
     output_type: Type | None = None
     token_embedding_type: Type | None = None
+    leave_output: bool = False
     has_imatrix: bool = False
 
 
@@ -99,6 +100,7 @@ def parse_options(
     overrides: Sequence[tuple[str, str]] = (),
     output_type: str | None = None,
     token_embedding_type: str | None = None,
+    leave_output: bool = False,
 ) -> Options:
     """Options from what a command line holds; UsageError for a type or expression that is none."""
     compiled = []
@@ -113,6 +115,7 @@ def parse_options(
         overrides=tuple(compiled),
         output_type=parse_type(output_type) if output_type else None,
         token_embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
+        leave_output=leave_output,
     )
 
 
@@ -155,7 +158,9 @@ def choose_types(model: SourceModel, file_type: str, options: Options) -> Iterat
     tensors = file_order(model, recipe.name)
     state = _start(model, tensors, recipe, options)
     for tensor in tensors:
-        if may_quantize(tensor):
+        if options.leave_output and category(tensor.name) == "output":
+            yield Choice(tensor, tensor.type)
+        elif may_quantize(tensor):
             chosen = _choose(state, tensor, model.label)
             yield _fitting(tensor, chosen) if FORMATS[recipe.default].quantized else Choice(tensor, chosen)
         else:

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from localmoe.cli.quantize import ImatrixFile, SplitMaxSize, SplitMaxTensors, summary, table
+from localmoe.cli.quantize import SplitMaxSize, SplitMaxTensors, summary, table
+from localmoe.cli.type_options import (
+    ImatrixFile,
+    LeaveOutputTensor,
+    OutputTensorType,
+    Pure,
+    TensorType,
+    TokenEmbeddingType,
+    type_options,
+)
 
 if TYPE_CHECKING:
     from localmoe.converters.pipeline import WriteReport
@@ -37,6 +46,11 @@ def convert(
         str | None,
         typer.Option("--pre", metavar="NAME", help="The pre-tokenizer, by llama.cpp's name, if it is not recognised."),
     ] = None,
+    pure: Pure = False,
+    tensor_type: TensorType = None,
+    output_tensor_type: OutputTensorType = None,
+    token_embedding_type: TokenEmbeddingType = None,
+    leave_output_tensor: LeaveOutputTensor = False,
     imatrix: ImatrixFile = None,
     allow_pickle: Annotated[
         bool,
@@ -60,6 +74,7 @@ def convert(
 
     options: dict[str, Any] = {
         "split": parse_split(split_max_size, split_max_tensors), "dry_run": dry_run, "progress": TerminalProgress(),
+        "options": type_options(pure, tensor_type, output_tensor_type, token_embedding_type, leave_output_tensor),
         "n_threads": threads, "imatrix": read_imatrix(imatrix) if imatrix is not None else None,
     }  # fmt: skip
     if source.is_dir():

@@ -10,6 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from localmoe.cli.quantize import SplitMaxSize, SplitMaxTensors, summary, table
+from localmoe.cli.type_options import (
+    ImatrixFile,
+    LeaveOutputTensor,
+    OutputTensorType,
+    Pure,
+    TensorType,
+    TokenEmbeddingType,
+    type_options,
+)
 
 if TYPE_CHECKING:
     from localmoe.converters.franken import Franken
@@ -36,6 +45,12 @@ def franken(
         str | None,
         typer.Option("--pre", metavar="NAME", help="The pre-tokenizer, by llama.cpp's name, if it is not recognised."),
     ] = None,
+    pure: Pure = False,
+    tensor_type: TensorType = None,
+    output_tensor_type: OutputTensorType = None,
+    token_embedding_type: TokenEmbeddingType = None,
+    leave_output_tensor: LeaveOutputTensor = False,
+    imatrix: ImatrixFile = None,
     allow_requantize: Annotated[
         bool,
         typer.Option("--allow-requantize", help="Quantize weights that are quantized already; they lose quality."),
@@ -78,16 +93,20 @@ def franken(
     """
     from localmoe.converters.franken import build
     from localmoe.converters.franken_recipe import read_recipe
+    from localmoe.converters.imatrix import read_imatrix
     from localmoe.converters.split import parse_split
     from localmoe.errors import UsageError
     from localmoe.progress import TerminalProgress
 
     if report not in ("text", "json", "none"):
         raise UsageError("unknown form of report", item="--report", got=repr(report), expected="text, json or none")
+    options = type_options(pure, tensor_type, output_tensor_type, token_embedding_type, leave_output_tensor)
+    matrix = read_imatrix(imatrix) if imatrix is not None else None
     split = parse_split(split_max_size, split_max_tensors)
     built = build(
-        read_recipe(recipe, _note), out, file_type, seed=seed, pre=pre, split=split, allow_requantize=allow_requantize,
-        dry_run=dry_run, progress=TerminalProgress(), n_threads=threads, notify=_note,
+        read_recipe(recipe, _note), out, file_type, seed=seed, pre=pre, options=options, imatrix=matrix, split=split,
+        allow_requantize=allow_requantize, dry_run=dry_run, progress=TerminalProgress(), n_threads=threads,
+        notify=_note,
     )  # fmt: skip
     _show(built, report, threads)
 

@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from localmoe.cli.type_options import (
+    ImatrixFile,
+    LeaveOutputTensor,
+    OutputTensorType,
+    Pure,
+    TensorType,
+    TokenEmbeddingType,
+    type_options,
+)
+
 if TYPE_CHECKING:
     from localmoe.converters.pipeline import WriteReport
 
-ImatrixFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--imatrix", metavar="FILE", readable=False,
-        help="Weigh columns by an importance matrix (GGUF, or the older .dat); `localmoe imatrix` makes one.",
-    ),
-]  # fmt: skip
 SplitMaxSize = Annotated[
     str | None,
     typer.Option(
@@ -37,23 +40,11 @@ def quantize(
     file_type: Annotated[
         str, typer.Argument(metavar="TYPE", help="Q4_K_M, Q6_K, Q8_0, F16, ...; COPY keeps all types as they are.")
     ],
-    pure: Annotated[
-        bool, typer.Option("--pure", help="One type for all matrices, without the mix's exceptions.")
-    ] = False,
-    tensor_type: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tensor-type",
-            metavar="RE=TYPE",
-            help="The type of tensors whose names match. Repeatable; first match wins.",
-        ),
-    ] = None,
-    output_tensor_type: Annotated[
-        str | None, typer.Option("--output-tensor-type", metavar="TYPE", help="The type of output.weight.")
-    ] = None,
-    token_embedding_type: Annotated[
-        str | None, typer.Option("--token-embedding-type", metavar="TYPE", help="The type of token_embd.weight.")
-    ] = None,
+    pure: Pure = False,
+    tensor_type: TensorType = None,
+    output_tensor_type: OutputTensorType = None,
+    token_embedding_type: TokenEmbeddingType = None,
+    leave_output_tensor: LeaveOutputTensor = False,
     imatrix: ImatrixFile = None,
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Quantize tensors that are quantized already; they lose quality.")
@@ -70,17 +61,11 @@ def quantize(
     from localmoe.converters.gguf_source import gguf_source
     from localmoe.converters.imatrix import read_imatrix
     from localmoe.converters.pipeline import write_model
-    from localmoe.converters.recipe import parse_options
     from localmoe.converters.split import parse_split
     from localmoe.gguf_file import open_gguf, visible
     from localmoe.progress import TerminalProgress
 
-    options = parse_options(
-        pure=pure,
-        overrides=[split_override(text) for text in tensor_type or ()],
-        output_type=output_tensor_type,
-        token_embedding_type=token_embedding_type,
-    )
+    options = type_options(pure, tensor_type, output_tensor_type, token_embedding_type, leave_output_tensor)
     split = parse_split(split_max_size, split_max_tensors, keep=keep_split)
     matrix = read_imatrix(imatrix) if imatrix is not None else None
     with open_gguf(source) as gguf:
@@ -92,16 +77,6 @@ def quantize(
         print(table(report))
     else:
         print(f"{visible(str(report.path))}: {report.file_type}, {summary(report)}", file=sys.stderr)
-
-
-def split_override(text: str) -> tuple[str, str]:
-    """`RE=TYPE` in two; the last `=` counts. UsageError without one."""
-    from localmoe.errors import UsageError
-
-    expression, equals, type_name = text.rpartition("=")
-    if not equals or not expression:
-        raise UsageError("--tensor-type", got=repr(text), expected="RE=TYPE")
-    return expression, type_name
 
 
 def table(report: WriteReport) -> str:

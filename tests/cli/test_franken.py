@@ -15,6 +15,8 @@ from localmoe.converters import franken_report
 from localmoe.converters.franken import build
 from localmoe.converters.franken_recipe import read_recipe
 from localmoe.converters.franken_report import describe, row_cosines
+from localmoe.converters.imatrix import Entry, Imatrix, write_imatrix
+from localmoe.gguf_file import open_gguf
 from tests.tiny import write_tiny
 
 
@@ -41,6 +43,26 @@ def test_the_path_is_the_result_and_the_report_goes_to_stderr(recipe: Path, capf
     assert "was not trained" in said
     with localmoe.load(str(out)) as model:
         assert model.config.n_expert_used == 1
+
+
+def test_types_and_an_importance_matrix_as_in_quantize(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The file is the one that `quantize` makes of the merge in F32 with the same options."""
+    merged, direct, indirect = (recipe.with_name(name) for name in ("merged.gguf", "direct.gguf", "indirect.gguf"))
+    assert main(["franken", str(recipe), "-o", str(merged), "--type", "F32", "--report", "none"]) == 0
+    with open_gguf(merged) as opened:
+        down = opened.tensors["blk.0.ffn_down_exps.weight"].shape
+    sums = np.random.default_rng(1).random((down[0], down[-1]), np.float32)
+    entry = Entry(sums, np.array([3, 5]))
+    write_imatrix(Imatrix({"blk.0.ffn_down_exps.weight": entry}, ("text",), 2, 64), recipe.with_name("m.gguf"))
+    options = ["--imatrix", str(recipe.with_name("m.gguf")), "--tensor-type", "attn_q=IQ4_NL", "--leave-output-tensor"]
+    arguments = ["--type", "Q4_0", "--token-embedding-type", "Q8_0", *options]
+    assert main(["franken", str(recipe), "-o", str(direct), "--report", "none", *arguments]) == 0
+    assert main(["quantize", str(merged), str(indirect), "Q4_0", "--token-embedding-type", "Q8_0", *options]) == 0
+    with open_gguf(direct) as mine, open_gguf(indirect) as other:
+        assert mine.tensors["blk.0.attn_q.weight"].type.name == "IQ4_NL"
+        for name, info in other.tensors.items():
+            assert mine.tensors[name].type == info.type
+            np.testing.assert_array_equal(mine.raw(name), other.raw(name), err_msg=name)
 
 
 def test_the_report_as_json(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -57,6 +57,10 @@ def test_options_choose_types(source: Path, tmp_path: Path) -> None:
     assert types["output.weight"] == "Q8_0"
     assert types["token_embd.weight"] == "F16"
     assert types["blk.1.attn_v.weight"] == types["blk.1.ffn_down_exps.weight"] == "Q4_K"
+    assert quantize(source, out, "IQ4_XS", "--leave-output-tensor") == 0
+    with open_gguf(out) as written:
+        types = {name: info.type.name for name, info in written.tensors.items()}
+    assert (types["output.weight"], types["blk.1.attn_q.weight"]) == ("F16", "IQ4_XS")
 
 
 def test_fallbacks_are_announced_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +78,8 @@ def test_fallbacks_are_announced_on_stderr(tmp_path: Path, capsys: pytest.Captur
         (["{in}", "{out}", "Q8_0", "--tensor-type", "attn_q"], "error: --tensor-type, got 'attn_q', expected RE=TYPE"),
         (["{in}", "{out}", "Q8_0", "--tensor-type", "(=Q8_0"], "error: not a regular expression: "),
         (["{in}", "{out}", "Q8_0", "--tensor-type", "a=Q7"], "error: unknown tensor type, got Q7, expected one of F32"),
-        (["{in}", "{out}", "Q8_0", "--output-tensor-type", "IQ1_S"], "error: unknown tensor type, got IQ1_S"),
+        (["{in}", "{out}", "Q8_0", "--output-tensor-type", "Q8_K"], "error: unknown tensor type, got Q8_K"),
+        (["{in}", "{out}", "Q8_0", "--output-tensor-type", "IQ1_S"], "error: {in}: output.weight: IQ1_S in Q8_0 needs"),
     ],
 )
 def test_usage_errors(

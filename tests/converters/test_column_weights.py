@@ -13,6 +13,7 @@ from localmoe.converters import gguf_source as gguf_source_module
 from localmoe.converters.gguf_source import gguf_source
 from localmoe.converters.imatrix import Entry, Imatrix
 from localmoe.converters.pipeline import WriteReport, write_model
+from localmoe.converters.recipe import parse_options
 from localmoe.errors import BadInputError, UsageError
 from localmoe.gguf_file import open_gguf
 from tests.tiny import tiny_weights, write_tiny
@@ -94,3 +95,20 @@ def test_an_embeddings_width_does_not_matter(tmp_path: Path) -> None:
 def test_a_type_that_needs_a_matrix(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Q2_K in Q2_K_S needs an importance matrix: --imatrix FILE"):
         quantize(tmp_path, "Q2_K_S", None)
+
+
+@pytest.mark.parametrize("file_type", ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS"])
+def test_low_types_need_a_matrix_and_each_of_their_tensors_in_it(tmp_path: Path, file_type: str) -> None:
+    with pytest.raises(UsageError, match=rf"[_0-9A-Z]+ in {file_type} needs an importance matrix: --imatrix FILE"):
+        quantize(tmp_path, file_type, None)
+    with pytest.raises(BadInputError, match="the importance matrix has no such tensor, which"):
+        quantize(tmp_path, file_type, matrix({DOWN: WIDTHS[DOWN]}))
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_an_embedding_in_a_type_that_cannot_go_without(tmp_path: Path) -> None:
+    """Where ggml would stop the process: --token-embedding-type IQ2_XS without data for the embedding."""
+    source = write_tiny(tmp_path / "in.gguf", **SHAPE)
+    options = parse_options(token_embedding_type="IQ2_XS")
+    with open_gguf(source) as opened, pytest.raises(UsageError, match=r"token_embd\.weight: IQ2_XS in Q4_K_M needs"):
+        write_model(gguf_source(opened), tmp_path / "out.gguf", "Q4_K_M", options=options)

@@ -210,6 +210,20 @@ def test_convert_takes_a_gguf_too(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["convert", str(second), "-o", str(tmp_path / "no.gguf"), "--type", "Q4_0"]) == 2
 
 
+def test_convert_takes_the_options_of_quantize(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Types by name, output and embedding; --pure, and an output left as the checkpoint has it."""
+    folder, out = write_checkpoint(tmp_path / "m"), tmp_path / "out.gguf"
+    options = ["--pure", "--tensor-type", "attn_q=Q5_0", "--token-embedding-type", "F16", "--leave-output-tensor"]
+    assert main(["convert", str(folder), "-o", str(out), "--type", "Q4_0", *options]) == 0
+    types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(out).tensors}
+    assert types["blk.0.attn_q.weight"] == "Q5_0"
+    assert types["blk.0.attn_v.weight"] == "Q4_0"
+    assert types["token_embd.weight"] == "F16"
+    assert types["output.weight"] in ("F32", "BF16", "F16")
+    capsys.readouterr()
+    assert main(["convert", str(folder), "-o", str(out), "--output-tensor-type", "Q9"]) == 2
+
+
 def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--dry-run lists the tensors and leaves no file."""
     folder = write_checkpoint(tmp_path / "m")

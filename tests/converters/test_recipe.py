@@ -117,21 +117,31 @@ def test_output_and_embedding_types() -> None:
     assert tied["token_embd.weight"] == "Q8_0"
 
 
+def test_the_output_can_be_left_as_it_is() -> None:
+    """llama-quantize: before every other option; an embedding that is also the output is quantized."""
+    options = Options(leave_output=True, output_type=Type.Q8_0, pure=True)
+    assert types(shape_model(MIXTRAL), "Q4_K_M", options)["output.weight"] == "F16"
+    bf16 = replace(matrix("output.weight", 256, 256), type=Type.BF16)
+    checkpoint = replace(shape_model(MIXTRAL), tensors=[bf16], origin="checkpoint")
+    assert types(checkpoint, "IQ4_XS", options) == {"output.weight": "BF16"}
+    assert types(shape_model(MIXTRAL | {"tied": True}), "Q4_K_M", options)["token_embd.weight"] == "Q4_K"
+
+
 def test_an_imatrix_spares_the_first_eighth_of_q4_0() -> None:
     chosen = types(shape_model(MIXTRAL), "Q4_0", Options(has_imatrix=True))
     assert [chosen[f"blk.{i}.ffn_down_exps.weight"] for i in (0, 3, 4, 31)] == ["Q4_1", "Q4_1", "Q4_0", "Q4_0"]
 
 
 def test_rows_that_do_not_divide_fall_back_and_say_so() -> None:
-    """llama-quantize: Q3_K -> Q4_0, Q4_K -> Q5_0, Q5_K -> Q5_1, Q6_K -> Q8_0; F16 where 32 does not divide either."""
+    """llama-quantize, from types of 256; F16 where 32 does not divide either."""
     tensors = [matrix("blk.0.attn_q.weight", 64, 96), matrix("blk.0.attn_k.weight", 64, 40)]
     model = replace(shape_model(MIXTRAL | {"n_expert": 0}), tensors=tensors)
-    for file_type, wanted in (("Q3_K_S", "Q4_0"), ("Q4_K_S", "Q5_0"), ("Q5_K_S", "Q5_1"), ("Q6_K", "Q8_0")):
+    fallbacks = {"Q3_K_S": "Q4_0", "IQ4_XS": "IQ4_NL", "Q4_K_S": "Q5_0", "Q5_K_S": "Q5_1", "Q6_K": "Q8_0"}
+    for file_type, wanted in fallbacks.items():
         key, query = choose_types(model, file_type, Options())
         assert (query.type.name, key.type.name) == (wanted, "F16")
-        assert query.notice == (
-            f"blk.0.attn_q.weight: rows of 96 do not divide into blocks of 256 ({file_type[:4]}): {wanted} instead"
-        )
+        blocks = f"blocks of 256 ({find_recipe(file_type).default.name})"
+        assert query.notice == f"blk.0.attn_q.weight: rows of 96 do not divide into {blocks}: {wanted} instead"
 
 
 def test_copy_changes_nothing() -> None:

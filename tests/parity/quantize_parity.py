@@ -46,6 +46,22 @@ MODELS: dict[str, dict[str, Any]] = {
 WITH_IMATRIX = (
     "8 experts", "8 experts, tied, BF16", "5 experts, F16", "4 experts, rows of 64 and 96", "dense",
 )  # fmt: skip
+# what a command line may change: arguments of recipe.parse_options, each for one model and file type
+OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("8 experts", "Q4_K_M", {"pure": True}),
+    ("8 experts", "Q4_K_M", {"leave_output": True}),
+    ("5 experts, F16", "IQ4_XS", {"leave_output": True, "token_embedding_type": "Q8_0"}),
+    ("5 experts, F16", "Q2_K", {"output_type": "Q5_K", "token_embedding_type": "IQ4_NL"}),
+    ("8 experts, tied, BF16", "Q3_K_M", {"output_type": "Q8_0"}),
+    ("8 experts, tied, BF16", "IQ4_XS", {"pure": True, "token_embedding_type": "Q6_K"}),
+    (
+        "8 experts",
+        "Q3_K_S",
+        {"overrides": [[r"blk\.[0-3]\.ffn_", "TQ2_0"], ["attn_(q|k)", "IQ4_XS"], ["ffn_down", "MXFP4"]]},
+    ),
+    ("4 experts, rows of 64 and 96", "Q6_K", {"overrides": [["ffn_down", "IQ4_XS"], ["attn_v", "TQ1_0"]]}),
+    ("dense", "Q4_K_M", {"overrides": [[r"blk\.1\.attn_v", "F16"]], "output_type": "BF16"}),
+)
 CHUNKS = 7
 IMATRIX = " with an imatrix"
 
@@ -63,67 +79,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "n_layer": 30, "n_embd": 576, "n_ff": 1536, "n_head": 9, "n_head_kv": 3, "n_expert": 4, "tied": True,
     },
 }  # fmt: skip
-
-
-def theirs(jobs: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Run llama_model_quantize for jobs {source, out, file_type, dry_run, imatrix}: the types its log names, by tensor.
-
-    `imatrix` is None or a file of NumPy's: sums and counts by tensor. A job may say `refused`: that it has to fail.
-    """
-    import ctypes
-
-    import llama_cpp as lc
-
-    lines: list[str] = []
-
-    @lc.llama_log_callback
-    def keep(level: int, text: bytes, data: Any) -> None:
-        lines.append(text.decode(errors="replace"))
-
-    lc.llama_log_set(keep, ctypes.c_void_p(0))
-    results = []
-    for job in jobs:
-        lines.clear()
-        params = lc.llama_model_quantize_default_params()
-        params.ftype, params.nthread, params.dry_run = job["file_type"], 2, job["dry_run"]
-        if job["imatrix"]:
-            kept = _their_imatrix(lc, job["imatrix"])
-            params.imatrix, params.kv_overrides = kept[0], kept[1]
-        code = lc.llama_model_quantize(job["source"].encode(), job["out"].encode(), ctypes.byref(params))
-        if bool(code) is not job.get("refused", False):
-            raise SystemExit(f"llama_model_quantize of {job} gave {code}: {''.join(lines[-5:])}")
-        results.append(_types_in("".join(lines)))
-    return results
-
-
-def _their_imatrix(lc: Any, path: str) -> tuple[Any, Any, list[Any]]:
-    """What llama-quantize (tools/quantize/quantize.cpp) hands to the library, and the arrays it points to."""
-    import ctypes
-
-    import numpy as np
-
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files}
-    means = []
-    for name in [name.removesuffix(".sums") for name in arrays if name.endswith(".sums")]:
-        values = arrays[name + ".sums"].copy()
-        for row, count in zip(values, arrays[name + ".counts"], strict=True):
-            row[:] = row / np.float32(count) if count > 0 else 1
-        means.append((name.encode(), values))
-    data = (lc.llama_model_imatrix_data * (len(means) + 1))()
-    for slot, (name, values) in zip(data, means, strict=False):
-        slot.name, slot.size = name, values.size
-        slot.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-    keys = (lc.llama_model_kv_override * 5)()
-    numbers = {b"entries_count": len(means), b"chunks_count": CHUNKS}
-    texts = {b"file": path.removesuffix(".npz").encode(), b"dataset": b"text.txt"}
-    for slot, (key, value) in zip(keys, [*texts.items(), *numbers.items()], strict=False):
-        slot.key = b"quantize.imatrix." + key
-        if isinstance(value, int):
-            slot.tag, slot.value.val_i64 = 0, value  # LLAMA_KV_OVERRIDE_TYPE_INT
-        else:
-            slot.tag, slot.value.val_str = 3, value[:127]  # LLAMA_KV_OVERRIDE_TYPE_STR
-    return data, keys, means
 
 
 def make_imatrix(source: Path, path: Path, missing: str = "") -> Any:
@@ -148,23 +103,13 @@ def make_imatrix(source: Path, path: Path, missing: str = "") -> Any:
     return read_imatrix(path)
 
 
-def _types_in(log: str) -> dict[str, str]:
-    types = {}
-    for line in log.splitlines():
-        match = re.match(r"\[ *\d+/ *\d+\] (\S+) +- .* type = +(\w+), (.*)", line)
-        if match:
-            name, old, rest = match.groups()
-            new = re.search(r"MiB \((\w+)\)", rest) or re.search(r"converting to (\w+)", rest)
-            types[name] = (new[1] if new else old).upper()
-    return types
-
-
 def ask_llama(jobs: list[dict[str, Any]], folder: Path) -> list[dict[str, str]]:
-    """`theirs`, in the interpreter that has llama-cpp-python."""
+    """Quantize with llama.cpp: the types of every job's tensors, by name."""
     python = os.environ.get("LLAMA_PYTHON") or sys.executable
     asked, answer = folder / "jobs.json", folder / "answer.json"
-    asked.write_text(json.dumps(jobs))
-    subprocess.run([python, __file__, "--theirs", str(asked), str(answer)], check=True)
+    asked.write_text(json.dumps([job | {"chunks": CHUNKS} for job in jobs]))
+    peer = Path(__file__).parent / "peers" / "llama_quantize_jobs.py"
+    subprocess.run([python, str(peer), str(asked), str(answer)], check=True)
     result: list[dict[str, str]] = json.loads(answer.read_text())
     return result
 
@@ -196,16 +141,43 @@ def compare_files(folder: Path, types: list[str]) -> tuple[int, list[str]]:
     return sum(not job["refused"] for job in jobs), differ
 
 
-def _write(source: Path, out: Path, file_type: str, matrix: Any) -> bool:
+def compare_options(folder: Path) -> tuple[int, list[str]]:
+    """Whole files with each of `OPTIONS`: how many, and which differ."""
+    from localmoe.converters.recipe import RECIPES
+    from tests.tiny import write_tiny
+
+    jobs = []
+    for number, (label, file_type, options) in enumerate(OPTIONS):
+        source = write_tiny(folder / f"options-{number}.gguf", **MODELS[label])
+        out = folder / f"options-{number}-out.gguf"
+        _write(source, out, file_type, None, options)
+        jobs.append({
+            "source": str(source), "out": f"{out}.theirs", "file_type": int(RECIPES[file_type].file_type),
+            "dry_run": False, "imatrix": None, "options": options,
+        })  # fmt: skip
+    ask_llama(jobs, folder)
+    differ = []
+    for (label, file_type, options), job in zip(OPTIONS, jobs, strict=True):
+        their = Path(str(job["out"]))
+        if their.read_bytes() != their.with_suffix("").read_bytes():
+            differ.append(f"{label} -> {file_type} with {options}")
+    return len(jobs), differ
+
+
+def _write(source: Path, out: Path, file_type: str, matrix: Any, options: dict[str, Any] | None = None) -> bool:
     """Quantize; False where that takes an importance matrix."""
     from localmoe.converters.gguf_source import gguf_source
     from localmoe.converters.pipeline import write_model
+    from localmoe.converters.recipe import parse_options
     from localmoe.errors import UsageError
     from localmoe.gguf_file import open_gguf
 
     with open_gguf(source) as gguf:
         try:
-            write_model(gguf_source(gguf), out, file_type, imatrix=matrix, notify=lambda line: None)
+            write_model(
+                gguf_source(gguf), out, file_type, imatrix=matrix, options=parse_options(**(options or {})),
+                notify=lambda line: None,
+            )  # fmt: skip
         except UsageError as error:
             if "needs an importance matrix" in str(error):
                 return False
@@ -323,22 +295,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--record", type=Path)
     parser.add_argument("--types", help="only these file types; all without")
-    parser.add_argument("--theirs", nargs=2, type=Path, metavar=("JOBS", "ANSWER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.theirs:
-        options.theirs[1].write_text(json.dumps(theirs(json.loads(options.theirs[0].read_text()))))
-        return 0
     from localmoe.converters.recipe import RECIPES
 
     types = options.types.split(",") if options.types else list(RECIPES)
     with tempfile.TemporaryDirectory() as folder:
         n_files, differ = compare_files(Path(folder), types)
+        n_options, with_options = compare_options(Path(folder))
         recorded, other = compare_types(Path(folder), types)
     if options.record:
         options.record.write_text(json.dumps({"shapes": SHAPES, "types": recorded}, indent=1) + "\n")
     n_types = sum(len(types) for types in recorded.values())
-    differ += other
-    print(json.dumps({"test": "quantize", "files": n_files, "type_tables": n_types, "differ": differ}))
+    differ += with_options + other
+    print(
+        json.dumps(
+            {"test": "quantize", "files": n_files, "with_options": n_options, "type_tables": n_types, "differ": differ}
+        )
+    )
     return 1 if differ else 0
 
 
