@@ -1,18 +1,16 @@
 """Q4_K, Q5_K and Q6_K encoding, sixteen sub-blocks side by side.
 
-Source: ggml-quants.c, `make_qkx2_quants`, `make_qx_quants` and `quantize_row_q*_K_ref` (no importance matrix). Encoders
+Source: ggml-quants.c, `quantize_row_q*_K_ref` (no importance matrix). Encoders
 take addresses: n blocks of 256 float32 at `x`, blocks at `out`, `SCRATCH` bytes of scratch.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from localmoe.jit import njit
 
-from .fit import affine_steps, fit_affine
+from .fit import affine_steps, fit_affine, fit_signed, signed_level, signed_steps
 from .lanes import (
     N,
     absolute,
@@ -35,7 +33,6 @@ from .lanes import (
     sqrt,
     store_f,
     store_u8,
-    to_f,
 )  # fmt: skip
 from .legacy import transpose
 
@@ -45,7 +42,7 @@ SCRATCH = 3 * _TILE + 8 * 64
 
 # what each step of the search adds to the number of levels: rmin + rdelta * step, and 0.1 * step
 _STEPS_4, _STEPS_5 = affine_steps(-1.0, 0.1, 20, 15), affine_steps(-0.5, 0.1, 15, 31)
-_STEPS_6 = -(np.float32(32) + np.float32(0.1) * np.array([s for s in range(-9, 10) if s], dtype=np.float32))
+_STEPS_6 = signed_steps(32)
 
 
 @njit
@@ -155,49 +152,6 @@ def encode_q5_k(x: int, out: int, n: int, scratch: int) -> None:
 
 
 @njit
-def _level_sums(tile: int, weighted: int, inverse: Any) -> Any:
-    """Sums of w * x * l and w * l * l with w = x^2 for levels -32..31 of a tile of 16."""
-    lowest, highest = splat_i(np.int32(-32)), splat_i(np.int32(31))
-    sum_lx, sum_l2 = splat_f(np.float32(0)), splat_f(np.float32(0))
-    for i in range(16):
-        v = load_f(tile + 64 * i)
-        q = to_f(clamp(nearest(inverse * v), lowest, highest))
-        w = v * v
-        sum_lx = sum_lx + load_f(weighted + 64 * i) * q
-        sum_l2 = sum_l2 + w * q * q
-    return sum_lx, sum_l2
-
-
-@njit
-def _fit_signed(scratch: int, steps: np.ndarray) -> Any:
-    """make_qx_quants with 32 levels a side: scale, the inverse scale that gives the levels chosen, and empty lanes."""
-    tile, weighted = scratch, scratch + _W
-    zero = splat_f(np.float32(0))
-    amax, extreme = zero, zero
-    for i in range(16):
-        v = load_f(tile + 64 * i)
-        size = absolute(v)
-        more = size > amax
-        amax = select(more, size, amax)
-        extreme = select(more, v, extreme)
-        store_f(weighted + 64 * i, v * v * v)
-    empty = amax < splat_f(np.float32(1e-15))
-    inverse = splat_f(np.float32(-32)) / extreme
-    sum_lx, sum_l2 = _level_sums(tile, weighted, inverse)
-    scale = select(sum_l2 == zero, zero, sum_lx / sum_l2)
-    best = scale * sum_lx
-    best_inverse = inverse
-    for s in range(steps.size):
-        inverse = splat_f(steps[s]) / extreme
-        sum_lx, sum_l2 = _level_sums(tile, weighted, inverse)
-        better = (sum_l2 > zero) & (sum_lx * sum_lx > best * sum_l2)
-        scale = select(better, sum_lx / sum_l2, scale)
-        best = select(better, scale * sum_lx, best)
-        best_inverse = select(better, inverse, best_inverse)
-    return select(empty, zero, scale), best_inverse, empty
-
-
-@njit
 def _scale_signed(lanes: int, out: int) -> bool:
     """Sixteen scales at `lanes` to 16 int8 and d at `out` (offset 192); decoded ones go back. False: all are zero."""
     max_scale, max_abs = np.float32(0), np.float32(0)
@@ -240,12 +194,15 @@ def _pack_6(levels: int, out: int) -> None:
 def encode_q6_k(x: int, out: int, n: int, scratch: int) -> None:
     """Sixteen sub-blocks of 16 in 6 bits with int8 scales: one block a tile."""
     tile, levels, lanes = scratch, scratch + _L, scratch + _LANES
-    zero, lowest, highest = splat_f(np.float32(0)), splat_i(np.int32(-32)), splat_i(np.int32(31))
-    middle, none = splat_i(np.int32(32)), splat_i(np.int32(0))
+    zero, middle = splat_f(np.float32(0)), splat_i(np.int32(32))
+    lowest, highest = splat_i(np.int32(-32)), splat_i(np.int32(31))
     for block in range(n):
         target = out + 210 * block
         transpose(x, tile, 16 * block, 16 * n - 1, 16)
-        scale, inverse, empty = _fit_signed(scratch, _STEPS_6)
+        for i in range(16):
+            v = load_f(tile + 64 * i)
+            store_f(scratch + _W + 64 * i, v * v)
+        scale, inverse, empty = fit_signed(tile, scratch + _W, 16, 32, _STEPS_6)
         store_f(lanes, scale)
         if not _scale_signed(lanes, target):
             for byte in range(210):
@@ -256,6 +213,5 @@ def encode_q6_k(x: int, out: int, n: int, scratch: int) -> None:
         for i in range(16):
             v = load_f(tile + 64 * i)
             q = clamp(nearest(v / d), lowest, highest) + middle
-            searched = select(empty, none, clamp(nearest(inverse * v), lowest, highest) + middle)
-            store_u8(levels + N * i, select(unscaled, searched, q))
+            store_u8(levels + N * i, select(unscaled, signed_level(v, inverse, empty, 32), q))
         _pack_6(levels, target)
