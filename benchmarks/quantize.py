@@ -74,11 +74,12 @@ def load_encoders() -> None:
 
     from localmoe.converters import gguf_source, pipeline  # noqa: F401
     from localmoe.converters.convert_rows import convert
+    from localmoe.quants.encode import NEED_IMPORTANCES
     from localmoe.quants.formats import FORMATS
 
     rows = np.ones((2, 256), np.float16)
     for form in FORMATS.values():
-        if form.encodes:
+        if form.encodes and form.type not in NEED_IMPORTANCES:
             convert(rows, GGMLQuantizationType.F16, form.type, 256)
 
 
@@ -96,7 +97,10 @@ def llama(source: str, out: str, file_type: str, threads: int) -> None:
         raise SystemExit("llama_model_quantize failed")
 
 
-FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18}
+FILE_TYPES = {
+    "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q2_K": 10, "Q3_K_M": 12, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17,
+    "Q6_K": 18, "IQ4_NL": 25, "IQ3_S": 26, "IQ4_XS": 30, "TQ2_0": 37, "MXFP4_MOE": 38,
+}  # fmt: skip
 ENGINES = {"localmoe": (localmoe, sys.executable), "llama.cpp": (llama, LLAMA_PYTHON)}
 
 
