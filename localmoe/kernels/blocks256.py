@@ -8,7 +8,7 @@ multiplies. Layouts: ggml-common.h.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llvmlite import ir
@@ -19,6 +19,7 @@ from localmoe.kernels.grids import (
     I32,
     U8X32,
     U8X64,
+    Index,
     choose_by_bits,
     constant,
     eighth_sign,
@@ -40,15 +41,19 @@ _U32X8, _U32X16 = ir.VectorType(I32, 8), ir.VectorType(I32, 16)
 _EACH_TWICE = [i // 2 for i in range(16)]
 
 
+Weights = Callable[[Sequence[Value]], list[list[Value]]]
+
+
 @dataclass(frozen=True)
 class Block256:
     """One type: its block's bytes, the code that reads one, and what the numbers that come out stand for.
 
-    `weights` gives four vectors of 64 bytes, `scales` 16 int16, `half` the 16 bits of d. `sub` weights share a scale.
+    `weights` gives four vectors of 64 bytes for each of one or two blocks, `scales` 16 int16, `half` the 16 bits of d.
+    `sub` weights share a scale.
     """
 
     size: int
-    weights: Callable[[Value], list[Value]]
+    weights: Weights
     scales: Callable[[Value], Value]
     half: Callable[[Value], Value]
     factor: float
@@ -60,6 +65,23 @@ class Block256:
     def signed(self) -> bool:
         """Whether bytes are of the full range."""
         return self.most > 127
+
+
+def _each(weights: Callable[[Value], list[Value]]) -> Weights:
+    return lambda blocks: [weights(o) for o in blocks]
+
+
+def _of_grid(
+    name: str, index: Callable[[Value], Index], finish: Callable[[Value, list[Value]], list[Value]],
+    times: int, plus: int,
+) -> Weights:  # fmt: skip
+    """Entries of a code book, of which `finish(o, vectors)` makes the bytes."""
+
+    def weights(blocks: Sequence[Value]) -> list[list[Value]]:
+        found = entries(name, [index(o) for o in blocks], times, plus)
+        return [finish(o, vectors) for o, vectors in zip(blocks, found, strict=True)]
+
+    return weights
 
 
 def _half_at(at: int) -> Callable[[Value], Value]:
@@ -118,22 +140,28 @@ def _iq4_xs_scales(o: Value) -> Value:
 # --- IQ3_S: d qs[64] qh[8] signs[32] scales[4]; IQ3_XXS: d qs[64] (scale and signs)[32] -----------------------
 
 
-def _iq3_s_weights(o: Value) -> list[Value]:
-    low, bits = (o + 2).load(U8X64), (o + 66).load(ir.VectorType(I8, 8))
-    repeated = pick(bits, [i // 8 for i in range(64)])
+def _iq3_s_index(o: Value) -> Index:
+    repeated = pick((o + 66).load(_U8X8), [i // 8 for i in range(64)])
     ones = constant(repeated, [1 << (i % 8) for i in range(64)])
     met = o.b.icmp_unsigned("!=", (repeated & ones).v, repeated.constant(0))
-    high = Value(o.b, o.b.zext(met, U8X64))
-    return _negated(entries("IQ3_S", low, high, 1, 15), (o + 74).load(U8X32), 15)
+    return (o + 2).load(U8X64), Value(o.b, o.b.zext(met, U8X64))
+
+
+def _signed_at(at: int, offset: int) -> Callable[[Value, list[Value]], list[Value]]:
+    """Signs are 32 bytes of the block."""
+    return lambda o, vectors: _negated(vectors, (o + at).load(U8X32), offset)
 
 
 def _iq3_s_scales(o: Value) -> Value:
     return _odd(pick(zero_extend(_interleaved_nibbles((o + 106).load(_U8X4)), 16), _EACH_TWICE))
 
 
-def _iq3_xxs_weights(o: Value) -> list[Value]:
-    signs = eighth_sign(sevens_of((o + 66).load(_U32X8)))
-    return _negated(entries("IQ3_XXS", (o + 2).load(U8X64), None, 1, 62), signs, 62)
+def _iq3_xxs_index(o: Value) -> Index:
+    return (o + 2).load(U8X64), None
+
+
+def _iq3_xxs_signed(o: Value, vectors: list[Value]) -> list[Value]:
+    return _negated(vectors, eighth_sign(sevens_of((o + 66).load(_U32X8))), 62)
 
 
 def _iq3_xxs_scales(o: Value) -> Value:
@@ -147,19 +175,28 @@ def _iq2_xxs_words(o: Value, odd: int) -> Value:
     return pick((o + 2).load(_U32X16), range(odd, 16, 2))
 
 
-def _iq2_xxs_weights(o: Value) -> list[Value]:
-    signs = eighth_sign(sevens_of(_iq2_xxs_words(o, 1)))
-    return _negated(entries("IQ2_XXS", _iq2_xxs_words(o, 0).bits(U8X32), None, 1, 43), signs, 43)
+def _iq2_xxs_index(o: Value) -> Index:
+    return _iq2_xxs_words(o, 0).bits(U8X32), None
+
+
+def _iq2_xxs_signed(o: Value, vectors: list[Value]) -> list[Value]:
+    return _negated(vectors, eighth_sign(sevens_of(_iq2_xxs_words(o, 1))), 43)
 
 
 def _iq2_xxs_scales(o: Value) -> Value:
     return _odd(_low_16_bits(_iq2_xxs_words(o, 1) >> 28))
 
 
-def _iq2_xs_weights(o: Value) -> list[Value]:
-    words = (o + 2).load(_U16X32)
-    signs = eighth_sign(truncate(words >> 9, 8))
-    return _negated(entries("IQ2_XS", truncate(words, 8), truncate(words >> 8, 8) & 1, 1, 43), signs, 43)
+def _iq2_xs_bytes(o: Value, odd: int) -> Value:
+    return pick(pick((o + 2).load(U8X64), [*range(0, 64, 2), *range(1, 64, 2)]), range(32 * odd, 32 * odd + 32))
+
+
+def _iq2_xs_index(o: Value) -> Index:
+    return _iq2_xs_bytes(o, 0), _iq2_xs_bytes(o, 1) & 1
+
+
+def _iq2_xs_signed(o: Value, vectors: list[Value]) -> list[Value]:
+    return _negated(vectors, eighth_sign(_iq2_xs_bytes(o, 1) >> 1), 43)
 
 
 def _nibble_scales(at: int) -> Callable[[Value], Value]:
@@ -170,32 +207,37 @@ def _nibble_scales(at: int) -> Callable[[Value], Value]:
 # --- IQ2_S: d qs[32] signs[32] qh[8] scales[8] ----------------------------------------------------------------
 
 
-def _iq2_s_weights(o: Value) -> list[Value]:
+def _iq2_s_index(o: Value) -> Index:
     h = zero_extend((o + 66).load(_U8X8), 32)
-    high = ((h | (h << 6) | (h << 12) | (h << 18)) & 0x03030303).bits(U8X32)
-    return _negated(entries("IQ2_S", (o + 2).load(U8X32), high, 1, 43), (o + 34).load(U8X32), 43)
+    return (o + 2).load(U8X32), ((h | (h << 6) | (h << 12) | (h << 18)) & 0x03030303).bits(U8X32)
 
 
 # --- IQ1_S: d qs[32] qh[8] of 16 bits; IQ1_M: qs[32] qh[16] scales[4] of 16 bits; bytes are 8 * entry +- 1, plus 9 ---
 
 
-def _iq1_s_weights(o: Value) -> list[Value]:
+def _iq1_s_index(o: Value) -> Index:
     h = zero_extend((o + 34).load(_U16X8), 32)
     parts = [(h << (5 * k)) & (7 << (8 * k)) for k in range(4)]
-    high = (parts[0] | parts[1] | parts[2] | parts[3]).bits(U8X32)
-    down = Value(o.b, o.b.ashr((h << 16).v, h.constant(31))).bits(U8X32)
-    return _lowered(entries("IQ1_S", (o + 2).load(U8X32), high, 8, 10), down)
+    return (o + 2).load(U8X32), (parts[0] | parts[1] | parts[2] | parts[3]).bits(U8X32)
+
+
+def _iq1_s_lowered(o: Value, vectors: list[Value]) -> list[Value]:
+    h = zero_extend((o + 34).load(_U16X8), 32) << 16
+    return _lowered(vectors, Value(o.b, o.b.ashr(h.v, h.constant(31))).bits(U8X32))
 
 
 def _iq1_s_scales(o: Value) -> Value:
     return _odd(pick(((o + 34).load(_U16X8) >> 12) & 7, _EACH_TWICE))
 
 
-def _iq1_m_weights(o: Value) -> list[Value]:
-    nibbles = _interleaved_nibbles((o + 32).load(_U8X16))
-    met = o.b.icmp_unsigned("!=", (nibbles & 8).v, nibbles.constant(0))
-    down = Value(o.b, o.b.sext(met, U8X32))
-    return _lowered(entries("IQ1_S", o.load(U8X32), nibbles & 7, 8, 10), down)
+def _iq1_m_index(o: Value) -> Index:
+    return o.load(U8X32), _interleaved_nibbles((o + 32).load(_U8X16)) & 7
+
+
+def _iq1_m_lowered(o: Value, vectors: list[Value]) -> list[Value]:
+    eighth = _interleaved_nibbles((o + 32).load(_U8X16)) & 8
+    met = o.b.icmp_unsigned("!=", eighth.v, eighth.constant(0))
+    return _lowered(vectors, Value(o.b, o.b.sext(met, U8X32)))
 
 
 def _iq1_m_scales(o: Value) -> Value:
@@ -238,14 +280,22 @@ def _ones(o: Value) -> Value:
     return Value(o.b, ir.Constant(_U16X16, [1] * 16))
 
 
+_iq3_s = _of_grid("IQ3_S", _iq3_s_index, _signed_at(74, 15), 1, 15)
+_iq3_xxs = _of_grid("IQ3_XXS", _iq3_xxs_index, _iq3_xxs_signed, 1, 62)
+_iq2_s = _of_grid("IQ2_S", _iq2_s_index, _signed_at(34, 43), 1, 43)
+_iq2_xs = _of_grid("IQ2_XS", _iq2_xs_index, _iq2_xs_signed, 1, 43)
+_iq2_xxs = _of_grid("IQ2_XXS", _iq2_xxs_index, _iq2_xxs_signed, 1, 43)
+_iq1_s = _of_grid("IQ1_S", _iq1_s_index, _iq1_s_lowered, 8, 10)
+_iq1_m = _of_grid("IQ1_S", _iq1_m_index, _iq1_m_lowered, 8, 10)
+
 # size, weights, scales, d, factor, offset, most, sub
-IQ4_XS = Block256(136, _iq4_xs_weights, _iq4_xs_scales, _half_at(0), 1.0, DOT4_BIAS, 255, 32)
-IQ3_S = Block256(110, _iq3_s_weights, _iq3_s_scales, _half_at(0), 1.0, 15, 30, 32)
-IQ3_XXS = Block256(98, _iq3_xxs_weights, _iq3_xxs_scales, _half_at(0), 0.25, 62, 124, 32)
-IQ2_S = Block256(82, _iq2_s_weights, _nibble_scales(74), _half_at(0), 0.125, 43, 86, 16)
-IQ2_XS = Block256(74, _iq2_xs_weights, _nibble_scales(66), _half_at(0), 0.125, 43, 86, 16)
-IQ2_XXS = Block256(66, _iq2_xxs_weights, _iq2_xxs_scales, _half_at(0), 0.125, 43, 86, 32)
-IQ1_S = Block256(50, _iq1_s_weights, _iq1_s_scales, _half_at(0), 0.125, 9, 18, 32)
-IQ1_M = Block256(56, _iq1_m_weights, _iq1_m_scales, _iq1_m_half, 0.125, 9, 18, 16)
-TQ1_0 = Block256(54, _tq1_0_weights, _ones, _half_at(52), 1.0, 1, 2, 256)
-TQ2_0 = Block256(66, _tq2_0_weights, _ones, _half_at(64), 1.0, 1, 3, 256)
+IQ4_XS = Block256(136, _each(_iq4_xs_weights), _iq4_xs_scales, _half_at(0), 1.0, DOT4_BIAS, 255, 32)
+IQ3_S = Block256(110, _iq3_s, _iq3_s_scales, _half_at(0), 1.0, 15, 30, 32)
+IQ3_XXS = Block256(98, _iq3_xxs, _iq3_xxs_scales, _half_at(0), 0.25, 62, 124, 32)
+IQ2_S = Block256(82, _iq2_s, _nibble_scales(74), _half_at(0), 0.125, 43, 86, 16)
+IQ2_XS = Block256(74, _iq2_xs, _nibble_scales(66), _half_at(0), 0.125, 43, 86, 16)
+IQ2_XXS = Block256(66, _iq2_xxs, _iq2_xxs_scales, _half_at(0), 0.125, 43, 86, 32)
+IQ1_S = Block256(50, _iq1_s, _iq1_s_scales, _half_at(0), 0.125, 9, 18, 32)
+IQ1_M = Block256(56, _iq1_m, _iq1_m_scales, _iq1_m_half, 0.125, 9, 18, 16)
+TQ1_0 = Block256(54, _each(_tq1_0_weights), _ones, _half_at(52), 1.0, 1, 2, 256)
+TQ2_0 = Block256(66, _each(_tq2_0_weights), _ones, _half_at(64), 1.0, 1, 3, 256)

@@ -7,12 +7,13 @@ that a cached kernel has its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 
-from localmoe.kernels.simd import GFNI, HAS_LOOKUP, ISA, call, emit_lookup, lanes
+from localmoe.kernels.simd import GFNI, HAS_LOOKUP, ISA, VBMI, call, emit_lookup, lanes
 from localmoe.kernels.tile import Value
 from localmoe.quants.codebooks import grid
 
@@ -119,36 +120,103 @@ def choose_by_bits(bits: Value, chunk: int, yes: Value, no: Value) -> Value:
 
 # --- code books -----------------------------------------------------------------------------------------------
 
+Index = tuple[Value, "Value | None"]  # bits 0 .. 7 of a block's indices and, where there are more, the rest: bytes
 
-def _table(b: ir.IRBuilder, name: str, values: np.ndarray) -> ir.Value:
-    """The address, int64, of a constant in the module."""
+
+def _table(b: ir.IRBuilder, name: str, values: np.ndarray) -> Value:
+    """The address of a constant of the module, which LLVM does not see through: a linker might replace a weak one."""
     full = f"localmoe.grid.{name}"
     table = b.module.globals.get(full)
     if table is None:
         table = ir.GlobalVariable(b.module, ir.ArrayType(I8, values.nbytes), full)
-        table.linkage, table.global_constant, table.align = "internal", True, 64
+        table.linkage, table.align = "weak", 64
         table.initializer = ir.Constant(table.value_type, bytearray(values.tobytes()))
-    return b.ptrtoint(table, I64)
+    return Value(b, b.ptrtoint(table, I64))
 
 
-def entries(name: str, low: Value, high: Value | None, times: int, plus: int) -> list[Value]:
-    """Four vectors of 64 bytes: a code book's entries at low + 256 * high, times `times` plus `plus`."""
+def _scalar_entries(name: str, index: Index, times: int, plus: int) -> list[Value]:
+    """`entries` by a load each."""
+    low, high = index
     b = low.b
     values = (grid(name).astype(np.int16) * times + plus).astype(np.uint8)
     width, n = values.shape[1], low.v.type.count
-    wide = zero_extend(low, 16)
+    wider = zero_extend(low, 16)
     if high is not None:
-        wide = wide | (zero_extend(high, 16) << 8)
-    slot = Value(b, b.ptrtoint(cgutils.alloca_once(b, wide.v.type), I64))
-    slot.store(wide)
-    table = Value(b, _table(b, f"{name}.{times}.{plus}", values))
+        wider = wider | (zero_extend(high, 16) << 8)
+    slot = Value(b, b.ptrtoint(cgutils.alloca_once(b, wider.v.type), I64))
+    slot.store(wider)
+    table = _table(b, f"{name}.{times}.{plus}", values)
     element = ir.IntType(8 * width)
     vectors = []
     for chunk in range(4):
         vector = ir.Constant(ir.VectorType(element, n // 4), ir.Undefined)
         for i in range(n // 4):
-            index = (slot + 2 * (chunk * n // 4 + i)).load(I16)
-            at = table + Value(b, b.zext(index.v, I64)) * width
-            vector = b.insert_element(vector, at.load(element).v, I32(i))
+            at = (slot + 2 * (chunk * n // 4 + i)).load(I16)
+            entry = table + Value(b, b.zext(at.v, I64)) * width
+            vector = b.insert_element(vector, entry.load(element).v, I32(i))
         vectors.append(Value(b, vector).bits(U8X64))
     return vectors
+
+
+def _permute_two(first: Value, index: Value, second: Value) -> Value:
+    """Bytes of 128 by bits 0 .. 6 of 64 indices."""
+    args = [first.v, index.v, second.v]
+    return Value(index.b, call(index.b, "llvm.x86.avx512.vpermi2var.qi.512", U8X64, args))
+
+
+def _looked_up(table: np.ndarray, low: Value, bits: Sequence[Any]) -> Value:
+    """table[i] for 64 indices: registers of 128 bytes by bits 0 .. 6, chosen between by the bits from 7 on."""
+    parts = [[constant(low, half) for half in part] for part in table.reshape(-1, 2, 64).tolist()]
+    found = [_permute_two(first, low, second) for first, second in parts]
+    for is_set in bits:
+        pairs = zip(found[::2], found[1::2], strict=True)
+        found = [Value(low.b, low.b.select(is_set, odd.v, even.v)) for even, odd in pairs]
+    return found[0]
+
+
+def _planes(book: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A code book as two bytes an entry, uint8 (2, entries), of 8 codes of 2 bits or 4 of 4; the codes' values."""
+    levels, codes = np.unique(book, return_inverse=True)
+    width = book.shape[1]
+    words = (codes.reshape(book.shape) << (16 // width * np.arange(width))).sum(axis=1)
+    return np.stack([words & 0xFF, words >> 8]).astype(np.uint8), levels.astype(np.int16)
+
+
+def _shuffled_entries(name: str, index: Index, times: int, plus: int) -> list[Value]:
+    """`entries` of 64 indices by shuffles of VBMI, in as many vectors of 64 bytes as that makes."""
+    low, high = index
+    b, book = low.b, grid(name)
+    width = book.shape[1]
+    planes, levels = _planes(book)
+    bits = [b.icmp_signed("<", low.v, low.constant(0))]
+    if high is not None:
+        met = [(high & (1 << bit)).v for bit in range(len(book).bit_length() - 9)]
+        bits += [b.icmp_unsigned("!=", value, high.constant(0)) for value in met]
+    first, second = (_looked_up(plane, low, bits) for plane in planes)
+    values = (levels * times + plus).astype(np.uint8).tolist()
+    values += [0] * (2 ** (16 // width) - len(values))
+    decoded = ir.Constant(U8X64, values * (64 // len(values)))
+    starts = ir.Constant(U8X64, [8 * width * (i // width) % 64 + 16 // width * (i % width) for i in range(64)])
+    vectors = []
+    for start in range(0, 64, 64 // width):
+        places = [0] * 64
+        for i in range(64 // width):
+            places[width * i : width * i + 2] = start + i, 64 + start + i
+        placed = _permute_two(first, constant(low, places), second)
+        codes = call(b, "llvm.x86.avx512.pmultishift.qb.512", U8X64, [starts, placed.v])
+        vectors.append(Value(b, call(b, "llvm.x86.avx512.permvar.qi.512", U8X64, [decoded, codes])))
+    return vectors
+
+
+def entries(name: str, indices: Sequence[Index], times: int, plus: int) -> list[list[Value]]:
+    """For each of one or two blocks four vectors of 64 bytes: a code book's entries, times `times` plus `plus`.
+
+    With VBMI 64 indices are looked up at a time: those of one block, or of two whose entries are of eight.
+    """
+    if not VBMI:
+        return [_scalar_entries(name, index, times, plus) for index in indices]
+    if indices[0][0].v.type.count == 64:
+        return [_shuffled_entries(name, index, times, plus) for index in indices]
+    lows, highs = zip(*(indices if len(indices) == 2 else [*indices, *indices]), strict=True)
+    vectors = _shuffled_entries(name, (join(*lows), join(*highs) if highs[0] is not None else None), times, plus)
+    return [vectors[:4], vectors[4:]][: len(indices)]

@@ -40,11 +40,13 @@ def _make_unpack(kind: Block256, name: str) -> UnpackCode:
     def unpack(block: Value, step: Value, weights: Value, scales: Value, mins: Value, factors: Value) -> None:
         b, n_scales = block.b, BLOCK // kind.sub
         rows, row_scales = _room(b, BLOCK * LANES), _room(b, 64 * LANES)
-        with loop(b, LANES) as i:
-            o = block + step * i
-            for c, vector in enumerate(kind.weights(o)):
-                (rows + i * BLOCK + 64 * c).store(vector)
-            (row_scales + i * 64).store(_float_scales(kind, o))
+        with loop(b, LANES // 2) as pair:
+            lanes = [pair * 2, pair * 2 + 1]
+            blocks = [block + step * i for i in lanes]
+            for i, o, vectors in zip(lanes, blocks, kind.weights(blocks), strict=True):
+                for c, vector in enumerate(vectors):
+                    (rows + i * BLOCK + 64 * c).store(vector)
+                (row_scales + i * 64).store(_float_scales(kind, o))
         with loop(b, BLOCK // 16) as g:
             store_vectors(weights + g * (4 * PITCH), gather16(rows + g * 16, Value(b, I64T(BLOCK))))
         found = [v for q in range(4) for v in gather16(row_scales + 16 * q, Value(b, I64T(64)))]

@@ -45,13 +45,14 @@ _of_lane_0, _of_lane_1 = (make_shuffle([i] * 16) for i in range(2))
 
 def _make_weights(kind: Block256) -> Any:
     @intrinsic
-    def weights(typingctx: Any, o: Any) -> Any:
-        """The four vectors of a block."""
+    def weights(typingctx: Any, o0: Any, o1: Any) -> Any:
+        """The eight vectors of two blocks."""
 
         def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
-            return cgutils.pack_array(b, [vector.v for vector in kind.weights(Value(b, args[0]))])
+            both = kind.weights([Value(b, o) for o in args])
+            return cgutils.pack_array(b, [vector.v for vectors in both for vector in vectors])
 
-        return types.containers.UniTuple(_B64, 4)(types.int64), codegen
+        return types.containers.UniTuple(_B64, 8)(types.int64, types.int64), codegen
 
     return weights
 
@@ -79,13 +80,12 @@ def _make_d(kind: Block256) -> Any:
     return d
 
 
-def _make_block(weights: Any, dot: Any, first: int) -> Any:
+def _make_block(dot: Any, first: int) -> Any:
     """One block's sum from the scales of two, its own from lane `first` on."""
     s0, s1, s2, s3 = spreads(16, first)
 
     @njit(fast=True, inline=True)
-    def block(start, scales, o, q):  # type: ignore[no-untyped-def]
-        u0, u1, u2, u3 = weights(o)
+    def block(start, scales, u0, u1, u2, u3, q):  # type: ignore[no-untyped-def]
         t = dot(start, u0, _load_b64(q), s0(scales))
         t = dot(t, u1, _load_b64(q + 64), s1(scales))
         t = dot(t, u2, _load_b64(q + 128), s2(scales))
@@ -97,7 +97,7 @@ def _make_block(weights: Any, dot: Any, first: int) -> Any:
 def _make_row(kind: Block256) -> Any:
     weights, scales_of, d_of = _make_weights(kind), _make_scales(kind), _make_d(kind)
     dot = dot4_full_scaled if kind.signed else dot4_scaled
-    first, second = _make_block(weights, dot, 0), _make_block(weights, dot, 16)
+    first, second = _make_block(dot, 0), _make_block(dot, 16)
     offset, factor = make_constant(_I16, -kind.offset), make_constant(_F2, kind.factor)
 
     @njit(fast=True, inline=True)
@@ -105,8 +105,9 @@ def _make_row(kind: Block256) -> Any:
         scales = concat(scales_of(o0), scales_of(o1))
         start = mul(dot2(_zero_i16(), scales, concat(_load_sums(s0), _load_sums(s1))), offset())
         d = mul(mul(d_of(o0, o1), factor()), da)
-        acc = fma(first(zero_extend(_first_half(start)), scales, o0, q0), _of_lane_0(d), acc)
-        return fma(second(zero_extend(_second_half(start)), scales, o1, q1), _of_lane_1(d), acc)
+        u0, u1, u2, u3, v0, v1, v2, v3 = weights(o0, o1)
+        acc = fma(first(zero_extend(_first_half(start)), scales, u0, u1, u2, u3, q0), _of_lane_0(d), acc)
+        return fma(second(zero_extend(_second_half(start)), scales, v0, v1, v2, v3, q1), _of_lane_1(d), acc)
 
     return make_matvec_row(pair, kind.size)
 
