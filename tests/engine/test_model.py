@@ -98,7 +98,7 @@ def test_a_number_of_experts_out_of_range_is_a_usage_error(tmp_path: Path, n_use
         model.eval(IDS, n_expert_used=n_used)
 
 
-@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4"])
 def test_other_weight_types_run_on_what_they_decode_to(tmp_path: Path, kind: str) -> None:
     quantized_forward(tmp_path, kind, n_embd=64, n_ff=96)
 
@@ -106,6 +106,21 @@ def test_other_weight_types_run_on_what_they_decode_to(tmp_path: Path, kind: str
 @pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K", "Q2_K", "Q3_K"])
 def test_k_quants_run_on_what_they_decode_to(tmp_path: Path, kind: str) -> None:
     quantized_forward(tmp_path, kind, n_embd=256, n_ff=256)
+
+
+@pytest.mark.parametrize("kind", ["IQ4_XS", "IQ3_S", "IQ2_S", "IQ1_M", "TQ2_0"])
+def test_types_with_code_books_run_on_what_they_decode_to(tmp_path: Path, kind: str) -> None:
+    quantized_forward(tmp_path, kind, n_embd=256, n_ff=256)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_tensor_may_have_a_type_of_its_own(tmp_path: Path, tied: bool) -> None:
+    """Mixes of types that no file type has, and an embedding and output of 16-bit floats."""
+    types = {
+        "ffn_gate_exps": "Q4_0", "ffn_up_exps": "Q4_1", "ffn_down_exps": "MXFP4", "attn_q": "IQ4_NL", "attn_k": "F16",
+        "output.weight": "BF16", "token_embd": "BF16" if tied else "F16",
+    }  # fmt: skip
+    quantized_forward(tmp_path, "Q8_0", n_embd=64, n_ff=96, types=types, tied=tied)
 
 
 def quantized_forward(tmp_path: Path, kind: str, **fields: Any) -> None:
