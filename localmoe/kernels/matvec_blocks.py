@@ -20,6 +20,7 @@ from numba.core import types
 
 from localmoe.jit import njit
 from localmoe.kernels.grids import half_power_of_two, of_sixteen
+from localmoe.kernels.matvec_near import make_near
 from localmoe.kernels.simd import (
     AHEAD,
     DOT4_BIAS,
@@ -58,6 +59,7 @@ _I4, _I16 = Vec("i32", 4), Vec("i32", 16)
 _F4, _F8, _F16 = Vec("f32", 4), Vec("f32", 8), Vec("f32", 16)
 
 _load_b32 = make_load(_B32)
+_load_b64 = make_load(_B64)
 _load_b16_twice = make_load_twice(_B32)
 _load_f4 = make_load(_F4)
 _load_i4 = make_load(_I4)
@@ -151,38 +153,48 @@ def _four_powers(typingctx: Any, o0: Any, o1: Any, o2: Any, o3: Any) -> Any:
     return _F4(types.int64, types.int64, types.int64, types.int64), codegen
 
 
-def _make_symmetric(weights: Any, offset: int, product: Any, scales: Any = _four_halves) -> Any:
-    """Four [d][...] blocks whose weights stand `offset` too high."""
+def _make_symmetric(offset: int, product: Any) -> Any:
+    """Adds four blocks whose weights stand `offset` too high."""
     take = make_constant(_I4, -(offset // 8))
 
     @njit(fast=True, inline=True)
-    def four(sums, o0, o1, o2, o3, q0, q1, q2, q3, da, s):  # type: ignore[no-untyped-def]
+    def four(sums, d, w0, w1, q0, q1, da, s):  # type: ignore[no-untyped-def]
         acc0, acc1, mins = sums
         start = mul(s, take())
-        d = mul(scales(o0, o1, o2, o3), da)
-        t0 = product(_each_01(start), weights(o0, o1), _q(q0, q1))
-        t1 = product(_each_23(start), weights(o2, o3), _q(q2, q3))
-        return fma(to_f32(t0), _each_01(d), acc0), fma(to_f32(t1), _each_23(d), acc1), mins
+        both = mul(d, da)
+        t0 = product(_each_01(start), w0, q0)
+        t1 = product(_each_23(start), w1, q1)
+        return fma(to_f32(t0), _each_01(both), acc0), fma(to_f32(t1), _each_23(both), acc1), mins
 
     return four
 
 
-def _make_with_minimum(weights: Any) -> Any:
-    """Four [d][m][...] blocks; m times the block's sum goes to the odd lanes of `mins`."""
+@njit(fast=True, inline=True)
+def _four_with_minimum(sums, d, w0, w1, q0, q1, da, s):  # type: ignore[no-untyped-def]
+    """Adds four blocks whose scales alternate with minima; a minimum times the sum goes to the odd lanes of `mins`."""
+    acc0, acc1, mins = sums
+    both = mul(d, _interleave(da, mul(to_f32(s), da)))
+    t0 = dot4(_zero_i16(), w0, q0)
+    t1 = dot4(_zero_i16(), w1, q1)
+    return fma(to_f32(t0), _each_02(both), acc0), fma(to_f32(t1), _each_46(both), acc1), add(mins, both)
+
+
+def _make_near(scales: Any, weights: Any, size: int) -> Any:
+    """What `matvec_near` makes, from loads of each part."""
 
     @njit(fast=True, inline=True)
-    def four(sums, o0, o1, o2, o3, q0, q1, q2, q3, da, s):  # type: ignore[no-untyped-def]
-        acc0, acc1, mins = sums
-        d = mul(_four_pairs(o0, o1, o2, o3), _interleave(da, mul(to_f32(s), da)))
-        t0 = dot4(_zero_i16(), weights(o0, o1), _q(q0, q1))
-        t1 = dot4(_zero_i16(), weights(o2, o3), _q(q2, q3))
-        return fma(to_f32(t0), _each_02(d), acc0), fma(to_f32(t1), _each_46(d), acc1), add(mins, d)
+    def near(o):  # type: ignore[no-untyped-def]
+        o1 = o + size
+        o2 = o1 + size
+        o3 = o2 + size
+        return scales(o, o1, o2, o3), weights(o, o1), weights(o2, o3)
 
-    return four
+    return near
 
 
-def _make_row(four: Any, size: int) -> Any:
-    """One row's product from blocks of `size` bytes, four at a time."""
+def _make_row(four: Any, weights: Any, size: int, scales: Any = _four_halves, near: Any = None) -> Any:
+    """One row's product from blocks of `size` bytes, four at a time; `near` reads four that lie side by side."""
+    near = near or _make_near(scales, weights, size)
     lines = -(-4 * size // 64)
 
     @njit(fast=True, inline=True)
@@ -195,11 +207,9 @@ def _make_row(four: Any, size: int) -> Any:
         for _ in range(n_blocks // 4):
             for line in range(lines):
                 prefetch(o + AHEAD + 64 * line)
-            o1 = o + size
-            o2 = o1 + size
-            o3 = o2 + size
-            sums = four(sums, o, o1, o2, o3, q, q + 32, q + 64, q + 96, _load_f4(ds), _load_i4(ss))
-            o = o3 + size
+            d, w0, w1 = near(o)
+            sums = four(sums, d, w0, w1, _load_b64(q), _load_b64(q + 64), _load_f4(ds), _load_i4(ss))
+            o += 4 * size
             q += 128
             ds += 16
             ss += 16
@@ -217,20 +227,23 @@ def _make_row(four: Any, size: int) -> Any:
             o2 = o + i2 * size
             q1 = q + 32 * i1
             q2 = q + 32 * i2
-            sums = four(sums, o, o1, o2, o2, q, q1, q2, q2, da, s)
+            w0 = weights(o, o1)
+            w1 = weights(o2, o2)
+            sums = four(sums, scales(o, o1, o2, o2), w0, w1, _q(q, q1), _q(q2, q2), da, s)
         acc0, acc1, mins = sums
         return hsum(add(acc0, acc1)) + hsum(_odd(mins))
 
     return row
 
 
-_row_q8_0 = _make_row(_make_symmetric(_q8_0_weights, DOT4_BIAS, dot4_biased), 34)
-_row_q4_0 = _make_row(_make_symmetric(_q4_0_weights, 8, dot4), 18)
-_row_q5_0 = _make_row(_make_symmetric(_q5_0_weights, 16, dot4), 22)
-_row_iq4_nl = _make_row(_make_symmetric(_iq4_nl_weights, DOT4_BIAS, dot4 if DOT4_BIAS else dot4s), 18)
-_row_mxfp4 = _make_row(_make_symmetric(_mxfp4_weights, 16, dot4, _four_powers), 17)
-_row_q4_1 = _make_row(_make_with_minimum(_q4_1_weights), 20)
-_row_q5_1 = _make_row(_make_with_minimum(_q5_1_weights), 24)
+_less_8, _less_16 = _make_symmetric(8, dot4), _make_symmetric(16, dot4)
+_row_q8_0 = _make_row(_make_symmetric(DOT4_BIAS, dot4_biased), _q8_0_weights, 34)
+_row_q4_0 = _make_row(_less_8, _q4_0_weights, 18, near=make_near(18, 1, 2))
+_row_q5_0 = _make_row(_less_16, _q5_0_weights, 22, near=make_near(22, 1, 6, fifth=2))
+_row_iq4_nl = _make_row(_make_symmetric(DOT4_BIAS, dot4 if DOT4_BIAS else dot4s), _iq4_nl_weights, 18)
+_row_mxfp4 = _make_row(_less_16, _mxfp4_weights, 17, _four_powers)
+_row_q4_1 = _make_row(_four_with_minimum, _q4_1_weights, 20, _four_pairs, make_near(20, 2, 4))
+_row_q5_1 = _make_row(_four_with_minimum, _q5_1_weights, 24, _four_pairs, make_near(24, 2, 8, fifth=4))
 
 
 def matvec_q8_0(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> None:

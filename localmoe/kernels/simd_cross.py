@@ -9,6 +9,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 
 from localmoe.kernels.simd_emit import (
+    BITS,
     F32T,
     I16T,
     I64T,
@@ -26,6 +27,7 @@ from localmoe.kernels.simd_emit import (
     intrinsic,
     lanes,
     llvm_type,
+    load_at,
     opaque,
     suffix,
     wide,
@@ -50,6 +52,25 @@ def make_shuffle2(mask: Sequence[int]) -> Any:
     def op(typingctx: Any, x: Any, y: Any) -> Any:
         to = Vec(x.lane, len(mask))
         return to(x, x), lambda ctx, b, sig, args: lanes(b, args[0], args[1], mask)
+
+    return op
+
+
+def make_pick(lane: str, picks: Sequence[int], apart: int = 0) -> Any:
+    """An intrinsic that loads 64 bytes from an address as lanes of a type, and gives those at `picks`.
+
+    With `apart`, picks from the vector's end on are of the 64 bytes that lie so many bytes further on.
+    """
+    whole, to = Vec(lane, 512 // BITS[lane]), Vec(lane, len(picks))
+
+    @intrinsic
+    def op(typingctx: Any, address: Any) -> Any:
+        def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+            first = load_at(b, args[0], llvm_type(whole))
+            second = load_at(b, b.add(args[0], I64T(apart)), llvm_type(whole)) if apart else first
+            return lanes(b, first, second, picks)
+
+        return to(types.int64), codegen
 
     return op
 

@@ -25,6 +25,7 @@ VBMI = ISA == "avx512vnni" and "avx512vbmi" in target_features()
 
 I8T, I16T, I32T, I64T = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F16T, F32T = ir.HalfType(), ir.FloatType()
+BITS = {"i8": 8, "i16": 16, "i32": 32, "f32": 32, "f16": 16}
 LLVM = {"i8": I8T, "i16": I16T, "i32": I32T, "f32": F32T, "f16": F16T}
 
 

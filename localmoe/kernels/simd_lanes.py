@@ -9,6 +9,7 @@ from llvmlite import ir
 from numba.core import types
 
 from localmoe.kernels.simd_emit import (
+    BITS,
     F16T,
     F32T,
     ISA,
@@ -227,6 +228,17 @@ def to_f32(typingctx: Any, x: Any) -> Any:
 
 
 @intrinsic
+def halves(typingctx: Any, x: Any) -> Any:
+    """The float16 that a vector's bits hold, as float32 lanes."""
+    to = Vec("f32", x.n * BITS[x.lane] // 16)
+
+    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        return b.fpext(b.bitcast(args[0], ir.VectorType(F16T, to.n)), llvm_type(to))
+
+    return to(x), codegen
+
+
+@intrinsic
 def to_i32(typingctx: Any, x: Any) -> Any:
     """float32 lanes rounded to the nearest even integer; they must fit in 31 bits."""
     to = Vec("i32", x.n)
@@ -254,13 +266,10 @@ widen = _widen("sext")
 widen_unsigned = _widen("zext")
 
 
-_BITS = {"i8": 8, "i16": 16, "i32": 32, "f32": 32, "f16": 16}
-
-
 def _as(lane: str) -> Any:
     @intrinsic
     def op(typingctx: Any, x: Any) -> Any:
-        to = Vec(lane, x.n * _BITS[x.lane] // _BITS[lane])
+        to = Vec(lane, x.n * BITS[x.lane] // BITS[lane])
         return to(x), lambda ctx, b, sig, args: b.bitcast(args[0], llvm_type(to))
 
     return op

@@ -151,6 +151,22 @@ def test_permuted_int16_lanes() -> None:
     np.testing.assert_array_equal(out, x[(7 * np.arange(32) + 3) % 16])
 
 
+picked = simd.make_pick("i16", [5, 31, 0, 5])
+picked_apart = simd.make_pick("i16", [5, 31, 32, 40], 10)
+
+
+@njit
+def pick_words(x, out):
+    simd.store(out, simd.halves(picked(x)))
+    simd.store(out + 16, simd.halves(picked_apart(x)))
+
+
+def test_picked_float16_of_one_load_and_of_two() -> None:
+    x, out = RNG.normal(size=40).astype(np.float16), np.zeros(8, np.float32)
+    pick_words(at(x), at(out))
+    np.testing.assert_array_equal(out, x[[5, 31, 0, 5, 5, 31, 5, 13]])
+
+
 @njit
 def look_up(table, index, out):
     simd.store(out, simd.lookup(load_b64(table), load_b64(index)))
