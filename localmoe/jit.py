@@ -63,7 +63,7 @@ def _complete_arm_features() -> None:
     chosen = numba_config.CPU_NAME or numba_config.CPU_FEATURES is not None
     if chosen or sys.platform not in ("linux", "darwin") or not llvm.get_process_triple().startswith(ARM_TRIPLES):
         return
-    found = [f"+{feature}" for feature, *where in _ARM_FEATURES if _arm_has(*where)]
+    found = [f"+{feature}" for feature, word, bit, name in _ARM_FEATURES if _arm_has(word, bit, name)]
     if found:
         numba_config.CPU_FEATURES = ",".join(filter(None, [llvm.get_host_cpu_features().flatten(), *found]))
 
