@@ -7,24 +7,31 @@ import contextlib
 import gc
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import on
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.command import Provider
 
-from localmoe.errors import UsageError
+from localmoe.errors import LocalMoeError, UsageError
+from localmoe.sessions.record import Record
+from localmoe.sessions.store import Store
 
 from .commands import ChatCommands
 from .engine_worker import EngineWorker, Loader, Progress
 from .messages import EngineDied, LoadFailed, LoadProgress, ModelReady
 from .options import AppOptions
+from .parameters import changed, checked
 from .screens.chat import ChatScreen
+from .screens.dialogs import NoticeScreen
 from .screens.help import HelpScreen
 from .screens.loading import ErrorScreen, LoadingScreen
+from .screens.models import ModelsScreen
+from .screens.parameters import Edited, ParametersScreen
+from .screens.sessions import Chosen, SessionsScreen
 from .widgets.turns import shown_line
 
 if TYPE_CHECKING:
@@ -32,37 +39,97 @@ if TYPE_CHECKING:
 
 _SIGNALS = {"SIGTERM": 143, "SIGHUP": 129}
 """Signals that end the app as if by Ctrl+Q, with the exit code a shell expects."""
+_UNSAVED = (
+    "{reason}\n\nEverything works, but chats are not kept until this is set right. "
+    "The file is left as it is: move it away to start a new one, or choose another folder with LOCALMOE_DATA."
+)
+
+Opener = Callable[[Path, Mapping[str, Any]], Loader]
+"""Makes what opens a file with keywords of `localmoe.load`."""
 
 SWITCH = 0.0005
 """Seconds after which drawing gives the interpreter to the engine's thread, which needs it between two tokens."""
 
 
 class LocalMoeApp(App[None]):
-    """Loads a model on the engine's thread, then shows the chat."""
+    """Loads a model on the engine's thread, then shows the chat; without a path it asks for a file first."""
 
-    CSS_PATH = "app.tcss"
+    CSS_PATH = ["app.tcss", "chat.tcss"]  # noqa: RUF012 - the base declares it so
     TITLE = "localmoe"
     ENABLE_COMMAND_PALETTE = True
     COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {*App.COMMANDS, ChatCommands}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "help", "Help", id="app.help", priority=True),
+        Binding("ctrl+s", "sessions", "Chats", id="app.sessions"),
+        Binding("ctrl+o", "models", "Model", id="app.models"),
+        Binding("f9", "parameters", "Parameters", id="app.parameters", show=False),
         Binding("ctrl+q", "quit", "Quit", id="app.quit", priority=True),
         Binding("ctrl+c", "copy_or_quit", "Quit", id="app.interrupt", show=False, priority=True),
     ]
 
-    def __init__(self, name: str, loader: Loader, options: AppOptions) -> None:
+    def __init__(self, path: Path | None, opener: Opener, options: AppOptions) -> None:
         super().__init__()
-        self._model_name, self._options = name, options
+        self._path, self._opener, self._options = path, opener, options
+        self._record: Record | None = None
         self.failure: LoadFailed | None = None
-        self.worker = EngineWorker(loader, self.post_message)
+        self.store: Store | None = None
+        self.store_trouble = ""
+        self.worker = EngineWorker(opener(path or Path(), options.load), self.post_message)
 
-    def on_mount(self) -> None:
+    async def on_mount(self) -> None:
         self._catch_signals()
-        self.push_screen(LoadingScreen(self._model_name))
-        self.worker.start()
+        self._open_store()
+        if self._path is None:
+            self.action_models()
+        else:
+            await self.open_model(self._path, self._resumed(self._options.resume))
 
     def on_unmount(self) -> None:
         self.worker.stop()
+
+    def _open_store(self) -> None:
+        if self._options.sessions is None:
+            return
+        try:
+            self.store = Store(self._options.sessions)
+        except LocalMoeError as error:
+            self.store_trouble = str(error)
+
+    def _resumed(self, key: int | None) -> Record | None:
+        """A chat that was kept, with the parameters that are possible; None where it cannot be read."""
+        if key is None or self.store is None:
+            return None
+        try:
+            record = Record.resumed(self.store, self.store.load(key))
+        except LocalMoeError as error:
+            self.notify(shown_line(str(error)), severity="error")
+            return None
+        record.parameters, wrong = checked(record.parameters)
+        if wrong:
+            self.notify(f"parameters left out: {shown_line(', '.join(wrong))}", severity="warning")
+        return record
+
+    async def open_model(self, path: Path, record: Record | None = None) -> None:
+        """Close the model that is open and open another one, for a chat or for a new one."""
+        options = self._options
+        started = {
+            **options.sampling,
+            "n_expert_used": options.load.get("n_expert_used"),
+            "n_ctx": options.load.get("n_ctx"),
+        }
+        self._record = record or Record(self.store, str(path.absolute()), options.system, changed(started))
+        self._path, self.failure = path, None
+        if isinstance(self.screen, (ChatScreen, ErrorScreen)):
+            await self.switch_screen(LoadingScreen(path.name))
+        else:
+            await self.push_screen(LoadingScreen(path.name))
+        old = self.worker
+        await asyncio.to_thread(old.close, 30.0)
+        load = dict(options.load)
+        if "n_ctx" in self._record.parameters:
+            load["n_ctx"] = self._record.parameters["n_ctx"]
+        self.worker = EngineWorker(self._opener(path, load), self.post_message)
+        self.worker.start()
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -79,9 +146,18 @@ class LocalMoeApp(App[None]):
             self.screen_stack[-1].say(event.text, event.part)
 
     @on(ModelReady)
-    def model_ready(self, event: ModelReady) -> None:
+    async def model_ready(self, event: ModelReady) -> None:
         gc.freeze()  # what loading made stays: a full collection over it held up the engine for 60 ms
-        self.switch_screen(ChatScreen(event.model, self.worker, self._options))
+        assert self._record is not None
+        assert self._path is not None
+        self._record.configure(model=str(self._path.absolute()))
+        await self.switch_screen(ChatScreen(event.model, self.worker, self._options, self._record))
+        if self.store is not None:
+            with contextlib.suppress(LocalMoeError):  # a list of files, no more
+                self.store.opened(str(self._path.absolute()))
+        if self.store_trouble:
+            trouble, self.store_trouble = self.store_trouble, ""
+            self.push_screen(NoticeScreen("Chats are not saved", _UNSAVED.format(reason=trouble)))
 
     @on(LoadFailed)
     def load_failed(self, event: LoadFailed) -> None:
@@ -98,6 +174,76 @@ class LocalMoeApp(App[None]):
         else:
             self.push_screen(HelpScreen())
 
+    @property
+    def chat(self) -> ChatScreen | None:
+        """The chat, where it is on the screen and nothing over it."""
+        return self.screen if isinstance(self.screen, ChatScreen) else None
+
+    def _idle_chat(self) -> ChatScreen | None:
+        chat = self.chat
+        if chat is not None and chat.busy:
+            self.notify("The model is still writing: Esc stops it.", timeout=2)
+            return None
+        return chat
+
+    def action_models(self) -> None:
+        """Open another model, in a new chat."""
+        if isinstance(self.screen, (LoadingScreen, ModelsScreen)) or (self.chat and not self._idle_chat()):
+            return
+        recent: list[str] = []
+        if self.store is not None:
+            with contextlib.suppress(LocalMoeError):
+                recent = self.store.recent_models()
+        self.push_screen(ModelsScreen(recent, self._options.models), self._model_chosen)
+
+    async def _model_chosen(self, path: Path | None) -> None:
+        if path is not None:
+            await self.open_model(path)
+        elif self.chat is None and not isinstance(self.screen, ErrorScreen):
+            self.exit()
+
+    def action_sessions(self) -> None:
+        """Show the chats that were kept."""
+        chat = self._idle_chat()
+        if chat is None:
+            return
+        if self.store is None:
+            self.notify("Chats are not kept in this run.", timeout=3)
+            return
+        self.push_screen(SessionsScreen(self.store, chat.record.key), self._session_chosen)
+
+    async def _session_chosen(self, chosen: Chosen | None) -> None:
+        chat = self.chat
+        if chosen is None or chat is None or (record := self._resumed(chosen.key)) is None:
+            return
+        its_model = Path(record.model)
+        if chosen.with_its_model and its_model != (self._path or Path()).absolute():
+            await self.open_model(its_model, record)
+            return
+        if its_model.name != chat.model.gguf.path.name:
+            self.notify(f"This chat was with {shown_line(its_model.name)}; it goes on with this model.", timeout=6)
+        record.configure(model=str((self._path or its_model).absolute()))
+        await chat.go_on_with(record)
+
+    def action_parameters(self) -> None:
+        """Edit the parameters and the system prompt."""
+        if (chat := self._idle_chat()) is not None:
+            n_expert, has_system = chat.model.config.n_expert, chat.model.chat_template is not None
+            values = {**chat.record.parameters, "n_expert_used": chat.record.parameters.get("n_expert_used")}
+            screen = ParametersScreen(chat.conversation.system, values, n_expert, has_system=has_system)
+            self.push_screen(screen, self._parameters_taken)
+
+    async def _parameters_taken(self, edited: Edited | None) -> None:
+        chat = self.chat
+        if edited is None or chat is None:
+            return
+        before = chat.record.parameters.get("n_ctx")
+        none = dict.fromkeys(chat.record.parameters)
+        chat.record.configure(system=edited.system, **{**none, **edited.parameters})
+        chat.take_parameters()
+        if edited.parameters.get("n_ctx") != before and self._path is not None:
+            await self.open_model(self._path, chat.record)
+
     async def action_quit(self) -> None:
         self.worker.stop()
         self.exit(return_code=self.failure.exit_code if self.failure else 0)
@@ -111,25 +257,27 @@ class LocalMoeApp(App[None]):
             await self.action_quit()
 
 
-def create_app(path: Path, options: AppOptions | None = None, loader: Loader | None = None) -> LocalMoeApp:
-    """The app for a model's file; `loader` stands in for `localmoe.load` in tests."""
-    options = options or AppOptions()
+def create_app(path: Path | None, options: AppOptions | None = None, loader: Loader | None = None) -> LocalMoeApp:
+    """The app for a model's file, None: one that the user picks; `loader` stands in for `localmoe.load` in tests."""
 
-    def load(progress: Progress) -> Model:
-        import localmoe
+    def open_with(path: Path, load: Mapping[str, Any]) -> Loader:
+        def run(progress: Progress) -> Model:
+            import localmoe
 
-        return localmoe.load(str(path), progress=progress, **options.load)
+            return localmoe.load(str(path), progress=progress, **load)
 
-    return LocalMoeApp(path.name, loader or load, options)
+        return loader or run
+
+    return LocalMoeApp(path, open_with, options or AppOptions())
 
 
 def run_app(path: Path | None, options: AppOptions | None = None, loader: Loader | None = None) -> int:
     """Run the app until the user leaves and return the process's exit code.
 
-    Raises UsageError without a model or without a terminal. A model that cannot be opened is shown in the app, and its
-    exit code is returned.
+    Raises UsageError without a model or a picker's files, or without a terminal. A model that cannot be opened is shown
+    in the app, and its exit code is returned.
     """
-    if path is None:
+    if path is None and not (options and options.models):
         raise UsageError("no model given", expected="-m MODEL")
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise UsageError("the terminal app needs a terminal", got="a pipe or a file")
@@ -139,6 +287,8 @@ def run_app(path: Path | None, options: AppOptions | None = None, loader: Loader
         app.run()
     finally:
         app.worker.close()
+        if app.store is not None:
+            app.store.close()
     if app.failure is not None:
         sys.stderr.write(f"error: {shown_line(app.failure.reason)}\n")
     return app.return_code or 0

@@ -11,8 +11,14 @@ from .screens.chat import ChatScreen
 from .widgets.expert_pane import MODES
 
 _ACTIONS = (
-    ("New chat", "new_chat", "Forget the conversation"),
-    ("Make the last reply again", "regenerate", "With another seed"),
+    ("New chat", "new_chat", "The old one is kept"),
+    ("Make the last reply again", "regenerate", "Beside the old one, with another seed"),
+    ("Chats: search, go on, rename, export, delete", "app.sessions", "Those that were kept"),
+    ("Open another model", "app.models", "Recent files, folders, the Hugging Face cache"),
+    ("Parameters and system prompt", "app.parameters", "Temperature, top-k, seed, context and others"),
+    ("Edit the last question", "last('edit')", "On a branch of its own"),
+    ("Copy the last reply", "last('copy')", "To the clipboard"),
+    ("Copy a code block of the last reply", "last('code')", "To the clipboard"),
     ("Stop the reply", "stop", "What was said stays"),
     ("Show or hide the experts", "toggle_experts", "The pane on the right"),
     ("The chat token by token", "tokens", "Which expert each went to, and its path"),

@@ -17,6 +17,7 @@ from textual.message import Message
 
 from localmoe.errors import LocalMoeError
 
+from .context import Messages, fitting
 from .messages import (
     Compared,
     ComparePart,
@@ -46,13 +47,17 @@ class Loader(Protocol):
 class Request:
     """One reply to make: chat messages, the number of experts a token uses (None: the model's), sampling keywords.
 
-    `routing` are further keywords of `Model.generate` about experts.
+    routing: further keywords of `Model.generate` about experts. keep: takes every piece of text on the engine's thread,
+    before anyone sees it. forget: leave out the oldest turns where not all fit; `skip` of them were left out before.
     """
 
     messages: Sequence[Mapping[str, str]]
     n_expert_used: int | Sequence[int] | None
     sampling: Mapping[str, Any]
     routing: Mapping[str, Any] = field(default_factory=dict)
+    keep: Callable[[str], None] | None = None
+    forget: bool = False
+    skip: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Progressed:
     n_past: int = 0
     prompt_s: float = 0.0
     gen_s: float = 0.0
+    skipped: int = 0
     step: Step | None = None
 
 
@@ -180,6 +186,8 @@ class EngineWorker:
             for step in steps:
                 now = time.perf_counter()
                 began = began or now
+                if step.text and request.keep is not None:
+                    request.keep(step.text)
                 self._record(step, started, began, now)
                 reason = step.stop_reason or reason
             self._measured(model)
@@ -217,8 +225,21 @@ class EngineWorker:
         keywords = {**request.sampling, **request.routing}
         keywords.update(n_expert_used=request.n_expert_used, cancel=self._cancel, on_prompt=on_prompt)
         if model.chat_template is not None:
-            return model.chat([dict(m) for m in request.messages], **keywords)
+            messages = self._fitting(model, request) if request.forget else request.messages
+            return model.chat([dict(m) for m in messages], **keywords)
         return model.generate("".join(m["content"] for m in request.messages), **keywords)
+
+    def _fitting(self, model: Model, request: Request) -> Messages:
+        template = model.chat_template
+        assert template is not None
+
+        def count(messages: Messages) -> int:
+            return len(template.encode(model.tokenizer, messages))
+
+        messages, skipped = fitting(request.messages, request.skip, count, model.n_ctx)
+        with self._lock:
+            self._state.skipped = skipped
+        return messages
 
     def _measured(self, model: Model) -> None:
         """Take the engine's own figures for a whole reply in place of those seen from outside."""

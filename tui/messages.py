@@ -10,6 +10,7 @@ from textual.message import Message
 if TYPE_CHECKING:
     from localmoe.engine.api import Model
     from localmoe.engine.side_by_side import SideBySide
+    from localmoe.sessions.tree import Turn
 
 
 @dataclass
@@ -85,3 +86,12 @@ class CellOpened(Message):
 
     layer: int
     expert: int
+
+
+@dataclass
+class TurnAsked(Message):
+    """The user wants something done with a turn: "edit", "again" or "branch" (`by` versions on)."""
+
+    what: str
+    turn: Turn
+    by: int = 0

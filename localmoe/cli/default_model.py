@@ -15,6 +15,14 @@ def tiny_model_path() -> Path:
     return Path(__file__).parents[1] / "data" / "tiny-moe.gguf"
 
 
+def packaged_models() -> list[tuple[str, Path]]:
+    """Models that are always there, by a name: the tiny one, and the demo's where it has been built."""
+    from localmoe.cli.demo import demo_model_path
+
+    built = demo_model_path()
+    return [*([("demo", built)] if built.is_file() else []), ("in the package", tiny_model_path())]
+
+
 def given_or_demo_model(path: Path | None) -> Path:
     """The model given, or the demo model, which is offered to be built where it is missing and someone can answer."""
     if path is not None:

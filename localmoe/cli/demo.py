@@ -52,10 +52,11 @@ def demo(
         return
     print(PLAINLY, file=sys.stderr)
     if all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        from localmoe.sessions.schema import default_path
         from localmoe.tui.app import run_app
         from localmoe.tui.options import AppOptions
 
-        raise typer.Exit(run_app(path, AppOptions(load={"n_threads": threads})))
+        raise typer.Exit(run_app(path, AppOptions(load={"n_threads": threads}, sessions=default_path())))
     show_exchange(path, threads)
 
 

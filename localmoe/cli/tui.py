@@ -21,7 +21,7 @@ from localmoe.cli.common import (
     sampling_arguments,
     with_sampling,
 )
-from localmoe.cli.default_model import given_or_demo_model, tiny_model_path
+from localmoe.cli.default_model import given_or_demo_model, packaged_models, tiny_model_path
 from localmoe.engine.sampling import SamplingParams
 from localmoe.errors import UsageError
 
@@ -32,6 +32,13 @@ def tui(
     tiny: Annotated[
         bool, typer.Option("--tiny", help="Open the packaged tiny-moe: a trained router at work, at once, offline.")
     ] = False,
+    go_on: Annotated[
+        bool, typer.Option("--continue", help="Go on with the newest chat, with its model unless -m names one.")
+    ] = False,
+    session: Annotated[
+        int | None, typer.Option("--session", metavar="CHAT", help="Go on with this chat (`localmoe sessions list`).")
+    ] = None,
+    unsaved: Annotated[bool, typer.Option("--no-save", help="Keep no chats in this run.")] = False,
     against: Annotated[
         Path | None,
         typer.Option("--against", metavar="TRACE", help="A recording to show differences from (F2).", readable=False),
@@ -51,7 +58,9 @@ def tui(
     """Chat in the terminal app, with the experts' activity beside it."""
     if tiny and model is not None:
         raise UsageError("two models given", got=f"--tiny and -m {model}", expected="one")
-    path = tiny_model_path() if tiny else given_or_demo_model(model)
+    resume, model = (None, model) if not go_on and session is None else kept_chat(session, model, tiny)
+    path = tiny_model_path() if tiny else model or pick_or_demo_model(unsaved)
+    from localmoe.sessions.schema import default_path
     from localmoe.tui.app import run_app
     from localmoe.tui.options import AppOptions
 
@@ -64,6 +73,46 @@ def tui(
         from localmoe.experts.trace_file import load_recording
 
         saved = load_recording(against)
-    options = AppOptions(load=load, sampling=sampling_arguments(sampling), system=system, saved=saved)
+    options = AppOptions(
+        load=load, sampling=sampling_arguments(sampling), system=system, saved=saved,
+        sessions=None if unsaved else default_path(), resume=resume, models=packaged_models(),
+    )  # fmt: skip
     code = run_app(path, options)
     raise typer.Exit(code)
+
+
+def kept_chat(number: int | None, model: Path | None, tiny: bool) -> tuple[int, Path | None]:
+    """A chat to go on with (None: the newest) and the model for it; UsageError where one is missing."""
+    from localmoe.cli.sessions import open_store
+
+    with open_store() as store:
+        chosen = store.newest() if number is None else number
+        if chosen is None:
+            raise UsageError("no chats were saved yet", file=store.path)
+        its_own = Path(store.load(chosen).entry.model)
+    if model is None and not tiny and not its_own.is_file():
+        raise UsageError("the model of this chat is not there any more", file=its_own, expected="-m MODEL")
+    return chosen, model or (None if tiny else its_own)
+
+
+def pick_or_demo_model(unsaved: bool) -> Path | None:
+    """None where there are files to pick from besides the demo's and the package's; else the demo model."""
+    import sys
+
+    from localmoe.errors import LocalMoeError
+    from localmoe.sessions.schema import default_path
+    from localmoe.tui.model_files import find
+
+    recent: list[str] = []
+    if not unsaved and default_path().exists():
+        from localmoe.sessions.store import Store
+
+        try:
+            with Store(default_path()) as store:
+                recent = store.recent_models()
+        except LocalMoeError:  # the app says it
+            recent = []
+    known = {path for _, path in packaged_models()}
+    if sys.stdin.isatty() and any(item.path not in known for item in find(recent)):
+        return None
+    return given_or_demo_model(None)

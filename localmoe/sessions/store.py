@@ -6,7 +6,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +183,7 @@ class Store:
     # --- below
 
     @contextmanager
-    def _change(self) -> Iterator[Any]:
+    def _change(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
         """`execute` within one transaction."""
         with self._lock, saying(self.path):
             self._connection.execute("BEGIN IMMEDIATE")

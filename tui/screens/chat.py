@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
@@ -13,19 +14,22 @@ from textual.screen import Screen
 from textual.widgets import Footer, Static
 
 from localmoe.experts.labels import expert_labels
+from localmoe.sessions.record import Record
+from localmoe.sessions.tree import Conversation, Turn
 
-from ..conversation import ENDINGS, Conversation
-from ..engine_worker import EngineWorker, Progressed, Request
-from ..messages import CellOpened, ReplyDone, ReplyFailed, Submitted
+from ..engine_worker import EngineWorker, Progressed
+from ..messages import CellOpened, ReplyDone, ReplyFailed, Submitted, TurnAsked
 from ..options import AppOptions
 from ..rules import Rules, rules_of
+from ..talk import Talk
+from ..widgets.context_note import ContextNote
 from ..widgets.expert_pane import ExpertFacts, ExpertPane
 from ..widgets.prompt import Prompt
 from ..widgets.status import StatusLine, TitleBar, rate
-from ..widgets.transcript import Transcript
+from ..widgets.transcript import ENDINGS, Transcript
 from ..widgets.turns import shown_line
 from .cell import CellScreen
-from .expert_screens import open_rules, routed_since, skipped_text
+from .expert_screens import compare_from_here, compare_saved, open_rules, routed_since, skipped_text
 from .tokens import TokensScreen
 
 if TYPE_CHECKING:
@@ -63,12 +67,11 @@ class ChatScreen(Screen[None]):
     _pictured = 0.0  # when the experts were drawn last
     _reply_from = 0  # the trace's token that the last reply begins with
 
-    def __init__(self, model: Model, worker: EngineWorker, options: AppOptions) -> None:
+    def __init__(self, model: Model, worker: EngineWorker, options: AppOptions, record: Record) -> None:
         super().__init__()
         self.model, self.worker, self.options = model, worker, options
-        self.conversation = Conversation(options.system)
+        self.talk = Talk(record, options)
         self.busy = False
-        self._again = 0
         self._seen = self._first = model.trace.count
         self.start_rules = self.rules = rules_of(model.config, options.load)
 
@@ -77,11 +80,20 @@ class ChatScreen(Screen[None]):
         """Experts a token goes through at most, from the next reply on."""
         return self.rules.routing.n_used
 
+    @property
+    def record(self) -> Record:
+        return self.talk.record
+
+    @property
+    def conversation(self) -> Conversation:
+        return self.record.conversation
+
     def compose(self) -> ComposeResult:
         yield TitleBar(id="title")
         with Horizontal(id="body"):
             yield Transcript(id="transcript")
             yield ExpertPane(id="experts")
+        yield ContextNote(id="context-note", markup=False)
         with Vertical(id="below"):
             with Horizontal(id="line"):
                 yield Static("›", id="sign", markup=False)
@@ -95,23 +107,14 @@ class ChatScreen(Screen[None]):
         labels = expert_labels(self.model.gguf.metadata, config.n_expert)
         size = self.model.expert_bytes
         self.experts.open(ExpertFacts(config.n_layer, config.n_expert, self.n_used, labels, size))
-        self._compare()
+        compare_saved(self)
         self.status.state = "ready"
         self.status.size_of_context = self.model.n_ctx
         self.query_one(Prompt).focus()
-        self._show_title()
+        self.query_one(TitleBar).show_model(self.model, self.n_used)
         self.set_interval(1 / FRAMES, self._look)
-
-    def _compare(self) -> None:
-        """Take the saved run, if there is one for a model of this shape."""
-        saved, config = self.options.saved, self.model.config
-        if saved is None:
-            return
-        if (saved.n_layer, saved.n_expert) != (config.n_layer, config.n_expert):
-            said = f"the saved run has {saved.n_layer} layers of {saved.n_expert} experts: it is of another model"
-            self.notify(said, severity="warning")
-            return
-        self.experts.compare_with(saved.statistics().layers().share)
+        if self.record.turns:
+            self.call_after_refresh(self.go_on_with, self.record)
 
     @property
     def experts(self) -> ExpertPane:
@@ -124,15 +127,6 @@ class ChatScreen(Screen[None]):
     @property
     def status(self) -> StatusLine:
         return self.query_one(StatusLine)
-
-    def _show_title(self) -> None:
-        config = self.model.config
-        name = self.model.gguf.metadata.get("general.name")
-        name = name if isinstance(name, str) and name else self.model.gguf.path.name
-        detail = f"top-{self.n_used} of {config.n_expert} experts" if config.n_expert else "dense, no experts"
-        if self.model.chat_template is None:
-            detail += ", completes text"
-        self.query_one(TitleBar).show(shown_line(name), detail)
 
     async def _look(self) -> None:
         """Take what the engine did since the last look: text into the reply, choices into the statistics.
@@ -151,7 +145,8 @@ class ChatScreen(Screen[None]):
         if self._looked - self._pictured >= PICTURES or not (self.busy and now.text):
             self._pictured = self._looked
             self._picture(now)
-        if now.text:
+        self.talk.skipped = max(self.talk.skipped, now.skipped)
+        if now.text and not self.talk.warming:
             self.conversation.turns[-1].text += now.text
             await self.transcript.feed(now.text)
 
@@ -185,84 +180,171 @@ class ChatScreen(Screen[None]):
     @on(Submitted)
     async def _send(self, event: Submitted) -> None:
         event.stop()
+        if self.talk.warming:  # the chat so far is being read: enough of it is, and the question comes next
+            self.talk.queued = event.text
+            self.action_stop()
+        elif not self._refused():
+            self.query_one(Prompt).remember(event.text)
+            reply = self.talk.say(event.text)
+            self._edit(None)
+            await self._begin(reply)
+
+    def _refused(self) -> bool:
+        """Whether a reply is being written; says so."""
         if self.busy:
             self.notify("The model is still writing: Esc stops it.", timeout=2)
-            return
-        self.query_one(Prompt).remember(event.text)
-        self.conversation.ask(event.text)
-        await self.transcript.add_user(event.text)
-        await self._begin()
+        return self.busy
 
-    async def _begin(self) -> None:
-        """Ask the engine for a reply to the conversation as it stands."""
-        sampling = dict(self.options.sampling)
-        if sampling.get("seed") is not None:
-            sampling["seed"] += self._again
-        routing = {} if self.rules == self.start_rules else self.rules.options
-        used = routing.pop("n_expert_used", self.n_used or None)
-        request = Request(self.conversation.messages(), used, sampling, routing)
-        self._reply_from = self.model.trace.count
-        self.conversation.begin_reply()
-        await self.transcript.begin_reply()
+    async def _begin(self, reply: Turn | None) -> None:
+        """Show the conversation as it stands and ask the engine for the reply, if one is to be made."""
+        await self.transcript.show(self.record.turns)
+        if reply is not None:
+            self._ask_engine(self.record.piece(reply))
+
+    def _ask_engine(self, keep: Callable[[str], None] | None = None) -> None:
         self.experts.stats.boundary()
         self.busy, self.status.state, self.status.prompt_part = True, "reading", 0.0
-        self.worker.generate(request)
+        self._reply_from = self.model.trace.count
+        routing = {} if self.rules == self.start_rules else self.rules.options
+        used = routing.pop("n_expert_used", self.n_used or None)
+        self.worker.generate(self.talk.request(used, routing, keep))
         self.refresh_bindings()
+
+    async def go_on_with(self, record: Record) -> None:
+        """Show a chat that was kept and read it, so that the next reply begins at once."""
+        self._edit(None)
+        self.talk = Talk(record, self.options)
+        self.take_parameters()
+        await self.transcript.show(record.turns)
+        self.query_one(Prompt).focus()
+        if self.conversation.messages():
+            self.talk.warming = True
+            self._ask_engine()
+
+    def take_parameters(self) -> None:
+        """The record's parameters were changed: show what depends on them."""
+        wanted = self.record.parameters.get("n_expert_used") or self.start_rules.routing.n_used
+        if self.n_used != min(wanted, self.model.config.n_expert) > 0:
+            self.rules = self.rules.with_used(self.model.config, min(wanted, self.model.config.n_expert))
+            self.status.rules = self.rules.brief(self.start_rules)
+        self.experts.set_used(self.n_used)
+        self.query_one(TitleBar).show_model(self.model, self.n_used)
+        self._warn()
 
     @on(ReplyDone)
     async def _done(self, event: ReplyDone) -> None:
+        if self.talk.warming:
+            await self._warmed()
+            return
         await self._end(event.stop_reason)
-        if event.stop_reason in ENDINGS:
+        if event.stop_reason == "cancelled" and not self.record.turns[-1].text and not self.query_one(Prompt).text:
+            await self._take_back()
+            self.notify("Stopped before a word was said: your text is back in the input.", timeout=4)
+        elif event.stop_reason in ENDINGS:
             await self.transcript.add_note(ENDINGS[event.stop_reason])
+
+    async def _warmed(self) -> None:
+        await self._take(now := self.worker.drain())
+        self.busy = self.talk.warming = False
+        self.status.used, self.status.state = now.n_past, "ready"
+        self.refresh_bindings()
+        self._warn()
+        if question := self.talk.queued:
+            self.talk.queued = ""
+            self.post_message(Submitted(question))
 
     @on(ReplyFailed)
     async def _failed(self, event: ReplyFailed) -> None:
-        await self._end("error")
+        warming = self.talk.warming
+        await (self._warmed() if warming else self._end("error"))
+        if not warming and not self.record.turns[-1].text:  # nothing was answered
+            await self._take_back()
         await self.transcript.add_note(event.reason, error=True)
-        if not self.conversation.turns[-1].text:  # nothing was answered: the question goes back to be changed
-            question, prompt = self.conversation.take_back(), self.query_one(Prompt)
-            if not prompt.text:
-                prompt.insert(question)
+
+    async def _take_back(self) -> None:
+        """Take an empty reply and its question out; the question goes back into the input to be changed."""
+        question, prompt = self.talk.take_back(), self.query_one(Prompt)
+        if not prompt.text:
+            prompt.insert(question)
+        await self.transcript.show(self.record.turns)
 
     async def _end(self, reason: str) -> None:
         self.busy = False
         await self._take(self.worker.drain())
-        self.conversation.turns[-1].stop_reason = reason
+        self.record.end_reply(self.record.turns[-1], reason)
         self.status.state = "ready"
         self.status.rules = self.rules.brief(self.start_rules) + skipped_text(self)
         self.refresh_bindings()
+        self._warn()
+        if trouble := self.talk.trouble():
+            self.notify(f"This chat is no longer saved: {shown_line(trouble)}", severity="error", timeout=20)
+
+    @on(Prompt.Changed)
+    def _warn(self) -> None:
+        """Say that the context gets full, before anything is cut."""
+        self.query_one(ContextNote).tell(self.talk, self.model, self.status.used, self.query_one(Prompt).text)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
         if action == "stop":
-            return True if self.busy else None
+            return True if self.busy or self.talk.editing else None
         if action in ("used", "next_mode", "toggle_experts", "rules"):
             return self.model.config.n_expert > 0 or action == "toggle_experts"
         return True
 
     def action_stop(self) -> None:
-        """Stop the reply and keep what was said."""
+        """Stop the reply and keep what was said; or leave the turn that is being edited as it was."""
+        if not self.busy:
+            self._edit(None)
+            return
         self.status.state = "stopping"
         self.worker.stop()
 
     async def action_new_chat(self) -> None:
         """Forget the conversation; the experts' statistics go on from nothing too."""
-        if self.busy:
-            self.notify("The model is still writing: Esc stops it.", timeout=2)
+        if self._refused():
             return
-        self.conversation = Conversation(self.options.system)
-        await self.transcript.restart()
+        self._edit(None)
+        self.talk.restart()
+        await self.transcript.show([])
         self.status.used = 0
         self.experts.stats.reset()
         self._first = self.model.trace.count
         self.experts.refresh_figures()
+        self._warn()
 
     async def action_regenerate(self) -> None:
-        """Make the last reply again."""
-        if self.busy or not self.conversation.drop_reply():
+        """Make the last reply again, beside the old one."""
+        if self.record.turns and not self.busy:
+            await self._begin(self.talk.again(self.record.turns[-1]))
+
+    @on(TurnAsked)
+    async def _turn_asked(self, event: TurnAsked) -> None:
+        event.stop()
+        if self._refused():
             return
-        self._again += 1
-        await self.transcript.drop_reply()
-        await self._begin()
+        if event.what == "edit":
+            self._edit(event.turn)
+        elif event.what == "again":
+            await self._begin(self.talk.again(event.turn))
+        else:
+            other = self.talk.step(event.turn, event.by)
+            await self._begin(None)
+            self.transcript.choose(other)
+
+    def _edit(self, turn: Turn | None) -> None:
+        """Let the user change a turn in the input; None: no longer."""
+        if turn is not None or self.query_one(Prompt).changing:
+            self.talk.editing = turn
+            self.query_one(Prompt).change(None if turn is None else turn.text)
+            self.query_one("#sign", Static).update("›" if turn is None else "✎")
+            self._warn()
+            self.refresh_bindings()
+
+    def action_last(self, what: str) -> None:
+        """Do something with the last turn of the role that it is about."""
+        role = "user" if what == "edit" else "assistant"
+        if turns := [turn for turn in self.record.turns if turn.role == role]:
+            self.transcript.ask(what, turns[-1])
 
     def action_next_mode(self) -> None:
         self.experts.next_mode()
@@ -283,10 +365,7 @@ class ChatScreen(Screen[None]):
 
     def action_compare_from_here(self) -> None:
         """Keep the loads as they are now, and show what changes from them."""
-        if self.model.config.n_expert:
-            self.experts.compare_with(None)
-            self.experts.set_mode("difference")
-            self.notify("the heatmap shows the difference from the load until now", timeout=2)
+        compare_from_here(self)
 
     def action_toggle_experts(self) -> None:
         """Show or hide everything about the experts."""
@@ -303,7 +382,8 @@ class ChatScreen(Screen[None]):
         """Route so from the next reply on."""
         self.rules = rules
         self.experts.set_used(self.n_used)
-        self._show_title()
+        self.record.configure(n_expert_used=None if rules.routing.limits else self.n_used)
+        self.query_one(TitleBar).show_model(self.model, self.n_used)
         self.status.rules = rules.brief(self.start_rules)
         if self.busy:
             self.notify("from the next reply on", timeout=2)

@@ -61,3 +61,23 @@ def _compare(chat: ChatScreen, rules: Rules, prompt: str) -> None:
         return
     job = Comparison(prompt, chat.start_rules.options, rules.options)
     chat.app.push_screen(CompareScreen(chat.worker, job, max(chat.n_used, rules.routing.n_used)))
+
+
+def compare_saved(chat: ChatScreen) -> None:
+    """Take the saved run that the app was started with, if there is one for a model of this shape."""
+    saved, config = chat.options.saved, chat.model.config
+    if saved is None:
+        return
+    if (saved.n_layer, saved.n_expert) != (config.n_layer, config.n_expert):
+        said = f"the saved run has {saved.n_layer} layers of {saved.n_expert} experts: it is of another model"
+        chat.notify(said, severity="warning")
+        return
+    chat.experts.compare_with(saved.statistics().layers().share)
+
+
+def compare_from_here(chat: ChatScreen) -> None:
+    """Keep the loads as they are now, and show what changes from them."""
+    if chat.model.config.n_expert:
+        chat.experts.compare_with(None)
+        chat.experts.set_mode("difference")
+        chat.notify("the heatmap shows the difference from the load until now", timeout=2)

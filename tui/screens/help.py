@@ -15,8 +15,15 @@ KEYS = {
     "Ctrl+J": "new line (or Shift+Enter)",
     "Up, Down": "what you sent before",
     "Esc": "stop the reply; what was said stays",
-    "Ctrl+R": "make the last reply again",
-    "Ctrl+N": "new chat",
+    "Ctrl+R": "make the last reply again, beside the old one",
+    "Ctrl+N": "new chat; the old one is kept",
+    "Ctrl+S": "chats that were kept: search, go on, rename, export, delete",
+    "Ctrl+O": "open another model",
+    "F9": "parameters and system prompt of this chat",
+    "In the chat": (
+        "Up, Down choose a turn; E edits it on a branch of its own, A answers it again, Left and Right go to its other "
+        "versions, C copies it, B a code block of it"
+    ),
     "F2": "what the heatmap shows",
     "F7": "the chat token by token, in the colours of their experts",
     "F6": "show how the experts' load changes from now on",

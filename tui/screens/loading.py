@@ -58,6 +58,7 @@ class ErrorScreen(Screen[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter,escape,q", "app.quit", "Quit", id="error.quit"),
+        Binding("o", "app.models", "Another model", id="error.models"),
     ]
 
     def __init__(self, reason: str) -> None:
@@ -68,5 +69,5 @@ class ErrorScreen(Screen[None]):
         with Vertical(id="error-panel") as panel:
             panel.border_title = "This model cannot be opened"
             yield Static(Content(shown(self._reason)), id="error-reason")
-            yield Static("Enter closes the app.", id="error-hint", markup=False)
+            yield Static("Enter closes the app, O opens another model.", id="error-hint", markup=False)
         yield Footer()

@@ -22,6 +22,7 @@ class Prompt(TextArea):
         self.sent: list[str] = []
         self._at = 0
         self._draft = ""
+        self._before: str | None = None
 
     async def _on_key(self, event: events.Key) -> None:
         # Not priority bindings: those run before the letters typed just before them have arrived here.
@@ -41,6 +42,21 @@ class Prompt(TextArea):
             self.sent.append(text)
         self._at, self._draft = len(self.sent), ""
         self.clear()
+
+    @property
+    def changing(self) -> bool:
+        """Whether a text that was said before is in the input."""
+        return self._before is not None
+
+    def change(self, text: str | None) -> None:
+        """Put a text that was said before into the input to be changed; None: what was typed before comes back."""
+        if self._before is None and text is not None:
+            self._before = self.text
+        self.text = (self._before or "") if text is None else text
+        self._before = self._before if text is not None else None
+        self.set_class(text is not None, "-editing")
+        self.move_cursor(self.document.end)
+        self.focus()
 
     def action_cursor_up(self, select: bool = False) -> None:
         if not select and self.cursor_location[0] == 0 and self._at > 0:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.content import Content
 from textual.reactive import reactive
 from textual.widgets import Static
 
-from .turns import MUTED
+from .turns import MUTED, shown_line
+
+if TYPE_CHECKING:
+    from localmoe.engine.api import Model
 
 FULL, EMPTY = "━", "─"
 
@@ -33,6 +38,16 @@ class TitleBar(Horizontal):
     def compose(self) -> ComposeResult:
         yield Static(id="title-name")
         yield Static(id="title-detail", markup=False)
+
+    def show_model(self, model: Model, n_used: int) -> None:
+        """Show the model's name, and its experts or that it has none."""
+        config = model.config
+        name = model.gguf.metadata.get("general.name")
+        name = name if isinstance(name, str) and name else model.gguf.path.name
+        detail = f"top-{n_used} of {config.n_expert} experts" if config.n_expert else "dense, no experts"
+        if model.chat_template is None:
+            detail += ", completes text"
+        self.show(shown_line(name), detail)
 
     def show(self, name: str, detail: str) -> None:
         """Both must be harmless already."""

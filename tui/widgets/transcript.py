@@ -1,22 +1,85 @@
-"""The chat so far, scrolled to its end unless someone reads further up."""
+"""The chat so far, scrolled to its end unless someone reads further up; one turn in it can be chosen."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual import events, on
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Static
 
-from .turns import Note, ReplyTurn, UserTurn
+from localmoe.sessions.store import INTERRUPTED
+from localmoe.sessions.tree import Turn
+
+from ..copying import code_blocks, first_line
+from ..messages import TurnAsked
+from ..screens.dialogs import ChooseScreen
+from .turns import Note, ReplyTurn, UserTurn, shown
 
 WELCOME = "Write below, Enter sends. Beside the chat you see which experts each layer uses, while it answers."
+ENDINGS = {
+    "cancelled": "stopped",
+    "length": "the reply's token limit is reached",
+    "context": "the context is full: Ctrl+N starts a new chat",
+    "edited": "edited by you",
+    "error": "ended by an error",
+    INTERRUPTED: "cut off: the app ended before the reply did",
+}
+"""What to say under a reply that did not end by itself."""
+SHOWN = 60
+"""Turns that are drawn at first; more above them are drawn when asked for."""
+
+
+class TurnBox(Vertical):
+    """A turn, and under it which of its versions it is."""
+
+    def __init__(self, turn: Turn) -> None:
+        super().__init__(classes=f"turn-box {'of-user' if turn.role == 'user' else 'of-model'}")
+        self.turn = turn
+        self.body = UserTurn(turn.text) if turn.role == "user" else ReplyTurn(turn.text)
+
+    def compose(self) -> ComposeResult:
+        yield self.body
+        yield Static(classes="versions", markup=False)
+
+    def on_mount(self) -> None:
+        self.mark()
+
+    def mark(self) -> None:
+        """Tell which version it is, where there are several."""
+        versions = self.turn.parent.children if self.turn.parent is not None else [self.turn]
+        line = self.query_one(".versions", Static)
+        line.display = len(versions) > 1
+        if line.display:
+            line.update(f"‹ {versions.index(self.turn) + 1}/{len(versions)} ›")
+
+    @on(events.Click, ".versions")
+    def _other(self, event: events.Click) -> None:
+        event.stop()
+        self.post_message(TurnAsked("branch", self.turn, -1 if event.x < 4 else 1))
 
 
 class Transcript(VerticalScroll):
     """Turns from top to bottom; the last reply can grow."""
 
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "turn(-1)", "Turn above", id="turn.up", show=False),
+        Binding("down,j", "turn(1)", "Turn below", id="turn.down", show=False),
+        Binding("e", "ask('edit')", "Edit", id="turn.edit"),
+        Binding("a", "ask('again')", "Again", id="turn.again"),
+        Binding("left,less_than_sign", "ask('branch', -1)", "Version", id="turn.left", key_display="‹ ›"),
+        Binding("right,greater_than_sign", "ask('branch', 1)", "Next version", id="turn.right", show=False),
+        Binding("c", "ask('copy')", "Copy", id="turn.copy"),
+        Binding("b", "ask('code')", "Code", id="turn.code"),
+    ]
+
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id, can_focus=True)
         self.reply: ReplyTurn | None = None
+        self._above: list[Turn] = []
 
     def compose(self) -> ComposeResult:
         # An anchored scroll view holds short content at its bottom: the turns fill at least one page instead.
@@ -30,17 +93,57 @@ class Transcript(VerticalScroll):
     def turns(self) -> Vertical:
         return self.query_one("#turns", Vertical)
 
-    async def add_user(self, text: str) -> None:
-        """Show what the user said."""
-        await self.query("#welcome").remove()
-        await self.turns.mount(UserTurn(text))
+    @property
+    def boxes(self) -> list[TurnBox]:
+        return [child for child in self.turns.children if isinstance(child, TurnBox)]
+
+    @property
+    def current(self) -> TurnBox | None:
+        """The turn that is chosen."""
+        return next((box for box in self.boxes if box.has_class("-current")), None)
+
+    async def show(self, turns: Sequence[Turn]) -> None:
+        """Show these turns: what stands already as far as it is the same, then the others anew."""
+        boxes = self.boxes
+        first = boxes[0].turn if boxes else None
+        self._above = list(turns[: turns.index(first)]) if first in turns else list(turns[:-SHOWN])
+        wanted = turns[len(self._above) :]
+        same = 0
+        while same < min(len(boxes), len(wanted)) and boxes[same].turn is wanted[same]:
+            same += 1
+        await self._cut_after(boxes[same - 1] if same else None)
+        for turn in wanted[same:]:
+            box = await self._add(turn)
+            self.reply = box.body if isinstance(box.body, ReplyTurn) else None
+        await self._mark_ends(bool(turns))
         self.anchor()
 
-    async def begin_reply(self) -> None:
-        """Add an empty reply that `feed` appends to."""
-        self.reply = ReplyTurn()
-        await self.turns.mount(self.reply)
-        self.anchor()
+    async def _cut_after(self, box: TurnBox | None) -> None:
+        """Remove what stands below a box; None: everything."""
+        children = list(self.turns.children)
+        below = children[children.index(box) + 1 :] if box is not None else children
+        if box is not None and below and isinstance(below[0], Note) and box.turn.stop_reason in ENDINGS:
+            below = below[1:]
+        self.reply = None
+        await self.turns.remove_children(below)
+
+    async def _add(self, turn: Turn, before: TurnBox | None = None) -> TurnBox:
+        box = TurnBox(turn)
+        parts: list[TurnBox | Note] = [box]
+        if turn.role == "assistant" and turn.stop_reason in ENDINGS:
+            parts.append(Note(ENDINGS[turn.stop_reason]))
+        await self.turns.mount(*parts, before=before)
+        return box
+
+    async def _mark_ends(self, any_turns: bool) -> None:
+        await self.turns.query("#welcome, #above").remove()
+        if not any_turns:
+            await self.turns.mount(Static(WELCOME, id="welcome", markup=False))
+        elif self._above:
+            text = f"{len(self._above)} turns above: Up at the first one shows them"
+            await self.turns.mount(Static(text, id="above", markup=False), before=0)
+        for box in self.boxes:
+            box.mark()
 
     async def feed(self, text: str) -> None:
         """Append to the reply."""
@@ -51,19 +154,81 @@ class Transcript(VerticalScroll):
         """Add a line of the app's own."""
         await self.turns.mount(Note(text, error=error))
 
-    async def drop_reply(self) -> None:
-        """Remove the last reply and the notes after it."""
-        if self.reply is None:
-            return
-        for child in reversed(list(self.turns.children)):
-            last = child is self.reply
-            await child.remove()
-            if last:
-                break
-        self.reply = None
+    def choose(self, turn: Turn | None) -> None:
+        """Make a turn the chosen one."""
+        box = None
+        for other in self.boxes:
+            box = other if other.turn is turn else box
+            other.set_class(other.turn is turn, "-current")
+        if box is not None:
+            box.scroll_visible(animate=False)
 
-    async def restart(self) -> None:
-        """Remove everything."""
-        self.reply = None
-        await self.turns.remove_children()
-        await self.turns.mount(Static(WELCOME, id="welcome", markup=False))
+    def on_focus(self) -> None:
+        if self.current is None and self.boxes:
+            self.boxes[-1].add_class("-current")
+
+    def on_blur(self) -> None:
+        self.choose(None)
+
+    def on_click(self, event: events.Click) -> None:
+        widget = event.widget
+        while widget is not None and not isinstance(widget, TurnBox):
+            widget = widget.parent if isinstance(widget.parent, (Vertical, Static)) else None  # up to its turn
+        if widget is not None:
+            for other in self.boxes:
+                other.set_class(other is widget, "-current")
+
+    async def action_turn(self, by: int) -> None:
+        """Choose the next turn; in one that is higher than the view, scroll first."""
+        box, boxes = self.current, self.boxes
+        if box is None:
+            self.choose(boxes[-1].turn if boxes else None)
+            return
+        hidden = box.region.bottom - self.region.bottom if by > 0 else self.region.y - box.region.y
+        if hidden > 0:
+            self.scroll_relative(y=by * min(3, hidden), animate=False)
+            return
+        at = boxes.index(box) + by
+        if at < 0 and self._above:
+            await self._show_above()
+        elif 0 <= at < len(boxes):
+            self.choose(boxes[at].turn)
+            tall = boxes[at].region.height > self.region.height
+            if tall:
+                boxes[at].scroll_visible(animate=False, top=by > 0)
+
+    async def _show_above(self) -> None:
+        more, self._above = self._above[-SHOWN:], self._above[:-SHOWN]
+        first = self.boxes[0]
+        for turn in more:
+            await self._add(turn, first)
+        await self._mark_ends(True)
+        self.choose(more[-1])
+
+    def action_ask(self, what: str, by: int = 0) -> None:
+        """Ask for something to be done with the chosen turn."""
+        if (box := self.current) is not None:
+            self.ask(what, box.turn, by)
+
+    def ask(self, what: str, turn: Turn, by: int = 0) -> None:
+        """Copy a turn or its code; what changes the chat is the screen's to do."""
+        if what == "copy":
+            self.app.copy_to_clipboard(shown(turn.text))
+            self.notify("Copied the message.", timeout=2)
+        elif what == "code":
+            self._copy_code(code_blocks(turn.text))
+        else:
+            self.post_message(TurnAsked(what, turn, by))
+
+    def _copy_code(self, blocks: Sequence[str]) -> None:
+        def copy(number: int | None) -> None:
+            if number is not None:
+                self.app.copy_to_clipboard(blocks[number])
+                self.notify(f"Copied the code, {len(blocks[number].splitlines())} lines.", timeout=2)
+
+        if len(blocks) > 1:
+            self.app.push_screen(ChooseScreen("Copy which code block?", [first_line(b) for b in blocks]), copy)
+        elif blocks:
+            copy(0)
+        else:
+            self.notify("There is no code block in this message.", timeout=2)

@@ -48,8 +48,8 @@ class Note(Static):
 class ReplyTurn(Markdown):
     """A reply that grows while it is written."""
 
-    def __init__(self) -> None:
-        super().__init__(classes="turn reply", parser_factory=harmless_markdown, open_links=False)
+    def __init__(self, text: str = "") -> None:
+        super().__init__(shown(text), classes="turn reply", parser_factory=harmless_markdown, open_links=False)
 
     async def feed(self, text: str) -> None:
         """Append a piece of the model's text; await it before the next piece."""

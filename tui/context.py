@@ -1,0 +1,50 @@
+"""When a context gets full: what to say before anything is cut, and which turns are left out if that is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+Messages = Sequence[Mapping[str, str]]
+NEARLY = 0.8
+"""The part of the context from which on it is said."""
+_STOP = "When it is full the reply ends; nothing is cut. Ctrl+N: new chat. F9: forget the oldest turns instead."
+_FORGET = "When a question no longer fits, the oldest turns are left out of what the model reads; they stay here."
+
+
+def warning(used: int, size: int, overflow: str, draft: int = 0) -> str:
+    """A line about a context of `size` tokens with `used` of them taken; "" while there is room.
+
+    `draft`: tokens of what is being typed.
+    """
+    left = max(0, size - used)
+    if draft and size and draft >= left:
+        does = _FORGET if overflow == "forget" else "It will be refused, nothing is cut: Ctrl+N starts a new chat."
+        return f"This message takes {draft} tokens, {left} are left. {does}"
+    if used < NEARLY * size:
+        return ""
+    does = _FORGET if overflow == "forget" else _STOP
+    return f"The context is {used / max(1, size):.0%} full: about {left} tokens are left. {does}"
+
+
+def fitting(messages: Messages, skip: int, count: Callable[[Messages], int], size: int) -> tuple[Messages, int]:
+    """The messages without their oldest exchanges, as few as needed, and how many turns are left out.
+
+    `skip` turns were left out before. What is read must take at most three quarters of `size` tokens; where more must
+    go, then so many that it takes half, since every change means reading all again. System prompt and last question
+    always stay.
+    """
+    system = [m for m in messages[:1] if m["role"] == "system"]
+    turns = list(messages[len(system) :])
+
+    def kept(n: int) -> Messages:
+        return [*system, *turns[n:]]
+
+    starts = [n for n, m in enumerate(turns) if m["role"] == "user"] or [0]
+    skip = max((n for n in starts if n <= skip), default=0)
+    if count(kept(skip)) <= size * 3 // 4:
+        return kept(skip), skip
+    for n in [n for n in starts if n > skip]:
+        skip = n
+        if count(kept(n)) <= size // 2:
+            break
+    return kept(skip), skip

@@ -1,0 +1,126 @@
+"""The model picker: files opened lately, and those in the folders where models are kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from textual import events, on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from ..model_files import Facts, Found, find, look_into, size_text
+from ..widgets.turns import MUTED, shown_line
+
+PATH_HINT = "Search, or the path of a GGUF file"
+
+
+class ModelsScreen(ModalScreen[Path | None]):
+    """The search line has the keyboard; what a file is appears when its header has been read."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", "Back", id="models.close", priority=True),
+        Binding("enter", "open", "Open", id="models.open", priority=True),
+    ]
+
+    def __init__(self, recent: Sequence[str], always: Sequence[tuple[str, Path]]) -> None:
+        super().__init__(classes="dialog")
+        self._recent, self._always = recent, always
+        self._files: list[Found] = []
+        self._listed: list[Found] = []
+        self._facts: dict[Path, tuple[str, Facts]] = {}
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="panel wide-panel") as panel:
+            panel.border_title = "Open a model"
+            yield Input(placeholder=PATH_HINT, compact=True, id="models-search")
+            yield OptionList(id="models-list", markup=False, compact=True)
+            yield Static("Looking for files…", id="models-said", markup=False)
+            yield Footer(show_command_palette=False)
+
+    def on_mount(self) -> None:
+        self.query_one(OptionList).can_focus = False
+        self.query_one(Input).focus()
+        self._look()
+
+    @work
+    async def _look(self) -> None:
+        """Find the files, then read their headers one by one, off the screen's thread."""
+        files = await asyncio.to_thread(find, self._recent)
+        known = {item.path for item in files}
+        self._files = files + [Found(path, name) for name, path in self._always if path not in known]
+        self._fill()
+        for item in self._files:
+            size = await asyncio.to_thread(size_text, item.path)
+            self._facts[item.path] = (size, await asyncio.to_thread(look_into, item.path))
+            self._update(item)
+
+    def _fill(self) -> None:
+        terms = self.query_one(Input).value.lower().split()
+        self._listed = [f for f in self._files if all(term in str(f.path).lower() for term in terms)]
+        options = self.query_one(OptionList)
+        options.clear_options()
+        options.add_options([Option(self._line(item)) for item in self._listed])
+        if self._listed:
+            options.highlighted = 0
+        self._tell()
+
+    def _tell(self) -> None:
+        at = self.query_one(OptionList).highlighted
+        text = "No file found: type a path, or put one where LOCALMOE_MODELS, the Hugging Face cache or this folder is."
+        if at is not None and at < len(self._listed):
+            item = self._listed[at]
+            error = self._facts.get(item.path, ("", Facts()))[1].error
+            text = f"{item.path.parent}{f': {error}' if error else ''}"
+        self.query_one("#models-said", Static).update(Content(shown_line(text)))
+
+    def _update(self, item: Found) -> None:
+        if self.is_mounted and item in self._listed:
+            at = self._listed.index(item)
+            self.query_one(OptionList).replace_option_prompt_at_index(at, self._line(item))
+            if at == self.query_one(OptionList).highlighted:
+                self._tell()
+
+    def _line(self, item: Found) -> Content:
+        size, facts = self._facts.get(item.path, ("…", None))
+        parts: list[str | tuple[str, str]] = [(f"{size:>9}  ", MUTED), shown_line(item.path.name)]
+        if facts is not None and facts.error:
+            parts.append((f"  {shown_line(facts.error)}", "$text-error"))
+        elif facts is not None:
+            kind = f"{facts.n_used} of {facts.n_expert} experts" if facts.n_expert else "dense"
+            parts.append((f"  {shown_line(facts.architecture)}, {kind}", "$text-accent"))
+        parts.append((f"  {item.where}", MUTED))
+        return Content.assemble(*parts)
+
+    @on(Input.Changed, "#models-search")
+    def _searched(self) -> None:
+        self._fill()
+
+    @on(OptionList.OptionHighlighted)
+    def _moved(self) -> None:
+        self._tell()
+
+    @on(OptionList.OptionSelected)
+    def _clicked(self) -> None:
+        self.action_open()
+
+    def on_key(self, event: events.Key) -> None:
+        moves = {"up": "cursor_up", "down": "cursor_down", "pageup": "page_up", "pagedown": "page_down"}
+        if event.key in moves:
+            event.stop()
+            getattr(self.query_one(OptionList), f"action_{moves[event.key]}")()
+
+    def action_open(self) -> None:
+        """Open the chosen file, or the path that is typed."""
+        at, typed = self.query_one(OptionList).highlighted, Path(self.query_one(Input).value.strip()).expanduser()
+        if at is not None and at < len(self._listed):
+            self.dismiss(self._listed[at].path)
+        elif typed.is_file():
+            self.dismiss(typed)
