@@ -102,11 +102,11 @@ class LocalMoeApp(App[None]):
         try:
             record = Record.resumed(self.store, self.store.load(key))
         except LocalMoeError as error:
-            self.notify(shown_line(str(error)), severity="error")
+            self.notify(shown_line(str(error)), severity="error", markup=False)
             return None
         record.parameters, wrong = checked(record.parameters)
         if wrong:
-            self.notify(f"parameters left out: {shown_line(', '.join(wrong))}", severity="warning")
+            self.notify(f"parameters left out: {shown_line(', '.join(wrong))}", severity="warning", markup=False)
         return record
 
     async def open_model(self, path: Path, record: Record | None = None) -> None:
@@ -221,7 +221,9 @@ class LocalMoeApp(App[None]):
             await self.open_model(its_model, record)
             return
         if its_model.name != chat.model.gguf.path.name:
-            self.notify(f"This chat was with {shown_line(its_model.name)}; it goes on with this model.", timeout=6)
+            self.notify(
+                f"This chat was with {shown_line(its_model.name)}; it goes on with this model.", timeout=6, markup=False
+            )
         record.configure(model=str((self._path or its_model).absolute()))
         await chat.go_on_with(record)
 

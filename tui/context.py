@@ -20,7 +20,7 @@ def warning(used: int, size: int, overflow: str, draft: int = 0) -> str:
     if draft and size and draft >= left:
         does = _FORGET if overflow == "forget" else "It will be refused, nothing is cut: Ctrl+N starts a new chat."
         return f"This message takes {draft} tokens, {left} are left. {does}"
-    if used < NEARLY * size:
+    if used <= NEARLY * size:
         return ""
     does = _FORGET if overflow == "forget" else _STOP
     return f"The context is {used / max(1, size):.0%} full: about {left} tokens are left. {does}"

@@ -37,14 +37,17 @@ async def running(
     size: tuple[int, int] = (120, 40),
     loader: Callable[[Any], Any] | None = None,
     options: AppOptions | None = None,
+    path: Path | None = Path("demo.gguf"),
 ) -> AsyncIterator[tuple[LocalMoeApp, Pilot[None]]]:
     """The app on its chat screen (or on any, with an own loader)."""
-    app = create_app(Path("demo.gguf"), options, loader or (lambda progress: model))
+    app = create_app(path, options, loader or (lambda progress: model))
     async with app.run_test(size=size) as pilot:
-        if loader is None:
+        if loader is None and path is not None:
             await until(pilot, lambda: isinstance(app.screen, ChatScreen) and app.screen.is_mounted, "the chat")
         yield app, pilot
     app.worker.close()
+    if app.store is not None:
+        app.store.close()
 
 
 def chat(app: LocalMoeApp) -> ChatScreen:

@@ -277,7 +277,9 @@ class ChatScreen(Screen[None]):
         self.refresh_bindings()
         self._warn()
         if trouble := self.talk.trouble():
-            self.notify(f"This chat is no longer saved: {shown_line(trouble)}", severity="error", timeout=20)
+            self.notify(
+                f"This chat is no longer saved: {shown_line(trouble)}", severity="error", timeout=20, markup=False
+            )
 
     @on(Prompt.Changed)
     def _warn(self) -> None:

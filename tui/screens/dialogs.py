@@ -34,7 +34,7 @@ class AskScreen(ModalScreen[str | None]):
         with Vertical(classes="panel") as panel:
             panel.border_title = Content(self._title)
             panel.border_subtitle = "Enter takes it, Esc leaves it"
-            yield Input(shown_line(self._value), compact=True, classes="ask-input")
+            yield Input(shown_line(self._value), compact=True, select_on_focus=False, classes="ask-input")
             yield Static(classes="dialog-error", markup=False)
 
     @on(Input.Submitted)

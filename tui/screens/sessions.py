@@ -178,6 +178,7 @@ class SessionsScreen(ModalScreen[Chosen | None]):
             if choice == 1:
                 try:
                     self._store.delete(entry.key)
+                    self._say("deleted")
                 except LocalMoeError as error:
                     self._say(str(error))
                 self._fill()

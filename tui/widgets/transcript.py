@@ -160,7 +160,9 @@ class Transcript(VerticalScroll):
         for other in self.boxes:
             box = other if other.turn is turn else box
             other.set_class(other.turn is turn, "-current")
-        if box is not None:
+        if box is not None and box is self.boxes[0]:
+            self.scroll_home(animate=False)  # with what stands above it
+        elif box is not None:
             box.scroll_visible(animate=False)
 
     def on_focus(self) -> None:

@@ -1,0 +1,88 @@
+"""A context that gets full: said before anything is cut, and cut only by choice."""
+
+from __future__ import annotations
+
+from localmoe.tui.context import fitting, warning
+from localmoe.tui.widgets.prompt import Prompt
+
+from .driving import ask, chat, running, screen_text, until
+from .fake_model import FakeModel
+
+
+def test_there_is_nothing_to_say_while_there_is_room():
+    assert warning(0, 4096, "stop") == ""
+    assert warning(3276, 4096, "stop") == ""
+    assert warning(0, 0, "stop") == ""
+
+
+def test_what_will_happen_is_said():
+    """How full, how much is left, and what then; by the choice made."""
+    assert warning(3300, 4096, "stop").startswith("The context is 81% full: about 796 tokens are left.")
+    assert "nothing is cut" in warning(3300, 4096, "stop")
+    assert "oldest turns are left out" in warning(3300, 4096, "forget")
+    assert warning(100, 200, "stop", 150).startswith("This message takes 150 tokens, 100 are left. It will be refused")
+    assert warning(200, 200, "stop").startswith("The context is 100% full")
+
+
+def messages(n: int, system: bool = True) -> list[dict[str, str]]:
+    first = [{"role": "system", "content": "s"}] if system else []
+    return first + [{"role": "user" if i % 2 == 0 else "assistant", "content": str(i)} for i in range(n)]
+
+
+def count(read) -> int:
+    return 10 * len(read)
+
+
+def test_what_fits_is_left_alone():
+    assert fitting(messages(6), 0, count, 100) == (messages(6), 0)
+
+
+def test_the_oldest_exchanges_go_first_and_the_system_prompt_stays():
+    """75 tokens may be read; 80 are there: exchanges go until half of the context is left."""
+    read, skipped = fitting(messages(7), 0, count, 100)
+    assert skipped == 4
+    assert [m["content"] for m in read] == ["s", "4", "5", "6"]
+    read, skipped = fitting(messages(9), skipped, count, 100)
+    assert (skipped, [m["content"] for m in read]) == (4, ["s", "4", "5", "6", "7", "8"])
+
+
+def test_the_last_question_always_stays():
+    """However long it is: the engine then says that it does not fit."""
+    read, skipped = fitting(messages(5, system=False), 0, lambda read: 1000, 100)
+    assert (skipped, [m["content"] for m in read]) == (4, ["4"])
+
+
+async def test_a_filling_context_is_said_above_the_input():
+    model = FakeModel(answer=["word "] * 30, n_ctx=48)
+    async with running(model) as (app, pilot):
+        assert "context is" not in screen_text(app)
+        await ask(app, pilot, "some words to begin with")
+        await until(pilot, lambda: "% full" in screen_text(app))
+        assert "nothing is cut" in screen_text(app)
+        app.screen.query_one(Prompt).insert("a very long question " * 5)
+        await until(pilot, lambda: "This message takes" in screen_text(app))
+        await pilot.press("ctrl+n")
+        await pilot.pause()
+        app.screen.query_one(Prompt).clear()
+        await until(pilot, lambda: "full" not in screen_text(app))
+
+
+class Template:
+    """Ten tokens a message."""
+
+    def encode(self, tokenizer, read) -> list[int]:  # noqa: ARG002
+        return list(range(count(read)))
+
+
+async def test_forgetting_by_choice_leaves_the_oldest_out_of_what_is_read():
+    """The turns stay in the chat; the model reads the newest, and goes on from the same first turn."""
+    model = FakeModel(answer="ok", n_ctx=100, chat_template=Template())
+    async with running(model) as (app, pilot):
+        chat(app).record.configure(overflow="forget")
+        for n in range(6):
+            await ask(app, pilot, f"q{n}")
+        asked = [[m["content"] for m in request["prompt"]] for request in model.asked]
+        assert asked[3] == ["q0", "ok", "q1", "ok", "q2", "ok", "q3"]
+        assert asked[4] == ["q2", "ok", "q3", "ok", "q4"]
+        assert asked[5] == ["q2", "ok", "q3", "ok", "q4", "ok", "q5"]
+        assert len(chat(app).conversation.turns) == 12

@@ -1,0 +1,158 @@
+"""The model picker: where files are looked for, what a row says, and changing the model within the app."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from localmoe.errors import BadInputError
+from localmoe.tui.model_files import Facts, find, folders, is_model_name, look_into, size_text
+from localmoe.tui.options import AppOptions
+from localmoe.tui.screens.loading import ErrorScreen
+from localmoe.tui.screens.models import ModelsScreen
+from tests.tiny import write_tiny
+
+from .driving import chat, running, screen_text, until
+from .fake_model import FakeModel
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch) -> Path:
+    """A folder where everything is looked for, and nothing else."""
+    for name in ("HF_HOME", "HF_HUB_CACHE", "LOCALMOE_MODELS", "LLAMA_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path
+
+
+def test_files_are_found_where_people_keep_them(home: Path, monkeypatch):
+    """The Hugging Face cache through its links, once each; no projectors, matrices or later parts."""
+    snapshot = home / ".cache/huggingface/hub/models--x--y/snapshots/0ab"
+    blobs = home / ".cache/huggingface/hub/models--x--y/blobs"
+    for folder in (snapshot, blobs, home / "own"):
+        folder.mkdir(parents=True)
+    (blobs / "deadbeef").write_bytes(b"GGUF")
+    for name in ("m.gguf", "again.gguf"):
+        (snapshot / name).symlink_to(blobs / "deadbeef")
+    for name in ("a-00001-of-00002.gguf", "a-00002-of-00002.gguf", "mmproj-a.gguf", "a.imatrix.gguf", "readme.md"):
+        (home / "own" / name).write_bytes(b"12345")
+    (home / "work" / "b.GGUF").write_bytes(b"x")
+    monkeypatch.setenv("LOCALMOE_MODELS", str(home / "own"))
+    found = find([str(home / "work" / "b.GGUF"), "/nowhere/x.gguf", "\0"])
+    assert [(item.path.name, item.where) for item in found] == [
+        ("b.GGUF", "recent"), ("a-00001-of-00002.gguf", "LOCALMOE_MODELS"), ("again.gguf", "Hugging Face cache"),
+    ]  # fmt: skip
+    assert size_text(found[1].path) == "10 B"
+
+
+def test_the_cache_goes_by_its_variables(home: Path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", "/hf")
+    assert ("Hugging Face cache", Path("/hf/hub")) in folders()
+    monkeypatch.setenv("HF_HUB_CACHE", "/hub")
+    assert ("Hugging Face cache", Path("/hub")) in folders()
+
+
+def test_names():
+    assert is_model_name("x.gguf")
+    assert is_model_name("x-00001-of-00003.gguf")
+    assert not is_model_name("x-00011-of-00031.gguf")
+    assert not is_model_name("imatrix.gguf")
+
+
+def test_what_a_file_is(tmp_path: Path):
+    """Its header alone; what is wrong with it in a few words."""
+    good = write_tiny(tmp_path / "good.gguf")
+    facts = look_into(good)
+    assert (facts.architecture, facts.error) == ("llama", "")
+    assert facts.n_expert >= facts.n_used > 0
+    (tmp_path / "bad.gguf").write_bytes(b"nope" * 9)
+    assert "not a GGUF" in look_into(tmp_path / "bad.gguf").error
+    assert look_into(tmp_path / "none.gguf").error
+    assert look_into(tmp_path) != Facts()
+
+
+async def test_without_a_model_the_picker_opens_and_rows_say_what_is_wrong(home: Path):
+    """Sizes and architectures come as headers are read; a damaged file keeps its row."""
+    write_tiny(home / "work" / "good.gguf")
+    (home / "work" / "bad[bold].gguf").write_bytes(b"nope" * 9)
+    options = AppOptions(models=[("in the package", home / "work" / "good.gguf")])
+    model = FakeModel(answer="ok")
+    async with running(loader=lambda progress: model, options=options, path=None) as (app, pilot):
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and "llama" in screen_text(app))
+        await until(pilot, lambda: "not a GGUF" in screen_text(app))
+        assert "bad[bold].gguf" in screen_text(app)
+        await pilot.press(*"good")
+        await until(pilot, lambda: "bad[bold]" not in screen_text(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: app.chat is not None)
+        assert chat(app).record.model == str(home / "work" / "good.gguf")
+
+
+async def test_leaving_the_first_picker_leaves_the_app(home: Path):
+    async with running(loader=lambda progress: FakeModel(), path=None) as (app, pilot):
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
+        await until(pilot, lambda: "No file found" in screen_text(app))
+        await pilot.press("escape")
+        await pilot.pause(0.1)
+        assert app.return_code == 0
+
+
+async def test_a_path_can_be_typed(home: Path):
+    """With ~ for the home folder; what is no file does nothing."""
+    write_tiny(home / "hidden.gguf")
+    async with running(loader=lambda progress: FakeModel(), path=None) as (app, pilot):
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
+        await pilot.press(*"~/hidden.ggu", "enter")
+        await pilot.pause(0.1)
+        assert isinstance(app.screen, ModelsScreen)
+        await pilot.press("f", "enter")
+        await until(pilot, lambda: app.chat is not None)
+
+
+async def test_another_model_is_opened_within_the_app(home: Path, tmp_path: Path):
+    """The old one is closed, a new chat begins, and the file is among the recent ones."""
+    write_tiny(home / "work" / "other.gguf")
+    models = []
+
+    def loader(progress):
+        models.append(FakeModel(answer="ok", name=f"model {len(models)}"))
+        return models[-1]
+
+    options = AppOptions(sessions=tmp_path / "s.db")
+    async with running(loader=loader, options=options) as (app, pilot):
+        await until(pilot, lambda: app.chat is not None)
+        await pilot.press("ctrl+o")
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and "other.gguf" in screen_text(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: len(models) == 2 and app.chat is not None)
+        assert models[0].closed
+        assert not models[1].closed
+        assert "model 1" in screen_text(app)
+        assert app.store is not None
+        assert Path(app.store.recent_models()[0]).name == "other.gguf"
+
+
+async def test_a_model_that_fails_leads_to_another(home: Path):
+    """O on the panel opens the picker; when the next one opens, the app's exit code is 0 again."""
+    write_tiny(home / "work" / "other.gguf")
+    tries = []
+
+    def loader(progress):
+        tries.append(1)
+        if len(tries) == 1:
+            raise BadInputError("bad magic", file="demo.gguf")
+        return FakeModel(answer="ok")
+
+    async with running(loader=loader) as (app, pilot):
+        await until(pilot, lambda: isinstance(app.screen, ErrorScreen))
+        await pilot.press("o")
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and "other.gguf" in screen_text(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: app.chat is not None)
+        await pilot.press("ctrl+q")
+        await pilot.pause(0.1)
+        assert app.return_code == 0

@@ -1,0 +1,267 @@
+"""Chats that are kept: saved as they go, found, resumed, renamed, exported, deleted; and files that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from localmoe.sessions.record import Record
+from localmoe.sessions.store import Store
+from localmoe.tui.options import AppOptions
+from localmoe.tui.screens.chat import ChatScreen
+from localmoe.tui.screens.dialogs import NoticeScreen
+from localmoe.tui.screens.sessions import SessionsScreen, ago
+from localmoe.tui.widgets.prompt import Prompt
+from localmoe.tui.widgets.status import StatusLine
+
+from .driving import ask, chat, running, screen_text, until
+from .fake_model import FakeModel
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "sessions.db"
+
+
+def keeping(path: Path, **more) -> AppOptions:
+    return AppOptions(sessions=path, **more)
+
+
+def texts(path: Path) -> list[str]:
+    with Store(path) as store:
+        return [turn.text for turn in store.load(store.newest() or 0).conversation.turns]
+
+
+def kept(path: Path, *titles: str, model: str = "/m/demo.gguf", **parameters) -> list[int]:
+    keys = []
+    with Store(path) as store:
+        for title in titles:
+            record = Record(store, model, "Be kind.", parameters)
+            record.ask(title)
+            turn = record.begin_reply()
+            turn.text = f"about {title}"
+            record.end_reply(turn, "eos")
+            keys.append(record.key or 0)
+    return keys
+
+
+async def open_list(app, pilot) -> None:
+    await pilot.press("ctrl+s")
+    await until(pilot, lambda: isinstance(app.screen, SessionsScreen))
+    await pilot.pause()
+
+
+async def test_a_chat_is_saved_while_it_is_written(path: Path):
+    """Every piece is in the file before the reply ends: another program sees it."""
+    model = FakeModel(answer=["Once ", "upon ", "a time"])
+    model.gate = threading.Semaphore(2)
+    async with running(model, options=keeping(path)) as (app, pilot):
+        await pilot.press(*"tell me", "enter")
+        await until(pilot, lambda: "Once upon" in screen_text(app))
+        assert texts(path) == ["tell me", "Once upon "]
+        model.gate.release(5)
+        await until(pilot, lambda: not chat(app).busy)
+        assert texts(path) == ["tell me", "Once upon a time"]
+
+
+async def test_without_a_file_nothing_is_kept(tmp_path: Path):
+    async with running(FakeModel(answer="ok")) as (app, pilot):
+        await ask(app, pilot)
+        await pilot.press("ctrl+s")
+        await pilot.pause()
+        assert app.screen is chat(app)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_new_chat_keeps_the_old_one(path: Path):
+    async with running(FakeModel(answer="ok"), options=keeping(path)) as (app, pilot):
+        await ask(app, pilot, "first")
+        await pilot.press("ctrl+n")
+        await ask(app, pilot, "second")
+    with Store(path) as store:
+        assert [entry.title for entry in store.entries()] == ["second", "first"]
+
+
+async def test_a_chat_is_found_by_its_words_and_gone_on_with(path: Path):
+    """The search looks through all turns; Enter shows the chat, reads it, and it grows where it stood."""
+    first, _ = kept(path, "lighthouse", "harbour", temperature=0.25)
+    model = FakeModel(answer="ok")
+    async with running(model, options=keeping(path)) as (app, pilot):
+        await open_list(app, pilot)
+        assert "lighthouse" in screen_text(app)
+        await pilot.press(*"about light")
+        await until(pilot, lambda: "harbour" not in screen_text(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: model.asked and not chat(app).busy)
+        assert model.asked[0]["max_tokens"] == 0
+        assert chat(app).status.used == model.n_past
+        assert "about lighthouse" in screen_text(app)
+        await ask(app, pilot, "more")
+        assert [m["content"] for m in model.asked[1]["prompt"]] == [
+            "Be kind.",
+            "lighthouse",
+            "about lighthouse",
+            "more",
+        ]
+        assert model.asked[1]["temperature"] == 0.25
+    with Store(path) as store:
+        assert store.load(first).entry.n_turns == 4
+
+
+async def test_resuming_shows_how_the_chat_is_read(path: Path):
+    """The bar of the prompt; a question sent meanwhile comes right after."""
+    kept(path, "long " * 60)
+    model = FakeModel(answer="ok", prompt_delay=0.1)
+    async with running(model, options=keeping(path, resume=1)) as (app, pilot):
+        await until(pilot, lambda: app.screen.query_one(StatusLine).state == "reading")
+        await until(pilot, lambda: "reading" in screen_text(app) and "tokens" in screen_text(app))
+        app.screen.query_one(Prompt).insert("next")
+        await pilot.press("enter")
+        await until(pilot, lambda: len(model.asked) == 2 and not chat(app).busy)
+        assert model.asked[1]["prompt"][-1]["content"] == "next"
+
+
+async def test_continue_starts_with_a_chat(path: Path):
+    kept(path, "old words")
+    async with running(FakeModel(answer="ok"), options=keeping(path, resume=1)) as (app, pilot):
+        await until(pilot, lambda: "about old words" in screen_text(app) and not chat(app).busy)
+        await ask(app, pilot, "new words")
+    assert texts(path) == ["old words", "about old words", "new words", "ok"]
+
+
+async def test_a_chat_that_no_longer_fits_is_said(path: Path):
+    """Reading it fails: a line, and the chat can be branched or left."""
+    from localmoe.errors import UsageError
+
+    kept(path, "old words")
+    model = FakeModel(answer="ok", error=UsageError("the prompt does not fit in the context"))
+    async with running(model, options=keeping(path, resume=1)) as (app, pilot):
+        await until(pilot, lambda: "does not fit" in screen_text(app) and not chat(app).busy)
+        assert len(chat(app).conversation.turns) == 2
+
+
+async def test_parameters_of_nobodys_making_are_left_out(path: Path):
+    """A damaged or foreign parameter is named; the others hold."""
+    kept(path, "words", temperature="hot", top_k=3, evil="[bold]x\x1b[2J")
+    model = FakeModel(answer="ok")
+    async with running(model, options=keeping(path, resume=1)) as (app, pilot):
+        await until(pilot, lambda: model.asked and not chat(app).busy)
+        assert (model.asked[0]["temperature"], model.asked[0]["top_k"]) == (0.8, 3)
+        assert "\x1b" not in screen_text(app)
+
+
+async def test_renaming_exporting_and_deleting(path: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kept(path, "lighthouse", "harbour")
+    async with running(FakeModel(answer="ok"), options=keeping(path)) as (app, pilot):
+        await open_list(app, pilot)
+        await pilot.press("down", "ctrl+r")
+        await until(pilot, lambda: "Rename the chat" in screen_text(app))
+        await pilot.press(*["backspace"] * 12, *"tower", "enter")
+        await until(pilot, lambda: isinstance(app.screen, SessionsScreen) and "tower" in screen_text(app))
+        await pilot.press("ctrl+e")
+        await until(pilot, lambda: "Export to" in screen_text(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: (tmp_path / "tower.md").exists())
+        assert "about lighthouse" in (tmp_path / "tower.md").read_text()
+        await until(pilot, lambda: isinstance(app.screen, SessionsScreen))
+        await pilot.press("ctrl+e")
+        await until(pilot, lambda: "Export to" in screen_text(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: "exists already" in screen_text(app))
+        await pilot.press(*["backspace"] * 2, *"json", "enter")
+        await until(pilot, lambda: (tmp_path / "tower.json").exists())
+        assert json.loads((tmp_path / "tower.json").read_text())["title"] == "tower"
+        await until(pilot, lambda: isinstance(app.screen, SessionsScreen))
+        await pilot.press("ctrl+d")
+        await until(pilot, lambda: "Delete “tower”" in screen_text(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, SessionsScreen))
+        assert "tower" in screen_text(app)
+        await pilot.press("ctrl+d")
+        await until(pilot, lambda: "Delete “tower”" in screen_text(app))
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: isinstance(app.screen, SessionsScreen) and "tower" not in screen_text(app))
+    with Store(path) as store:
+        assert [entry.title for entry in store.entries()] == ["harbour"]
+
+
+async def test_the_open_chat_is_not_deleted(path: Path):
+    async with running(FakeModel(answer="ok"), options=keeping(path)) as (app, pilot):
+        await ask(app, pilot, "stay")
+        await open_list(app, pilot)
+        await pilot.press("ctrl+d")
+        await pilot.pause()
+        assert "cannot be deleted" in screen_text(app)
+
+
+@pytest.mark.parametrize("how", ["damaged", "newer"])
+async def test_a_file_that_cannot_be_used_is_a_panel_and_the_app_works(path: Path, how: str):
+    """The reason, what to do, and a chat that is not kept; the file is as it was."""
+    if how == "damaged":
+        path.write_bytes(b"\x1b[2J not a database" * 99)
+    else:
+        kept(path, "x")
+        with Store(path) as store:
+            store._connection.execute("PRAGMA user_version = 7")
+    before = path.read_bytes()
+    async with running(loader=lambda progress: FakeModel(answer="ok"), options=keeping(path)) as (app, pilot):
+        await until(pilot, lambda: isinstance(app.screen, NoticeScreen))
+        await pilot.pause(0.1)
+        shown = screen_text(app)
+        assert "Chats are not saved" in shown
+        assert ("damaged" if how == "damaged" else "newer localmoe") in shown.replace("\n", " ")
+        assert "\x1b" not in shown
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, ChatScreen))
+        await ask(app, pilot)
+        assert "ok" in screen_text(app)
+    assert path.read_bytes() == before
+
+
+async def test_a_store_that_fails_is_said_once_and_the_chat_goes_on(path: Path):
+    async with running(FakeModel(answer="ok"), options=keeping(path)) as (app, pilot):
+        await ask(app, pilot, "one")
+        assert app.store is not None
+        app.store._connection.execute("DROP TABLE pieces")
+        app.store._connection.execute("DROP TABLE turns")
+        await ask(app, pilot, "two")
+        await ask(app, pilot, "three")
+        assert ["no longer saved" in notice.message for notice in app._notifications] == [True]
+        assert len(chat(app).conversation.turns) == 6
+
+
+async def test_nothing_from_the_file_controls_the_terminal(path: Path):
+    """Titles, texts, model names and system prompts: no escape sequences, no markup, in the list and in the chat."""
+    evil = "[red]a[/]\x1b[2J\x9b31m\u202e[@click=app.quit]b[/]"
+    kept(path, evil, model=f"/m/{evil}.gguf")
+    async with running(FakeModel(answer="ok"), options=keeping(path), size=(160, 50)) as (app, pilot):
+        await open_list(app, pilot)
+        shown = screen_text(app)
+        assert "[red]a[/]\\x1b[2J" in shown
+        assert not [c for c in shown if c != "\n" and (ord(c) < 32 or 127 <= ord(c) < 160 or c == "\u202e")]
+        await pilot.press("ctrl+r")
+        await pilot.pause(0.2)
+        assert not [c for c in screen_text(app) if c != "\n" and (ord(c) < 32 or 127 <= ord(c) < 160)]
+        await pilot.press("escape", "enter")
+        await until(pilot, lambda: isinstance(app.screen, ChatScreen) and not chat(app).busy)
+        await until(pilot, lambda: "[red]a[/]" in screen_text(app))
+        shown = screen_text(app)
+        assert not [c for c in shown if c != "\n" and (ord(c) < 32 or 127 <= ord(c) < 160 or c == "\u202e")]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (160, 50)])
+async def test_the_list_fits(path: Path, size: tuple[int, int]):
+    kept(path, *(f"chat number {n} with a long title that goes on" for n in range(30)))
+    async with running(FakeModel(answer="ok"), options=keeping(path), size=size) as (app, pilot):
+        await open_list(app, pilot)
+        shown = screen_text(app)
+        for part in ("Search the words", "chat number 29", "Go on", "Rename", "Delete"):
+            assert part in shown, part
+
+
+def test_ages_are_short():
+    assert [ago(s) for s in (0, 61, 7200, 86400 * 3, 86400 * 800)] == ["now", "1m", "2h", "3d", "2y"]
