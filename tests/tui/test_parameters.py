@@ -64,7 +64,7 @@ async def test_the_editor_explains_checks_and_keeps(tmp_path: Path):
     model = FakeModel(answer="ok")
     path = tmp_path / "sessions.db"
     async with running(model, options=AppOptions(sessions=path)) as (app, pilot):
-        await pilot.press("f8")
+        await pilot.press("f9")
         await until(pilot, lambda: isinstance(app.screen, ParametersScreen))
         await pilot.pause()
         assert "0 always takes the likeliest" in screen_text(app)
@@ -86,7 +86,7 @@ async def test_the_editor_explains_checks_and_keeps(tmp_path: Path):
 async def test_the_system_prompt_is_edited_there():
     model = FakeModel(answer="ok")
     async with running(model, options=AppOptions(system="Be brief.")) as (app, pilot):
-        await pilot.press("f8")
+        await pilot.press("f9")
         await until(pilot, lambda: isinstance(app.screen, ParametersScreen))
         app.screen.query_one("#p-system").load_text("Be long.")
         await pilot.press("ctrl+s")
@@ -98,7 +98,7 @@ async def test_the_system_prompt_is_edited_there():
 async def test_escape_changes_nothing():
     model = FakeModel(answer="ok")
     async with running(model) as (app, pilot):
-        await pilot.press("f8")
+        await pilot.press("f9")
         await until(pilot, lambda: isinstance(app.screen, ParametersScreen))
         await pilot.press("9", "escape")
         await until(pilot, lambda: app.screen is chat(app))
@@ -117,7 +117,7 @@ async def test_experts_and_context():
     async with running(loader=loader) as (app, pilot):
         await until(pilot, lambda: app.chat is not None)
         await ask(app, pilot, "one")
-        await pilot.press("f8")
+        await pilot.press("f9")
         await until(pilot, lambda: isinstance(app.screen, ParametersScreen))
         app.screen.query_one("#p-n_expert_used").value = "3"
         app.screen.query_one("#p-n_ctx").value = "512"
@@ -134,7 +134,7 @@ async def test_experts_and_context():
 @pytest.mark.parametrize("size", [(80, 24), (120, 40), (160, 50)])
 async def test_the_editor_fits(size: tuple[int, int]):
     async with running(FakeModel(answer="ok"), size=size) as (app, pilot):
-        await pilot.press("f8")
+        await pilot.press("f9")
         await until(pilot, lambda: isinstance(app.screen, ParametersScreen))
         await pilot.pause(0.1)
         for part in ("temperature", "Default: 0.8", "Take"):
