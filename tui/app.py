@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from localmoe.sessions.record import Record
 from localmoe.sessions.store import Store
 
 from .commands import ChatCommands
+from .ending import end_on_signals
 from .engine_worker import EngineWorker, Loader, Progress
 from .messages import EngineDied, LoadFailed, LoadProgress, ModelReady
 from .options import AppOptions
@@ -37,8 +37,6 @@ from .widgets.turns import shown_line
 if TYPE_CHECKING:
     from localmoe.engine.api import Model
 
-_SIGNALS = {"SIGTERM": 143, "SIGHUP": 129}
-"""Signals that end the app as if by Ctrl+Q, with the exit code a shell expects."""
 _UNSAVED = (
     "{reason}\n\nEverything works, but chats are not kept until this is set right. "
     "The file is left as it is: move it away to start a new one, or choose another folder with LOCALMOE_DATA."
@@ -77,7 +75,7 @@ class LocalMoeApp(App[None]):
         self.worker = EngineWorker(opener(path or Path(), options.load), self.post_message)
 
     async def on_mount(self) -> None:
-        self._catch_signals()
+        end_on_signals(lambda code: self.exit(None, code))
         self._open_store()
         if self._path is None:
             self.action_models()
@@ -130,15 +128,6 @@ class LocalMoeApp(App[None]):
             load["n_ctx"] = self._record.parameters["n_ctx"]
         self.worker = EngineWorker(self._opener(path, load), self.post_message)
         self.worker.start()
-
-    def _catch_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for name, code in _SIGNALS.items():
-            number = getattr(signal, name, None)
-            # Windows has no SIGHUP and no signal handlers in its loop; a test's loop may not be the main thread's.
-            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-                if number is not None:
-                    loop.add_signal_handler(number, self.exit, None, code)
 
     @on(LoadProgress)
     def loading_said(self, event: LoadProgress) -> None:

@@ -117,6 +117,31 @@ def test_sigterm_restores_the_terminal(when):
     _assert_restored(terminal.output)
 
 
+@pytest.mark.parametrize("when", ["idle", "writing"])
+def test_the_app_ends_with_its_terminal(when):
+    """A closed window leaves no process behind, also where its session sends no SIGHUP."""
+    terminal = Terminal("chat")
+    terminal.read_until(b"Message")
+    if when == "writing":
+        os.write(terminal.end, b"hello\r")
+        terminal.read_until(b"word")
+    os.close(terminal.end)
+    assert terminal.process.wait(15) == 129
+
+
+def test_sigterm_ends_an_app_whose_terminal_takes_no_more_output():
+    """A frozen terminal stops the app's loop; its modes are set back all the same."""
+    terminal = Terminal("chat")
+    terminal.read_until(b"Message")
+    os.write(terminal.end, b"hello\r")
+    time.sleep(6)  # nobody reads: a pseudo-terminal holds some kilobytes
+    assert not termios.tcgetattr(terminal.end)[3] & termios.ECHO
+    terminal.process.send_signal(signal.SIGTERM)
+    assert terminal.process.wait(15) == 143
+    assert termios.tcgetattr(terminal.end)[3] & termios.ECHO
+    os.close(terminal.end)
+
+
 def test_a_crash_restores_the_terminal():
     """A bug in the engine's thread: the terminal is reset before the traceback, exit 1."""
     terminal = Terminal("bug")
