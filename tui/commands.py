@@ -23,6 +23,7 @@ _ACTIONS = (
     ("Show or hide the experts", "toggle_experts", "The pane on the right"),
     ("The chat token by token", "tokens", "Which expert each went to, and its path"),
     ("Compare the experts from here on", "compare_from_here", "The heatmap shows the difference"),
+    ("Every layer's figures", "figures", "Entropy, busiest, dead, reuse, margin, working set, memory map"),
     ("Change how tokens are routed", "rules", "Top-k, experts left out or forced, a threshold; compare"),
     ("Route as the app was started", "reset_rules", "Top-k and rules back"),
     ("More experts a token", "used(1)", "Top-k up by one"),

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 FIELDS = {
     "used": ("experts a token", "a number, or one a layer: 2,2,4"),
-    "left": ("left out", "LAYER:EXPERTS, as 3:1,5 or 0-7:2 or *:2; several with spaces"),
+    "left": ("left out", "LAYER:EXPERTS, as in 3:1,5 or 0-7:2 *:4"),
     "forced": ("forced", "LAYER:EXPERTS that every token goes through"),
-    "threshold": ("skip below", "gate weights below this are skipped: 0 never, 0.2 many"),
+    "threshold": ("skip below", "gate weights below this are skipped; 0: none"),
 }
 """What can be set: its name and how it is written."""
 

@@ -75,6 +75,13 @@ class Model:
         stacks = [(layer.ffn_gate, layer.ffn_up, layer.ffn_down) for layer in layers]
         return np.array([sum(w.rows * w.row_bytes for w in layer) for layer in stacks], np.int64)
 
+    @property
+    def memory_map(self) -> dict[str, int]:
+        """Bytes of the experts, of all other weights and of the KV cache."""
+        experts = int(self.expert_bytes.sum()) * self.config.n_expert
+        weights = sum(tensor.n_bytes for tensor in self.gguf.tensors.values())
+        return {"experts": experts, "other weights": weights - experts, "KV cache": self._runner.cache.n_bytes}
+
     def __enter__(self) -> Self:
         return self
 

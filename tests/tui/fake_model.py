@@ -120,6 +120,7 @@ class FakeModel:
         self.n_ctx, self.chat_template = n_ctx, chat_template
         self.tokenizer = FakeTokenizer()
         self.expert_bytes = np.full(n_layer, 3 << 20, np.int64)
+        self.memory_map = {"experts": n_layer * n_expert * (3 << 20), "other weights": 80 << 20, "KV cache": 45 << 20}
         self.trace = FakeTrace(n_layer)
         self.timings = Timings(0, 0.0, 0, 0.0)
         self.pieces = _pieces(answer) if isinstance(answer, str) else answer

@@ -191,11 +191,11 @@ async def test_the_palette_knows_the_actions():
 
 async def test_help_explains_the_words():
     """F1 opens and closes; every word of the view is there."""
-    async with running(FakeModel(), size=(120, 50)) as (app, pilot):
+    async with running(FakeModel(), size=(120, 70)) as (app, pilot):
         await pilot.press("f1")
         await pilot.pause()
         assert isinstance(app.screen, HelpScreen)
-        for word in ("router", "expert", "top-k", "share", "entropy", "dead expert"):
+        for word in ("router", "expert", "top-k", "share", "entropy", "dead", "margin", "overflow", "memory map"):
             assert word in screen_text(app)
         await pilot.press("f1")
         await pilot.pause()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import Screen
 from textual.widgets import Footer, Static
 
@@ -24,12 +24,14 @@ from ..rules import Rules, rules_of
 from ..talk import Talk
 from ..widgets.context_note import ContextNote
 from ..widgets.expert_pane import ExpertFacts, ExpertPane
+from ..widgets.layer_figures import LayerFigures
 from ..widgets.prompt import Prompt
 from ..widgets.status import StatusLine, TitleBar, rate
 from ..widgets.transcript import ENDINGS, Transcript
 from ..widgets.turns import shown_line
 from .cell import CellScreen
 from .expert_screens import compare_from_here, compare_saved, open_rules, routed_since, skipped_text
+from .figures import FiguresScreen
 from .tokens import TokensScreen
 
 if TYPE_CHECKING:
@@ -56,12 +58,13 @@ class ChatScreen(Screen[None]):
         Binding("f5", "used(1)", "k+1", id="experts.more", priority=True),
         Binding("f6", "compare_from_here", "Compare from here", id="experts.compare", show=False, priority=True),
         Binding("f7", "tokens", "Tokens", id="experts.tokens", show=False, priority=True),
-        Binding("f8", "rules", "Routing", id="experts.rules", priority=True),
+        Binding("f8", "rules", "Routing", id="experts.rules", show=False, priority=True),
+        Binding("f10", "figures", "Figures", id="experts.figures", show=False, priority=True),
         Binding("ctrl+t", "reset_rules", "Routing as started", id="experts.reset", show=False, priority=True),
         Binding("left_square_bracket", "used(-1)", "Fewer experts", id="experts.fewer.bracket", show=False),
         Binding("right_square_bracket", "used(1)", "More experts", id="experts.more.bracket", show=False),
     ]
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (140, "-wide")]  # noqa: RUF012 - the base declares it so
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (140, "-wide"), (190, "-rich")]  # noqa: RUF012 - the base declares it so
 
     _looked = _used = 0.0  # the last look: when, and the thread's processor time then
     _pictured = 0.0  # when the experts were drawn last
@@ -93,6 +96,8 @@ class ChatScreen(Screen[None]):
         with Horizontal(id="body"):
             yield Transcript(id="transcript")
             yield ExpertPane(id="experts")
+            with VerticalScroll(id="figures", can_focus=False):
+                yield LayerFigures()
         yield ContextNote(id="context-note", markup=False)
         with Vertical(id="below"):
             with Horizontal(id="line"):
@@ -107,6 +112,7 @@ class ChatScreen(Screen[None]):
         labels = expert_labels(self.model.gguf.metadata, config.n_expert)
         size = self.model.expert_bytes
         self.experts.open(ExpertFacts(config.n_layer, config.n_expert, self.n_used, labels, size))
+        self.query_one(LayerFigures).open(self.experts, self.model.memory_map)
         compare_saved(self)
         self.status.state = "ready"
         self.status.size_of_context = self.model.n_ctx
@@ -174,6 +180,7 @@ class ChatScreen(Screen[None]):
             self._seen = part.first + len(part.tokens)
             if pane.display:
                 pane.refresh_figures()
+                self.query_one(LayerFigures).follow()
         if now.step is not None:
             pane.show_path(now.step.text, now.step.experts, now.step.weights)
 
@@ -289,7 +296,7 @@ class ChatScreen(Screen[None]):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
         if action == "stop":
             return True if self.busy or self.talk.editing else None
-        if action in ("used", "next_mode", "toggle_experts", "rules"):
+        if action in ("used", "next_mode", "toggle_experts", "rules", "figures"):
             return self.model.config.n_expert > 0 or action == "toggle_experts"
         return True
 
@@ -312,6 +319,7 @@ class ChatScreen(Screen[None]):
         self.experts.stats.reset()
         self._first = self.model.trace.count
         self.experts.refresh_figures()
+        self.query_one(LayerFigures).follow()
         self._warn()
 
     async def action_regenerate(self) -> None:
@@ -359,6 +367,11 @@ class ChatScreen(Screen[None]):
         if (source := routed_since(self, self._first)) is not None:
             self.app.push_screen(TokensScreen(self.model, source))
 
+    def action_figures(self) -> None:
+        """Show every layer's figures."""
+        if self.model.config.n_expert:
+            self.app.push_screen(FiguresScreen(self.experts, self.model.memory_map))
+
     @on(CellOpened)
     def _cell(self, event: CellOpened) -> None:
         event.stop()
@@ -372,6 +385,7 @@ class ChatScreen(Screen[None]):
     def action_toggle_experts(self) -> None:
         """Show or hide everything about the experts."""
         self.experts.display = not self.experts.display
+        self.query_one("#figures").set_class(not self.experts.display, "-hidden")
 
     def action_used(self, change: int) -> None:
         """Let tokens go through more or fewer experts, from the next reply on."""

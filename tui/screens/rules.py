@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from localmoe.model.config import ModelConfig
 
 EXAMPLE = "Explain in two sentences what a lighthouse is for."
-NOTE = "A change makes the model read the chat again, routed as set here, before it answers."
+NOTE = "After a change the model reads the chat again before it answers."
 
 
 class RulesScreen(ModalScreen["Rules | tuple[Rules, str] | None"]):
@@ -47,12 +47,12 @@ class RulesScreen(ModalScreen["Rules | tuple[Rules, str] | None"]):
             for name, (title, hint) in FIELDS.items():
                 with Horizontal(classes="rules-line"):
                     yield Static(title, classes="rules-name", markup=False)
-                    yield Input(self._now.texts[name], placeholder=hint, id=f"rules-{name}", compact=True)
+                    yield Input(self._now.texts[name], id=f"rules-{name}", compact=True)
                 yield Static(hint, classes="rules-hint", markup=False)
             with Horizontal(classes="rules-line"):
                 yield Static("compare on", classes="rules-name", markup=False)
                 yield Input(self._prompt or EXAMPLE, id="rules-prompt", compact=True)
-            yield Static("Ctrl+B answers this as started and as set above, side by side.", classes="rules-hint")
+            yield Static("Ctrl+B answers it as started and as set, side by side.", classes="rules-hint")
             yield Static(id="rules-said")
             yield Static(Content(f"{self._skipped}\n{NOTE}"), classes="rules-note")
 

@@ -69,10 +69,10 @@ class StatusLine(Static):
 
     def render(self) -> Content:
         narrow = self.size.width < 100
-        bar = 8 if narrow else 16
+        bar = 16 if not narrow else 0 if self.rules else 8
         parts: list[Content | str | tuple[str, str]] = [" ", self._state()]
         if self.state == "reading":
-            done, left = meter(self.prompt_part, bar + 4)
+            done, left = meter(self.prompt_part, max(8, bar) + 4)
             count = f"{round(self.prompt_part * self.prompt_total)}/{self.prompt_total}"
             parts += [" ", (done, "$accent"), (left, "$text-disabled"), f" {count} tokens"]
         else:

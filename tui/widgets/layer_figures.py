@@ -1,0 +1,118 @@
+"""A row of figures a layer, and what of the model's memory the conversation needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from textual.content import Content
+from textual.widgets import Static
+
+from localmoe.experts.coactivation import Pair
+from localmoe.experts.statistics import LayerStatistics
+
+from .status import meter
+from .turns import MUTED
+
+if TYPE_CHECKING:
+    from .expert_pane import ExpertPane
+
+WINDOWS = (16, 64, 256)
+"""Tokens whose working set is told."""
+COLUMNS = {
+    "layer": 5, "entropy": 7, "busiest": 9, "dead": 4, "CV": 5, "reuse": 5, "margin": 6, "over": 5, "skipped": 7,
+}  # fmt: skip
+"""Heads of the columns and their widths; all are words of F1."""
+PAIRS = ("most frequent pair", "pair")
+"""The head of the last column, and where there is little room."""
+ROOMY = 90
+BAR = 20
+
+
+def figure_rows(figures: LayerStatistics) -> list[str]:
+    """A row a layer in the order of COLUMNS; a dash where nothing is known."""
+    rows = []
+    for i in range(len(figures.tokens)):
+        busiest = "–"
+        if figures.tokens[i]:
+            busiest = f"{int(figures.share[i].argmax())} {figures.max_over_mean[i]:.1f}×"
+        cells = (
+            str(i), _text(figures.entropy[i], ".2f"), busiest, str(int(figures.dead[i].sum())),
+            _text(figures.importance_cv[i], ".2f"), _text(figures.layer_reuse[i], ".0%"),
+            _text(figures.margin[i], ".3f"), _text(figures.overflow[1, i], ".0%"), _text(figures.skipped[i], ".0%"),
+        )  # fmt: skip
+        rows.append(" ".join(cell.rjust(width) for cell, width in zip(cells, COLUMNS.values(), strict=True)))
+    return rows
+
+
+def _text(value: float, form: str) -> str:
+    return "–" if np.isnan(value) else format(float(value), form)
+
+
+def pair_text(pairs: list[Pair], n_token: int, roomy: bool) -> str:
+    """The layer's most frequent pair, and where there is room how much more frequent than by chance."""
+    if not pairs or not n_token:
+        return "–"
+    best = pairs[0]
+    lift = "" if np.isnan(best.lift) or not roomy else f", {best.lift:.1f}× chance"
+    return f"{best.first}+{best.second}: {best.count / n_token:.0%}{lift}"
+
+
+def memory_lines(pane: ExpertPane, memory: Mapping[str, int]) -> list[Content]:
+    """The memory map: what the model takes, and how much of the experts the last tokens went through."""
+    from .expert_pane import size_text
+
+    whole = max(1, sum(memory.values()))
+    wide = max(len(name) for name in (*memory, f"last {WINDOWS[-1]} tokens"))
+    lines = [Content.assemble(("MEMORY MAP ", "bold $text-accent"), (size_text(whole), MUTED))]
+
+    def line(name: str, n_bytes: int, of: int, tint: str) -> Content:
+        done, left = meter(n_bytes / max(1, of), BAR)
+        parts = f" {size_text(n_bytes)} ({n_bytes / max(1, of):.0%})"
+        return Content.assemble((name.ljust(wide + 1), MUTED), (done, tint), (left, "$text-disabled"), parts)
+
+    lines += [line(name, n_bytes, whole, "$text-accent") for name, n_bytes in memory.items()]
+    lines += [Content(""), Content.assemble(("WORKING SET ", "bold $text-accent"), ("of the experts, by", MUTED))]
+    size = np.zeros(pane.facts.n_layer, np.int64) if pane.facts.expert_bytes is None else pane.facts.expert_bytes
+    for n in WINDOWS:
+        used = int((pane.stats.working_set(n) * size).sum())
+        lines.append(line(f"last {n} tokens", used, memory["experts"], "$warning"))
+    return lines
+
+
+class LayerFigures(Static):
+    """The figures of everything counted so far."""
+
+    DEFAULT_CSS = "LayerFigures { height: auto; width: 1fr; }"
+
+    def __init__(self, *, pairs: bool = False, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._with_pairs = pairs
+        self.phase: int | None = None
+        self._pane: ExpertPane | None = None
+        self._memory: Mapping[str, int] = {}
+
+    def open(self, pane: ExpertPane, memory: Mapping[str, int]) -> None:
+        """Follow a pane's statistics; `memory` is what the model takes, in bytes."""
+        self._pane, self._memory = pane, memory
+        self.follow()
+
+    def follow(self) -> None:
+        """Show what is known now, of `phase` or both; nothing is done where nobody sees it."""
+        pane = self._pane
+        if pane is None or not pane.facts.n_expert or not (self.is_on_screen or self._with_pairs):
+            return
+        figures = pane.stats.layers(self.phase)
+        head = " ".join(name.rjust(width) for name, width in COLUMNS.items())
+        rows = figure_rows(figures)
+        if self._with_pairs:
+            roomy = self.size.width >= ROOMY
+            head += f"  {PAIRS[not roomy]}"
+            pairs = pane.stats.pairs(self.phase, 1)
+            rows = [f"{row}  {pair_text(pairs[i], int(figures.tokens[i]), roomy)}" for i, row in enumerate(rows)]
+        lines = [Content.styled(head, MUTED), *map(Content, rows), Content(""), *memory_lines(pane, self._memory)]
+        self.update(Content("\n").join(lines))
+
+    def on_resize(self) -> None:
+        self.follow()
