@@ -22,6 +22,7 @@ from localmoe.sessions.store import Store
 from .commands import ChatCommands
 from .ending import end_on_signals
 from .engine_worker import EngineWorker, Loader, Progress
+from .keys import binding_ids, keys_path, read_keys
 from .messages import EngineDied, LoadFailed, LoadProgress, ModelReady
 from .options import AppOptions
 from .parameters import changed, checked
@@ -76,6 +77,7 @@ class LocalMoeApp(App[None]):
 
     async def on_mount(self) -> None:
         end_on_signals(lambda code: self.exit(None, code))
+        self._take_keys()
         self._open_store()
         if self._path is None:
             self.action_models()
@@ -84,6 +86,15 @@ class LocalMoeApp(App[None]):
 
     def on_unmount(self) -> None:
         self.worker.stop()
+
+    def _take_keys(self) -> None:
+        """Bind the user's own keys; a file that is wrong is told of, and the usual keys stay."""
+        try:
+            self.set_keymap(read_keys(keys_path(), binding_ids()))
+        except LocalMoeError as error:
+            self.notify(
+                shown_line(str(error)), title="The usual keys stay", severity="warning", timeout=15, markup=False
+            )
 
     def _open_store(self) -> None:
         if self._options.sessions is None:
