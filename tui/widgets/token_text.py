@@ -87,6 +87,7 @@ class TokenText(Widget, can_focus=True):
     def on_resize(self, _: events.Resize) -> None:
         self._wrap()
         self._keep_in_sight()
+        self.refresh()  # Textual may have drawn the new size with the old rows already
 
     def _wrap(self) -> None:
         numbered = self._pieces
@@ -100,7 +101,7 @@ class TokenText(Widget, can_focus=True):
     def _keep_in_sight(self) -> None:
         row = next((n for n, row in enumerate(self._rows) if any(t == self._selected for t, _ in row)), 0)
         height = max(1, self.size.height)
-        self._top = min(max(self._top, row - height + 1), row)
+        self._top = min(max(self._top, row - height + 1), row, max(0, len(self._rows) - height))
 
     def render_line(self, y: int) -> Strip:
         base, dark = self.rich_style, self.app.current_theme.dark
