@@ -1,4 +1,4 @@
-"""Write docs/screens/*.svg: the app at three sizes, and its help.
+"""Write docs/screens/*.svg: the app at four sizes, and its other screens.
 
     python docs/make_screens.py [MODEL.gguf]
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES = ((80, 24), (120, 40), (160, 50))
+SIZES = ((80, 24), (120, 40), (160, 50), (200, 60))
 QUESTION = "Tell me a short story about a cat."
 LABELS = [
     "Once upon a time there was a fox who | Write a story about a lighthouse",
@@ -62,6 +62,9 @@ def main(arguments: list[str]) -> None:
 
     shots = [(f"chat-{width}x{height}", (width, height), ()) for width, height in SIZES]
     shots.append(("help-120x40", (120, 40), ("f1",)))
+    shots.append(("rules-120x40", (120, 40), ("f8",)))
+    shots.append(("figures-120x40", (120, 40), ("f10",)))
+    shots.append(("tokens-120x40", (120, 40), ("f7",)))
     for name, size, keys in shots:
         app = create_app(path, options, None if arguments else loader)
         asyncio.run(picture(app, size, keys, out / f"{name}.svg"))

@@ -52,7 +52,10 @@ def load(progress):
         raise BadInputError("bad magic", file="demo.gguf")
     if what == "bug":
         raise ZeroDivisionError("a bug")
-    return FakeModel(delay=0.05, answer=["\\x1b", "[2J", "\\x9b5m", "word "] * 200)
+    bad = ["\\x1b", "[2J", "\\x9b5m", "word "]
+    model = FakeModel(delay=0.05, answer=bad * 200, labels=["row \\x1b[2J\\x9b5m"] * 4, name="\\x1b[2Jname")
+    model.tokenizer.token = lambda i: bad[i % 4].encode()
+    return model
 sys.exit(run_app(Path("demo.gguf"), None, load))
 """
 ENTERED, LEFT = b"\x1b[?1049h", b"\x1b[?1049l"
@@ -78,6 +81,11 @@ class Terminal:
         while what not in self.output:
             assert time.monotonic() < end, f"no {what!r} in {self.output[-500:]!r}"
             self._read(0.1)
+
+    def read_for(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._read(0.05)
 
     def _read(self, seconds: float) -> None:
         if select.select([self.end], [], [], seconds)[0]:
@@ -178,5 +186,31 @@ def test_model_text_does_not_reach_a_real_terminal_as_control():
     terminal.read_until(b"word")
     terminal.process.send_signal(signal.SIGTERM)
     terminal.finish()
+    assert b"\x1b[2J" not in terminal.output[terminal.output.index(b"Message") :]
+    assert "\x9b".encode() not in terminal.output
+
+
+def test_no_view_of_the_tokens_sends_control_sequences():
+    """Tokens, figures, a cell's tokens and the routing panel, over tokens, labels and a name full of sequences."""
+    terminal = Terminal("chat")
+    terminal.read_until(b"Message")
+    os.write(terminal.end, b"hello\r")
+    terminal.read_until(b"word")
+    views = [(b"\x1b[18~", b"is the token's first"), (b"\x1b[21~", b"F1 explains"), (b"\x1b[19~", b"skip below")]
+    for keys, seen in views:
+        os.write(terminal.end, keys)
+        terminal.read_until(seen)
+        os.write(terminal.end, b"\x1b")
+        time.sleep(0.3)  # an escape alone, not the beginning of the next key
+        terminal.read_for(0.3)
+    os.write(terminal.end, b"\t\t")
+    terminal.read_for(0.3)
+    os.write(terminal.end, b"\x1b[B")
+    terminal.read_for(0.3)
+    os.write(terminal.end, b"\r")
+    terminal.read_until(b"row made from")
+    terminal.process.send_signal(signal.SIGTERM)
+    assert terminal.finish() == 143
+    _assert_restored(terminal.output)
     assert b"\x1b[2J" not in terminal.output[terminal.output.index(b"Message") :]
     assert "\x9b".encode() not in terminal.output
