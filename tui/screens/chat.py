@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,6 +19,7 @@ from localmoe.sessions.tree import Conversation, Turn
 from ..engine_worker import EngineWorker, Progressed
 from ..messages import CellOpened, ReplyDone, ReplyFailed, Submitted, TurnAsked
 from ..options import AppOptions
+from ..pace import FRAMES, Pace
 from ..rules import Rules, rules_of
 from ..talk import Talk
 from ..widgets.context_note import ContextNote
@@ -36,13 +36,6 @@ from .tokens import TokensScreen
 
 if TYPE_CHECKING:
     from localmoe.engine.api import Model
-
-FRAMES = 10
-"""Looks at the engine a second: text is drawn this often at most."""
-PICTURES = 0.4
-"""Seconds between drawings of the experts and the status line while text comes: one costs as much as three of text."""
-PART, SLOWEST = 0.06, 0.5
-"""The part of a core that drawing may take, and the seconds after which it looks all the same."""
 
 
 class ChatScreen(Screen[None]):
@@ -66,8 +59,6 @@ class ChatScreen(Screen[None]):
     ]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (140, "-wide"), (190, "-rich")]  # noqa: RUF012 - the base declares it so
 
-    _looked = _used = 0.0  # the last look: when, and the thread's processor time then
-    _pictured = 0.0  # when the experts were drawn last
     _reply_from = 0  # the trace's token that the last reply begins with
 
     def __init__(self, model: Model, worker: EngineWorker, options: AppOptions, record: Record) -> None:
@@ -75,6 +66,7 @@ class ChatScreen(Screen[None]):
         self.model, self.worker, self.options = model, worker, options
         self.talk = Talk(record, options)
         self.busy = False
+        self._pace = Pace()
         self._seen = self._first = model.trace.count
         self.start_rules = self.rules = rules_of(model.config, options.load)
 
@@ -135,21 +127,13 @@ class ChatScreen(Screen[None]):
         return self.query_one(StatusLine)
 
     async def _look(self) -> None:
-        """Take what the engine did since the last look: text into the reply, choices into the statistics.
-
-        Left out while the screen's thread has used more than its part of a core: the engine needs both cores.
-        """
-        now = time.monotonic()
-        waited = now - self._looked
-        if not self.busy or (waited < SLOWEST and time.thread_time() - self._used > PART * waited):
-            return
-        self._looked, self._used = now, time.thread_time()
-        await self._take(self.worker.drain())
+        """Take what the engine did since the last look: text into the reply, choices into the statistics."""
+        if self.busy and self._pace.look():
+            await self._take(self.worker.drain())
 
     async def _take(self, now: Progressed) -> None:
         """Draw the text, and now and then what is costlier: the experts and the status line."""
-        if self._looked - self._pictured >= PICTURES or not (self.busy and now.text):
-            self._pictured = self._looked
+        if self._pace.picture(only_now_and_then=self.busy and bool(now.text)):
             self._picture(now)
         self.talk.skipped = max(self.talk.skipped, now.skipped)
         if now.text and not self.talk.warming:
