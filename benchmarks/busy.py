@@ -53,7 +53,7 @@ def main() -> None:
     llama = ROOT / ".venv-llama" / "bin" / "python"
     parser.add_argument("--llama", default=str(llama) if llama.exists() else None, help="Python with llama-cpp-python")
     args = parser.parse_args()
-    args.model, args.d, args.ik = str(Path(args.model).resolve()), "0", None
+    args.model, args.d, args.ik, args.state = str(Path(args.model).resolve()), "0", None, None
     samples: dict[tuple[str, str], dict[bool, list[float]]] = {}
     for _ in range(args.rounds):
         for busy in (False, True):
