@@ -76,7 +76,8 @@ class LocalMoeApp(App[None]):
         self.worker = EngineWorker(opener(path or Path(), options.load), self.post_message)
 
     async def on_mount(self) -> None:
-        end_on_signals(lambda code: self.exit(None, code))
+        if not self.is_headless:
+            end_on_signals(lambda code: self.exit(None, code))
         self._take_keys()
         self._open_store()
         if self._path is None:

@@ -24,7 +24,7 @@ def end_on_signals(end: Callable[[int], Any], patience: float = PATIENCE) -> Non
 
     Once a terminal has gone, Textual's writer has too, and the loop waits forever to give it another frame: a handler
     of the loop's own would not be called. A terminal that hangs up counts as SIGHUP also where no signal comes, as it
-    does not to a process of another session. Does nothing where signals cannot be caught, as outside the main thread.
+    does not to a process of another session. For an app in a terminal, on the main thread.
     """
     loop = asyncio.get_running_loop()
     restore = _terminal_restorer()
@@ -40,11 +40,8 @@ def end_on_signals(end: Callable[[int], Any], patience: float = PATIENCE) -> Non
         with contextlib.suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(end, code)
 
-    try:
-        for name in SIGNALS.keys() & {each.name for each in signal.Signals}:  # Windows has no SIGHUP
-            signal.signal(signal.Signals[name], lambda number, _frame: ended(SIGNALS[signal.Signals(number).name]))
-    except ValueError:
-        return
+    for name in SIGNALS.keys() & {each.name for each in signal.Signals}:  # Windows has no SIGHUP
+        signal.signal(signal.Signals[name], lambda number, _frame: ended(SIGNALS[signal.Signals(number).name]))
     if sys.platform == "linux":  # elsewhere, poll does not know terminals
         threading.Thread(target=_await_hang_up, args=[ended], name="localmoe-terminal", daemon=True).start()
 
