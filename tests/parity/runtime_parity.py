@@ -125,12 +125,19 @@ def write_pure(source: Path, path: Path, kind: str) -> None:
     """LLAMA_MODEL in one type throughout, quantized by llama.cpp with an importance matrix."""
     write_tiny(source, extra_tensors=initialised(LLAMA_MODEL), **LLAMA_MODEL)
     rng, matrix = np.random.default_rng(2), source.with_suffix(".npz")
+    arrays = {}
     with open_gguf(source) as file:
-        shapes = {name: tensor.shape for name, tensor in file.tensors.items() if len(tensor.shape) > 1}
-    sizes = {name: shape[-1] * (shape[0] if len(shape) == 3 else 1) for name, shape in shapes.items()}
-    np.savez(matrix, **{name: rng.chisquare(3, size).astype(np.float32) for name, size in sizes.items()})
-    number = LlamaFileType[f"MOSTLY_{kind}"].value
-    command = [os.environ["LLAMA_PYTHON"], PEERS / "llama_quantize.py", source, path, str(number), matrix]
+        for name, tensor in file.tensors.items():
+            if len(tensor.shape) > 1:
+                rows = tensor.shape[0] if len(tensor.shape) == 3 else 1
+                arrays[f"{name}.sums"] = rng.chisquare(3, (rows, tensor.shape[-1])).astype(np.float32)
+                arrays[f"{name}.counts"] = np.ones(rows, np.float32)
+    np.savez(matrix, **arrays)
+    job = {"source": str(source), "out": str(path), "file_type": LlamaFileType[f"MOSTLY_{kind}"].value}
+    job |= {"dry_run": False, "imatrix": str(matrix), "chunks": 1, "options": {"pure": True}}
+    jobs, answer = source.with_suffix(".jobs"), source.with_suffix(".answer")
+    jobs.write_text(json.dumps([job]), encoding="utf-8")
+    command = [os.environ["LLAMA_PYTHON"], PEERS / "llama_quantize_jobs.py", jobs, answer]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
 
 
