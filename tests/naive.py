@@ -9,13 +9,20 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 
-def quantize_q8_0(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ggml's quantize_row_q8_0: (qs int8 (n,), d float32 (n/32,) rounded through float16, sums int32 (n/32,))."""
+def quantize_q8_0(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """ggml's quantize_row_q8_0 and _q8_1: qs int8 (n,), then (n/32,) each: d float32, sums int32, d * sum float32.
+
+    d and d * sum are rounded to float16's bits, the latter from d as it was before.
+    """
     blocks = np.asarray(x, np.float32).reshape(-1, 32)
     d = np.abs(blocks).max(axis=1) / np.float32(127)
     inverse = np.divide(np.float32(1), d, out=np.zeros_like(d), where=d > 0)
     qs = np.rint(blocks * inverse[:, None]).astype(np.int8)
-    return qs.reshape(-1), d.astype(np.float16).astype(np.float32), qs.sum(axis=1, dtype=np.int32)
+    sums = qs.sum(axis=1, dtype=np.int32)
+    scaled = d * sums.astype(np.float32)
+    unit = np.where(np.abs(scaled) > 65504, np.float32(65536), np.float32(1))
+    total = (scaled / unit).astype(np.float16).astype(np.float32) * unit
+    return qs.reshape(-1), d.astype(np.float16).astype(np.float32), sums, total
 
 
 def quantize_q8_k(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -41,8 +48,18 @@ def activation_values(fmt: str, x: np.ndarray) -> np.ndarray:
     """What a row quantized to `fmt` stands for, float64 (n,)."""
     if fmt == "f32":
         return np.asarray(x, np.float64)
-    qs, d, _ = {"q8_0": quantize_q8_0, "q8_k": quantize_q8_k}[fmt](x)
+    qs, d, *_ = {"q8_0": quantize_q8_0, "q8_k": quantize_q8_k}[fmt](x)
     return qs * np.repeat(d.astype(np.float64), qs.size // d.size)
+
+
+def products(kind: GGMLQuantizationType, raw: np.ndarray, fmt: str, x: np.ndarray) -> np.ndarray:
+    """What rows of bytes times a row x quantized to `fmt` are, float64 (rows,): minima meet rounded sums."""
+    exact = weight_values(kind, raw) @ activation_values(fmt, x)
+    if kind.name not in ("Q4_1", "Q5_1"):
+        return exact
+    _, d, sums, total = quantize_q8_0(x)
+    minima = raw.reshape(len(raw), len(d), -1)[:, :, 2:4].copy().view(np.float16)[:, :, 0].astype(np.float64)
+    return exact + minima @ (total - d.astype(np.float64) * sums)
 
 
 SCALES = {  # byte offsets of a block's float16 scales
@@ -118,7 +135,7 @@ def cached_keys(kind: str, k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.ascontiguousarray(kept.reshape(-1, 32, dim).transpose(0, 2, 1)).view(np.uint8).ravel(), kept.astype(
             np.float64
         )
-    qs, d, _ = quantize_q8_0(k)
+    qs, d, *_ = quantize_q8_0(k)
     blocks = qs.reshape(n // 32, 32, dim // 4, 4).transpose(0, 2, 1, 3).reshape(n // 32, -1).view(np.uint8)
     scales = d.reshape(n // 32, 32, dim // 32).transpose(0, 2, 1).reshape(n // 32, -1).astype(np.float16)
     return np.concatenate([blocks, scales.view(np.uint8)], axis=1).ravel(), activation_values("q8_0", k).reshape(n, dim)
@@ -131,7 +148,7 @@ def cached_values(kind: str, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         kept = np.zeros((n, -(-dim // 16) * 16), {"f16": np.float16, "f32": np.float32}[kind])
         kept[:, :dim] = v
         return kept.view(np.uint8).ravel(), kept[:, :dim].astype(np.float64)
-    qs, d, _ = quantize_q8_0(v)
+    qs, d, *_ = quantize_q8_0(v)
     scales = d.reshape(n, -1).astype(np.float16).view(np.uint8)
     rows = np.concatenate([qs.reshape(n, dim).view(np.uint8), scales], axis=1)
     return rows.ravel(), activation_values("q8_0", v).reshape(n, dim)

@@ -1,11 +1,12 @@
 """Activation rows as the matrix kernels read them: float32, or int8 quantized the way ggml does it.
 
     f32    n float32
-    q8_0   [n int8 qs][n/32 float32 d][n/32 int32 sums of a block's qs]; d rounded through float16, as ggml stores it
+    q8_0   [n int8 qs][n/32 float32 d][n/32 int32 sums of a block's qs][n/32 float32 d * sum]; d, and d as it was
+           before times the sum, rounded to float16's 11 bits, as ggml stores both (Q8_1, for weights with a minimum)
     q8_k   [n int8 qs][n/256 float32 d][n/16 int16 sums of 16 qs][n/32 int16 sums of 32]; d = max / -127 of the
            largest magnitude, signed
 
-A value is q * d and q is in [-127, 127]. Source: ggml's quantize_row_q8_0 and quantize_row_q8_K. A block that holds a
+A value is q * d and q is in [-127, 127]. Source: ggml's quantize_row_q8_0, _q8_1 and _q8_K. A block that holds a
 NaN or an infinity gets d = NaN and zeros, so that whatever it is multiplied with is not finite either.
 """
 
@@ -45,6 +46,7 @@ from localmoe.kernels.simd import (
 ALIGN = 64
 _INFINITY = 0x7F800000  # bits of float32 infinity: every NaN's are greater
 _TINY = 0x0DA24260  # bits of 1e-30: below it 1 / d may overflow, and no model means it
+_MAX_F16, _LARGE = np.float32(65504.0), np.float32(65536.0)  # beyond it ggml has an infinity, and so no result
 
 _F32 = Vec("f32", 16)
 _I32 = Vec("i32", 16)
@@ -62,7 +64,7 @@ _even8, _odd8 = make_shuffle2(range(0, 16, 2)), make_shuffle2(range(1, 16, 2))
 
 def act_bytes(fmt: str, n: int) -> int:
     """Bytes from one activation row of `n` values to the next, a multiple of 64."""
-    size = {"f32": 4 * n, "q8_0": n + 8 * (n // 32), "q8_k": n + 4 * (n // 256) + 6 * (n // 32)}[fmt]
+    size = {"f32": 4 * n, "q8_0": n + 12 * (n // 32), "q8_k": n + 4 * (n // 256) + 6 * (n // 32)}[fmt]
     return -(-size // ALIGN) * ALIGN
 
 
@@ -92,8 +94,12 @@ def quantize_q8_0(x: int, act: int, n: int, first: int, last: int) -> None:
             q1 = to_i32(mul(x1, inverse))
         store_i8_from_i32(act + 32 * b, q0)
         store_i8_from_i32(act + 32 * b + 16, q1)
+        total = hsum_i32(add(q0, q1))
         st_f32(ds + 4 * b, round_f16(d))
-        st_i32(sums + 4 * b, hsum_i32(add(q0, q1)))
+        st_i32(sums + 4 * b, total)
+        scaled = d * np.float32(total)
+        unit = _LARGE if abs(scaled) > _MAX_F16 else np.float32(1.0)
+        st_f32(sums + n // 8 + 4 * b, round_f16(scaled / unit) * unit)
 
 
 @njit(fast=True)

@@ -102,9 +102,8 @@ def _scale_both(total: Tile, part: Tile, scales: Value, ds: Sequence[Value]) -> 
     return [fma(p.to_f32(), scale, t) for t, p, scale in zip(total, part, pairs, strict=True)]
 
 
-def _add_mins(total: Tile, mins: Value, ds: Sequence[Value], sums: Sequence[Value]) -> Tile:
-    """total + mins * d * s."""
-    xs = [x for d, s in zip(ds, sums, strict=True) for x in [d * s.to_f32()]]
+def _add_mins(total: Tile, mins: Value, xs: Sequence[Value]) -> Tile:
+    """total + mins * x: one float32 a row at `mins`, one a token in xs, its block's scale times its sum."""
     by = row_vectors(mins, F32V)
     return [fma(x, m, t) for t, (x, m) in zip(total, [(x, m) for x in xs for m in by], strict=True)]
 
@@ -139,7 +138,8 @@ def _make_tile(shift: int | None, *, signed: bool = False) -> TileCode:
             ds = [(token + ds_at).load_splat(F32T) for token in tokens]
             sums_f = _scale_both(total.get(), part, scratch + SCALES + b * PITCH, ds)
             if shift is None:
-                sums_f = _add_mins(sums_f, scratch + MINS + b * PITCH, ds, sums)
+                xs = [(token + ds_at + n_cols // 4).load_splat(F32T) for token in tokens]
+                sums_f = _add_mins(sums_f, scratch + MINS + b * PITCH, xs)
             total.put(sums_f)
         tile_store(outs, total.get(), k)
 

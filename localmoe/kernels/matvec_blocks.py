@@ -173,7 +173,7 @@ def _make_symmetric(offset: int, product: Any) -> Any:
 def _four_with_minimum(sums, d, w0, w1, q0, q1, da, s):  # type: ignore[no-untyped-def]
     """Adds four blocks whose scales alternate with minima; a minimum times the sum goes to the odd lanes of `mins`."""
     acc0, acc1, mins = sums
-    both = mul(d, _interleave(da, mul(to_f32(s), da)))
+    both = mul(d, _interleave(da, s))
     t0 = dot4(_zero_i16(), w0, q0)
     t1 = dot4(_zero_i16(), w1, q1)
     return fma(to_f32(t0), _each_02(both), acc0), fma(to_f32(t1), _each_46(both), acc1), add(mins, both)
@@ -192,8 +192,25 @@ def _make_near(scales: Any, weights: Any, size: int) -> Any:
     return near
 
 
+@njit(fast=True, inline=True)
+def _up_to_three(at, left):  # type: ignore[no-untyped-def]
+    """Float32 of the `left` blocks that there are, and zeros."""
+    x1 = ld_f32(at + 4) if left > 1 else np.float32(0.0)
+    x2 = ld_f32(at + 8) if left > 2 else np.float32(0.0)
+    return concat(concat(_splat_f1(ld_f32(at)), _splat_f1(x1)), concat(_splat_f1(x2), _splat_f1(np.float32(0.0))))
+
+
+@njit(fast=True, inline=True)
+def _sums_of_up_to_three(at, left):  # type: ignore[no-untyped-def]
+    """Int32 of the `left` blocks that there are, and the last one's again."""
+    s2 = _splat_i1(ld_i32(at + 4 * (left - 1)))
+    return concat(concat(_splat_i1(ld_i32(at)), _splat_i1(ld_i32(at + 4 * min(1, left - 1)))), concat(s2, s2))
+
+
 def _make_row(four: Any, weights: Any, size: int, scales: Any = _four_halves, near: Any = None) -> Any:
     """One row's product from blocks of `size` bytes, four at a time; `near` reads four that lie side by side."""
+    has_minimum = four is _four_with_minimum  # which wants d * sum, behind the sums
+    load_s, last_s = (_load_f4, _up_to_three) if has_minimum else (_load_i4, _sums_of_up_to_three)
     near = near or _make_near(scales, weights, size)
     lines = -(-4 * size // 64)
 
@@ -202,13 +219,13 @@ def _make_row(four: Any, weights: Any, size: int, scales: Any = _four_halves, ne
         n_blocks = n // 32
         q = act
         ds = act + n
-        ss = ds + 4 * n_blocks
+        ss = ds + 4 * n_blocks * (1 + has_minimum)
         sums = _zero_f16(), _zero_f16(), _zero_f8()  # one sum alone would wait for itself twice a turn
         for _ in range(n_blocks // 4):
             for line in range(lines):
                 prefetch(o + AHEAD + 64 * line)
             d, w0, w1 = near(o)
-            sums = four(sums, d, w0, w1, _load_b64(q), _load_b64(q + 64), _load_f4(ds), _load_i4(ss))
+            sums = four(sums, d, w0, w1, _load_b64(q), _load_b64(q + 64), _load_f4(ds), load_s(ss))
             o += 4 * size
             q += 128
             ds += 16
@@ -217,19 +234,15 @@ def _make_row(four: Any, weights: Any, size: int, scales: Any = _four_halves, ne
         if left:
             i1 = min(1, left - 1)
             i2 = left - 1
-            d1 = ld_f32(ds + 4 * i1) if left > 1 else np.float32(0.0)
-            d2 = ld_f32(ds + 4 * i2) if left > 2 else np.float32(0.0)
-            da = concat(concat(_splat_f1(ld_f32(ds)), _splat_f1(d1)), concat(_splat_f1(d2), _splat_f1(np.float32(0.0))))
-            s1 = _splat_i1(ld_i32(ss + 4 * i1))
-            s2 = _splat_i1(ld_i32(ss + 4 * i2))
-            s = concat(concat(_splat_i1(ld_i32(ss)), s1), concat(s2, s2))
             o1 = o + i1 * size
             o2 = o + i2 * size
             q1 = q + 32 * i1
             q2 = q + 32 * i2
             w0 = weights(o, o1)
             w1 = weights(o2, o2)
-            sums = four(sums, scales(o, o1, o2, o2), w0, w1, _q(q, q1), _q(q2, q2), da, s)
+            sums = four(
+                sums, scales(o, o1, o2, o2), w0, w1, _q(q, q1), _q(q2, q2), _up_to_three(ds, left), last_s(ss, left)
+            )
         acc0, acc1, mins = sums
         return hsum(add(acc0, acc1)) + hsum(_odd(mins))
 

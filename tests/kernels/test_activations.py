@@ -72,7 +72,7 @@ def test_a_block_with_nan_or_infinity_gets_nan_scale_and_zero_values(bad: float)
 def test_rows_start_on_64_bytes() -> None:
     assert act_bytes("f32", 100) == 448
     assert act_bytes("q8_0", 32) == 64
-    assert act_bytes("q8_0", 2048) == 2048 + 512
+    assert act_bytes("q8_0", 2048) == 2048 + 768
     assert act_bytes("q8_k", 2048) == 2496  # 2048 + 32 + 256 + 128, rounded up
 
 

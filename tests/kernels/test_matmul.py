@@ -70,7 +70,7 @@ def test_products_equal_the_reference_for_random_blocks(kind: GGMLQuantizationTy
         raw = naive.random_weights(kind, n_rows, cols, rng)
         x = rng.normal(size=(n_inputs, cols)).astype(np.float32)
         act = activation_rows(fmt, x)
-        expected = np.stack([naive.activation_values(fmt, row) for row in x]) @ naive.weight_values(kind, raw).T
+        expected = np.stack([naive.products(kind, raw, fmt, row) for row in x])
         got, wanted = [], []  # judged together: one product alone may be next to nothing
         for n_tok in (1, 2, 3, 5, 8, 9, 17, 33):
             r0, r1 = [(0, n_rows), (3, 2 * ROWS + 3), (1, 2), (5, ROWS + 2)][n_tok % 4]
@@ -97,7 +97,7 @@ def test_extreme_weights_and_activations_do_not_overflow(kind: GGMLQuantizationT
     out = multiply(
         kind, raw.ctypes.data, activation_rows(fmt, x), [0, 1, 2], [0, 1, 2], (0, len(fill)), (len(fill), cols)
     )
-    expected = np.stack([naive.activation_values(fmt, row) for row in x]) @ naive.weight_values(kind, raw).T
+    expected = np.stack([naive.products(kind, raw, fmt, row) for row in x])
     assert naive.nmse(out[:3], expected) <= 1e-12
 
 

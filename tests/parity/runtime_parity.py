@@ -46,6 +46,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
 }
 LLAMA_TYPES = ("F16", "Q8_0", "Q4_K_M", "Q6_K")
 PURE_TYPES = (  # IQ2_M: most of a file of type IQ2_S is IQ2_XS
+    "Q4_1", "Q5_1",
     "IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_M", "IQ2_XS", "IQ2_XXS", "IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0",
     "MXFP4_MOE",
 )  # fmt: skip
