@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import numpy as np
@@ -31,3 +32,11 @@ def test_it_is_at_most_14_mb_and_runs_offline_at_once() -> None:
 def test_tiny_and_a_model_are_one_too_many(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["tui", "--tiny", "-m", "m.gguf"]) == 2
     assert "two models given" in capfd.readouterr().err
+
+
+def test_the_wordnet_licence_is_whole_where_the_model_is() -> None:
+    """Its terms ask for the notice on all copies: WordNet 3.0's LICENSE by the start of its sha256."""
+    text = tiny_model_path().with_name("tiny-moe-licences.txt").read_text(encoding="utf-8")
+    notice = " ".join(text[text.index("WordNet Release 3.0") : text.index("=== CPython")].split())
+    assert "WordNet 3.0 Copyright 2006 by Princeton University. All rights reserved." in notice
+    assert hashlib.sha256(notice.encode()).hexdigest()[:16] == "6c3c1815039b91dc"
