@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from importlib.resources import files
@@ -10,15 +11,28 @@ from typing import Any
 import numpy as np
 
 from localmoe.experts.coactivation import Pair
-from localmoe.experts.recording import Recording, working_set_bytes
+from localmoe.experts.recording import Array, Recording, working_set_bytes
 from localmoe.experts.statistics import CAPACITY_FACTORS, DECODE, PREFILL, ExpertStatistics, LayerStatistics
 from localmoe.gguf_file import visible
 
 WINDOW = 64  # tokens of the working set that is told
-MAX_TOKENS = 4000  # of a page; its figures are of all of them
+MAX_TOKENS, MAX_CHOICES = 20_000, 2_000_000  # of a page, 11 MB; its figures are of all of them
+WEIGHT_ONE = 16384  # a gate weight of 1 in a page's 16 bits
 PHASES = {"all": None, "prompts": PREFILL, "replies": DECODE}
-COLUMNS = ("layer", "entropy", "busiest", "dead", "imp. CV", "reuse", "margin", "over 1.0", "over 1.25", "skipped")
-HEADER = "  ".join(f"{name:>9}" for name in COLUMNS) + "  most frequent pair"
+WORDS = {
+    "layer": "of the model, from the input on",
+    "entropy": "1 is an even load, 0 one expert for everything",
+    "busiest": "the expert with most choices, and its load over the mean",
+    "dead": "experts that no token chose",
+    "imp. CV": "spread of the summed gate weights over their mean; 0 is equal",
+    "reuse": "choices that the next token repeats",
+    "margin": "how much likelier the last chosen expert was than the first left out; small is a close call",
+    "over 1.0": "choices beyond an expert's capacity, if that were its even share",
+    "over 1.25": "the same with room for a quarter more",
+    "skipped": "choices asked for that no expert ran for",
+}
+"""The columns of a table of figures, and what they mean."""
+HEADER = "  ".join(f"{name:>9}" for name in WORDS) + "  most frequent pair"
 
 
 def lines(recording: Recording) -> list[str]:
@@ -48,15 +62,24 @@ def working_set_line(counted: ExpertStatistics, recording: Recording) -> str:
 def table(figures: LayerStatistics, pairs: Sequence[Sequence[Pair]]) -> list[str]:
     """A header and a row a layer."""
     rows = [HEADER]
+    for row, n_token, best in zip(cells(figures), figures.tokens.tolist(), pairs, strict=True):
+        rows.append("  ".join(f"{cell:>9}" for cell in row) + "  " + _pair(best, n_token))
+    return rows
+
+
+def cells(figures: LayerStatistics) -> list[list[str]]:
+    """A row a layer in the order of WORDS; a dash where nothing is known."""
+    rows = []
     for i in range(len(figures.tokens)):
-        busiest = int(figures.share[i].argmax()) if figures.tokens[i] else 0
-        cells = [
-            str(i), _number(figures.entropy[i], ".3f"), f"{busiest} {_number(figures.max_over_mean[i], '.2f')}x",
-            str(int(figures.dead[i].sum())), _number(figures.importance_cv[i], ".3f"),
-            _number(figures.layer_reuse[i], ".0%"), _number(figures.margin[i], ".3f"),
-            *(_number(share, ".0%") for share in figures.overflow[:, i]), _number(figures.skipped[i], ".0%"),
-        ]  # fmt: skip
-        rows.append("  ".join(f"{cell:>9}" for cell in cells) + "  " + _pair(pairs[i], int(figures.tokens[i])))
+        busiest = "-"
+        if figures.tokens[i]:
+            busiest = f"{int(figures.share[i].argmax())} {_number(figures.max_over_mean[i], '.2f')}x"
+        rows.append([
+            str(i), _number(figures.entropy[i], ".3f"), busiest, str(int(figures.dead[i].sum())),
+            _number(figures.importance_cv[i], ".3f"), _number(figures.layer_reuse[i], ".0%"),
+            _number(figures.margin[i], ".3f"), *(_number(share, ".0%") for share in figures.overflow[:, i]),
+            _number(figures.skipped[i], ".0%"),
+        ])  # fmt: skip
     return rows
 
 
@@ -72,13 +95,8 @@ def _pair(pairs: Sequence[Pair], n_token: int) -> str:
 
 
 def _legend() -> list[str]:
-    return [
-        "entropy: 1 is an even load, 0 one expert for everything. busiest: the expert and its load over the mean.",
-        "imp. CV: spread of the summed gate weights. reuse: choices that the next token repeats.",
-        "margin: probability of the last choice above the first expert not taken.",
-        "over 1.0, over 1.25: choices beyond an expert's capacity at that factor.",
-        "A number of an expert means nothing across layers.",
-    ]
+    words = [f"{name}: {meaning}." for name, meaning in WORDS.items() if name != "layer"]
+    return [*words, "A number of an expert means nothing across layers."]
 
 
 def as_json(recording: Recording) -> dict[str, Any]:
@@ -129,8 +147,13 @@ def html(recording: Recording) -> str:
     Everything of the model's is data: it is escaped here and only ever becomes text in the page.
     """
     counted = recording.statistics()
-    kept = slice(max(0, recording.n_token - MAX_TOKENS), recording.n_token)
+    n_layer, n_slot = recording.experts.shape[1:]
+    most = min(recording.n_token, MAX_TOKENS, MAX_CHOICES // max(1, n_layer * n_slot))
+    kept = slice(recording.n_token - most, recording.n_token)
     order = np.argsort(-recording.weights[kept], axis=2, kind="stable")
+    chosen = np.take_along_axis(recording.experts[kept], order, 2)
+    weights = np.rint(np.take_along_axis(recording.weights[kept], order, 2).astype(float) * WEIGHT_ONE)
+    by_phase = {name: counted.layers(phase) for name, phase in PHASES.items()}
     data = {
         "model": visible(recording.model, 200),
         "settings": visible(recording.settings, 1000),
@@ -140,16 +163,25 @@ def html(recording: Recording) -> str:
         "total": recording.n_token,
         "first": kept.start,
         "workingSet": working_set_line(counted, recording),
-        "shares": {name: _plain(np.round(counted.layers(phase).share, 5)) for name, phase in PHASES.items()},
-        "tokens": {name: int(counted.layers(phase).tokens.max(initial=0)) for name, phase in PHASES.items()},
+        "shares": {name: _plain(np.round(figures.share, 5)) for name, figures in by_phase.items()},
+        "tokens": {name: int(figures.tokens.max(initial=0)) for name, figures in by_phase.items()},
+        "columns": list(WORDS.items()),
+        "figures": {name: cells(figures) for name, figures in by_phase.items()},
         "pieces": ["\n".join(map(visible, piece.split("\n"))) for piece in recording.pieces[kept]],
         "phase": recording.phase[kept].tolist(),
-        "starts": recording.starts[kept].tolist(),
-        "chosen": np.take_along_axis(recording.experts[kept], order, 2).tolist(),
-        "weights": np.round(np.take_along_axis(recording.weights[kept], order, 2).astype(float), 3).tolist(),
+        "starts": recording.starts[kept].astype(int).tolist(),
+        "slots": n_slot,
+        "one": WEIGHT_ONE,
+        "chosen": _packed(chosen, "<i2"),
+        "weights": _packed(np.minimum(weights, 65535), "<u2"),
     }
     text = json.dumps(data, separators=(",", ":"))
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
     page = files("localmoe.experts").joinpath("page.html").read_text(encoding="utf-8")
     return page.replace("__DATA__", text)
+
+
+def _packed(values: Array, kind: str) -> str:
+    """An array's bytes in base64, (N, L, K) in C order."""
+    return base64.b64encode(np.ascontiguousarray(values, kind).tobytes()).decode("ascii")

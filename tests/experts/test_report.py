@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+from importlib.resources import files
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,6 +62,41 @@ def test_nothing_of_the_models_is_markup_in_the_page() -> None:
     assert data["shares"]["replies"] == [[0.25, 0.5, 0.0, 0.25]]
     assert "innerHTML" not in scripts[1]
     assert "http" not in page.replace("http-equiv", "")
+
+
+def page_data(page: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(re.findall(r"<script id=.data.[^>]*>(.*?)</script>", page, re.DOTALL)[0])
+    return found
+
+
+def test_the_page_has_every_tokens_choices_heaviest_first() -> None:
+    made = recording(
+        [[[0, 1], [2, -1]], [[3, 0], [1, 2]]],
+        weights=np.array([[[0.25, 0.75], [1, 0]], [[0.5, 0.5], [0.9, 0.1]]], np.float32),
+    )
+    data = page_data(report.html(made))
+    shape = (2, 2, data["slots"])
+    chosen = np.frombuffer(base64.b64decode(data["chosen"]), "<i2").reshape(shape)
+    assert chosen.tolist() == [[[1, 0], [2, -1]], [[3, 0], [1, 2]]]
+    weights = np.frombuffer(base64.b64decode(data["weights"]), "<u2").reshape(shape) / data["one"]
+    np.testing.assert_allclose(weights, [[[0.75, 0.25], [1, 0]], [[0.5, 0.5], [0.9, 0.1]]], atol=1e-4)
+    assert len(data["figures"]["all"]) == 2
+    assert all(len(row) == len(data["columns"]) for row in data["figures"]["all"])
+
+
+def test_a_page_is_bounded_and_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three tokens of one layer and two slots, room for four choices: the last two tokens, figures of all."""
+    monkeypatch.setattr(report, "MAX_CHOICES", 4)
+    data = page_data(report.html(recording([[[0, 1]], [[2, 3]], [[1, 0]]])))
+    assert (data["first"], data["total"], data["pieces"]) == (1, 3, [" t1", " t2"])
+    assert data["shares"]["all"] == [[0.33333, 0.33333, 0.16667, 0.16667]]
+
+
+def test_every_place_that_the_page_fills_is_in_it() -> None:
+    page = files("localmoe.experts").joinpath("page.html").read_text(encoding="utf-8")
+    wanted = set(re.findall(r'at\("(\w+)"\)', page))
+    assert wanted <= set(re.findall(r'id="(\w+)"', page))
+    assert "default-src 'none'" in page
 
 
 def test_a_difference_by_hand() -> None:
