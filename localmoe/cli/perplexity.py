@@ -123,15 +123,20 @@ def report(d: Divergence) -> Iterator[str]:
     yield f"Mean ln(PPL(Q)/PPL(base))     : {d.ln_ppl_ratio:10.6f} ± {d.ln_ppl_ratio_error:10.6f}"
     ratio = exp(d.ln_ppl_ratio)
     yield f"Mean PPL(Q)/PPL(base)         : {ratio:10.6f} ± {ratio * d.ln_ppl_ratio_error:10.6f}"
+    yield f"Mean PPL(Q)-PPL(base)         : {d.ppl_difference:10.6f} ± {d.ppl_difference_error:10.6f}"
     yield "\n====== KL divergence statistics ======"
     yield f"Mean    KLD: {d.kld:10.6f} ± {d.kld_error:10.6f}"
     yield f"Maximum KLD: {d.kld_max:10.6f}"
-    yield from (f"{name:<7} KLD: {value:10.6f}" for name, value in d.kld_quantiles.items())
+    yield from (f"{_aligned(name)}KLD: {value:10.6f}" for name, value in d.kld_quantiles.items())
     yield f"Minimum KLD: {d.kld_min:10.6f}"
     yield "\n====== Token probability statistics ======"
     yield f"Mean    Δp: {d.p_diff:6.3f} ± {d.p_diff_error:5.3f} %"
     yield f"Maximum Δp: {d.p_diff_max:6.3f}%"
-    yield from (f"{name:<7} Δp: {value:6.3f}%" for name, value in d.p_diff_quantiles.items())
+    yield from (f"{_aligned(name)}Δp: {value:6.3f}%" for name, value in d.p_diff_quantiles.items())
     yield f"Minimum Δp: {d.p_diff_min:6.3f}%"
     yield f"RMS Δp    : {d.p_diff_rms:6.3f} ± {d.p_diff_rms_error:5.3f} %"
     yield f"Same top p: {d.same_top:6.3f} ± {d.same_top_error:5.3f} %"
+
+
+def _aligned(quantile: str) -> str:
+    return f"{quantile:>5}".ljust(8)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ _RANGE = np.float32(16.0)
 _LEVELS = np.float32(65535.0)
 _MAX_CTX, _MAX_VOCAB = 1 << 20, 1 << 24
 QUANTILES = (0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001)
+P_DIFF_QUANTILES = (0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001)
 
 Rows = npt.NDArray[np.uint16]
 
@@ -175,6 +176,8 @@ class Divergence:
     ln_ppl_correlation: float
     ln_ppl_ratio: float
     ln_ppl_ratio_error: float
+    ppl_difference: float
+    ppl_difference_error: float
     kld: float
     kld_error: float
     kld_max: float
@@ -229,17 +232,19 @@ def _divergence(totals: _Totals) -> Divergence:
     rms = math.sqrt(squares.mean)
     same = totals.same_top / n
     quality, base = Perplexity.of(nll), Perplexity.of(nll_base)
+    difference_variance = quality.ppl_error**2 + base.ppl_error**2 - 2 * quality.ppl * base.ppl * covariance
     return Divergence(
         n_tokens=n,
         ppl=quality.ppl, ppl_error=quality.ppl_error, ppl_base=base.ppl, ppl_base_error=base.ppl_error,
         ln_ppl_correlation=100 * covariance / errors if errors else 0.0,
         ln_ppl_ratio=nll.mean - nll_base.mean, ln_ppl_ratio_error=math.sqrt(max(ratio_variance, 0.0)),
+        ppl_difference=quality.ppl - base.ppl, ppl_difference_error=math.sqrt(max(difference_variance, 0.0)),
         kld=_sums(kld).mean, kld_error=_sums(kld).error, kld_max=float(kld.max()), kld_min=float(kld.min()),
-        kld_quantiles=_quantiles(kld),
+        kld_quantiles=_quantiles(kld, QUANTILES),
         p_diff=100 * _sums(p_diff).mean, p_diff_error=100 * _sums(p_diff).error,
         p_diff_rms=100 * rms, p_diff_rms_error=100 * (0.5 / rms * squares.error if rms else 0.0),
         p_diff_max=100 * float(p_diff.max()), p_diff_min=100 * float(p_diff.min()),
-        p_diff_quantiles=_quantiles(100 * p_diff),
+        p_diff_quantiles=_quantiles(100 * p_diff, P_DIFF_QUANTILES),
         same_top=100 * same, same_top_error=100 * math.sqrt(same * (1 - same) / max(n - 1, 1)),
     )  # fmt: skip
 
@@ -250,6 +255,6 @@ def _sums(values: npt.NDArray[Any]) -> Sums:
     return sums
 
 
-def _quantiles(values: npt.NDArray[np.float64]) -> dict[str, float]:
-    found = np.quantile(values, QUANTILES)
-    return {"Median" if q == 0.5 else f"{100 * q:.1f}%": float(x) for q, x in zip(QUANTILES, found, strict=True)}
+def _quantiles(values: npt.NDArray[np.float64], wanted: Sequence[float]) -> dict[str, float]:
+    found = np.quantile(values, wanted)
+    return {"Median" if q == 0.5 else f"{100 * q:.1f}%": float(x) for q, x in zip(wanted, found, strict=True)}

@@ -12,7 +12,17 @@ import pytest
 
 import localmoe
 from localmoe.cli import main
-from localmoe.engine.divergence import base_bytes, compare, decode_rows, encode_rows, open_base, row_words, write_base
+from localmoe.cli.perplexity import report
+from localmoe.engine.divergence import (
+    Divergence,
+    base_bytes,
+    compare,
+    decode_rows,
+    encode_rows,
+    open_base,
+    row_words,
+    write_base,
+)
 from localmoe.engine.perplexity import cut_chunks, perplexity, score
 from localmoe.errors import BadInputError, UsageError
 from tests.tiny import write_tiny
@@ -111,6 +121,33 @@ def test_a_model_against_itself_and_with_fewer_experts(model: localmoe.Model, tm
     assert less().kld == pytest.approx(np.mean(expected), rel=2e-3)
     assert less().kld_max == pytest.approx(max(expected), rel=2e-3)
     assert less().kld_quantiles["Median"] == pytest.approx(np.median(expected), rel=1e-2)
+    check_differences(less())
+
+
+def check_differences(d: Divergence) -> None:
+    """PPL(Q)-PPL(base) and its error follow from the other figures (perplexity.cpp, kl_divergence)."""
+    assert d.ppl_difference == pytest.approx(d.ppl - d.ppl_base)
+    shared = d.ln_ppl_correlation / 100 * d.ppl_error * d.ppl_base_error
+    expected = math.sqrt(d.ppl_error**2 + d.ppl_base_error**2 - 2 * shared)
+    assert d.ppl_difference_error == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_report_has_llama_perplexitys_lines(model: localmoe.Model, tmp_path: Path) -> None:
+    """Names as perplexity.cpp prints them, in its order."""
+    written: list[bytes] = []
+    list(write_base(model, cut_chunks(model.tokenize(TEXT), N_CTX, 1), written.append))
+    (tmp_path / "base").write_bytes(b"".join(written))
+    *_, (_, same) = compare(model, open_base(tmp_path / "base"))
+    names = [line.split(":")[0] for line in report(same()) if ":" in line]
+    assert names[:6] == [
+        "Mean PPL(Q)                   ", "Mean PPL(base)                ", "Cor(ln(PPL(Q)), ln(PPL(base)))",
+        "Mean ln(PPL(Q)/PPL(base))     ", "Mean PPL(Q)/PPL(base)         ", "Mean PPL(Q)-PPL(base)         ",
+    ]  # fmt: skip
+    quantiles = ["99.9%", "99.0%", "95.0%", "90.0%", "Median", "10.0%", " 5.0%", " 1.0%", " 0.1%"]
+    assert names[6:18] == [f"{name:<8}KLD" for name in ("Mean", "Maximum", *quantiles, "Minimum")]
+    quantiles[4:5] = ["75.0%", "Median", "25.0%"]
+    assert names[18:32] == [f"{name:<8}Δp" for name in ("Mean", "Maximum", *quantiles, "Minimum")]
+    assert names[32:] == ["RMS Δp    ", "Same top p"]
 
 
 def damaged(data: bytes) -> dict[str, tuple[bytes, str]]:
