@@ -4,32 +4,46 @@ from __future__ import annotations
 
 import time
 
-FRAMES = 10
+FRAMES = 20
 """Looks at the engine a second: text is drawn this often at most."""
 PICTURES = 0.4
-"""Seconds between drawings of the experts and the status line while text comes: one costs as much as three of text."""
+"""Seconds between drawings of the experts or the status line while text comes."""
 PART, SLOWEST = 0.06, 0.5
 """The part of a core that drawing may take, and the seconds after which it looks all the same."""
+FIRST, SHARE = 0.012, 0.2
+"""Processor seconds a look is taken to cost at first, and how much the newest counts for what the next will cost."""
 
 
 class Pace:
-    """Says when to look, and when to draw what is costly; times are of the thread that asks."""
+    """Says when to look, at even distances, and when to draw what is costly; times are of the thread that asks.
+
+    What a look costs differs by ten times with whether the text got another line: the distance goes by the average.
+    """
 
     def __init__(self) -> None:
-        self._looked = self._used = self._pictured = 0.0
+        self._looked = self._pictured = 0.0
+        self._used, self._cost = time.thread_time(), FIRST
+
+    @property
+    def distance(self) -> float:
+        """Seconds from one look to the next."""
+        return min(SLOWEST, max(1 / FRAMES, self._cost / PART))
 
     def look(self) -> bool:
-        """Whether to look now: not while this thread has used more than its part of a core since the last look."""
+        """Whether to look now."""
         now = time.monotonic()
-        waited = now - self._looked
-        if waited < SLOWEST and time.thread_time() - self._used > PART * waited:
+        if now - self._looked < self.distance:
             return False
-        self._looked, self._used = now, time.thread_time()
+        used = time.thread_time()
+        if now - self._looked < 2 * SLOWEST:  # else nothing was written meanwhile: that says nothing about a look
+            self._cost += SHARE * (used - self._used - self._cost)
+        self._looked, self._used = now, used
         return True
 
-    def picture(self, *, only_now_and_then: bool) -> bool:
-        """Whether to draw the experts and the status line at this look."""
-        if only_now_and_then and self._looked - self._pictured < PICTURES:
+    def picture(self) -> bool:
+        """Whether to draw what is no text, which is done between two looks."""
+        now = time.monotonic()
+        if now - self._pictured < PICTURES:
             return False
-        self._pictured = self._looked
+        self._pictured = now
         return True

@@ -10,7 +10,7 @@ from localmoe.errors import BadInputError
 from localmoe.tui.options import AppOptions
 from localmoe.tui.widgets.prompt import Prompt
 from localmoe.tui.widgets.status import StatusLine, rate
-from localmoe.tui.widgets.turns import Note, ReplyTurn, UserTurn
+from localmoe.tui.widgets.turns import Note, UserTurn
 
 from .driving import ask, chat, running, screen_text, until
 from .fake_model import FakeModel
@@ -258,18 +258,3 @@ async def test_a_long_reply_stays_at_its_end_unless_someone_reads_above():
         await until(pilot, lambda: not chat(app).busy)
         assert "line 1\n" in screen_text(app).replace(" ", " ") or "line 1 " in screen_text(app)
         assert "line 59" not in screen_text(app)
-
-
-async def test_fed_in_pieces_equals_the_whole():
-    """A reply fed in pieces of three characters has the same blocks as one fed at once."""
-    from .fake_model import ANSWER
-
-    async with running(FakeModel(answer=[ANSWER[at : at + 3] for at in range(0, len(ANSWER), 3)])) as (app, pilot):
-        await ask(app, pilot)
-        pieces = screen_text(app)
-    async with running(FakeModel(answer=[ANSWER])) as (app, pilot):
-        await ask(app, pilot)
-        whole = screen_text(app)
-        assert app.screen.query_one(ReplyTurn).source == ANSWER
-    left = [line[:60] for line in pieces.splitlines()[:-3]]
-    assert left == [line[:60] for line in whole.splitlines()[:-3]]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
 
 from localmoe.tui import pace
-from localmoe.tui.pace import PART, PICTURES, SLOWEST, Pace
+from localmoe.tui.pace import FIRST, PART, SLOWEST, Pace
 
 
 @pytest.fixture
@@ -19,33 +20,53 @@ def clock(monkeypatch):
 
 
 def test_drawing_takes_its_part_of_a_core(clock):
-    """A look that cost 0.012 s is followed by the next after 0.2 s."""
-    looks = Pace()
-    assert looks.look()
-    clock.used += 0.012
-    clock.now += 0.012 / PART - 0.01
-    assert not looks.look()
-    clock.now += 0.02
-    assert looks.look()
+    """Looks that cost 0.012 s each come at last every 0.2 s, at even distances."""
+    looks, times = Pace(), []
+    for _ in range(2000):
+        clock.now += 0.005
+        if looks.look():
+            clock.used += 0.012
+            times.append(clock.now)
+    gaps = [b - a for a, b in itertools.pairwise(times)][-10:]
+    assert all(gap == pytest.approx(0.012 / PART, abs=0.006) for gap in gaps)
+
+
+def test_dear_and_cheap_looks_are_spread_evenly(clock):
+    """One in four costs eight times as much: no gap is twice another, and the part of a core holds."""
+    looks, times, began = Pace(), [], clock.used
+    for _ in range(8000):
+        clock.now += 0.005
+        if looks.look():
+            clock.used += 0.016 if len(times) % 4 == 0 else 0.002
+            times.append(clock.now)
+    gaps = [b - a for a, b in itertools.pairwise(times)][20:]
+    assert max(gaps) < 2 * min(gaps)
+    assert (clock.used - began) / 40 == pytest.approx(PART, rel=0.15)
 
 
 def test_it_looks_in_the_end_whatever_that_costs(clock):
     looks = Pace()
     assert looks.look()
-    clock.used += 10
+    for _ in range(9):
+        clock.used += 10
+        clock.now += SLOWEST
+        assert looks.look()
     clock.now += SLOWEST - 0.01
     assert not looks.look()
-    clock.now += 0.01
+
+
+def test_a_pause_says_nothing_about_what_a_look_costs(clock):
+    """Typing for a minute takes time of the same thread."""
+    looks = Pace()
     assert looks.look()
+    clock.now, clock.used = clock.now + 60, clock.used + 6
+    assert looks.look()
+    assert looks.distance == pytest.approx(FIRST / PART)
 
 
 def test_experts_are_drawn_less_often_than_text(clock):
-    looks = Pace()
-    drawn = []
-    for _ in range(21):
-        clock.now += 0.15
-        assert looks.look()
-        drawn.append(looks.picture(only_now_and_then=True))
-    assert drawn == [True, False, False] * 7  # 0.45 s apart, the first multiple of 0.15 that PICTURES allows
-    assert 0.3 < PICTURES < 0.45
-    assert looks.picture(only_now_and_then=False)
+    looks, drawn = Pace(), []
+    for _ in range(20):
+        clock.now += 0.25
+        drawn.append(looks.picture())
+    assert drawn == [True, False] * 10  # 0.5 s apart, the first multiple of 0.25 that PICTURES allows

@@ -17,6 +17,7 @@ from localmoe.sessions.record import Record
 from localmoe.sessions.tree import Conversation, Turn
 
 from ..engine_worker import EngineWorker, Progressed
+from ..follow import Follower
 from ..messages import CellOpened, ReplyDone, ReplyFailed, Submitted, TurnAsked
 from ..options import AppOptions
 from ..pace import FRAMES, Pace
@@ -26,7 +27,7 @@ from ..widgets.context_note import ContextNote
 from ..widgets.expert_pane import ExpertFacts, ExpertPane
 from ..widgets.layer_figures import LayerFigures
 from ..widgets.prompt import Prompt
-from ..widgets.status import StatusLine, TitleBar, rate
+from ..widgets.status import StatusLine, TitleBar
 from ..widgets.transcript import ENDINGS, Transcript
 from ..widgets.turns import shown_line
 from .cell import CellScreen
@@ -59,15 +60,12 @@ class ChatScreen(Screen[None]):
     ]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (140, "-wide"), (190, "-rich")]  # noqa: RUF012 - the base declares it so
 
-    _reply_from = 0  # the trace's token that the last reply begins with
-
     def __init__(self, model: Model, worker: EngineWorker, options: AppOptions, record: Record) -> None:
         super().__init__()
         self.model, self.worker, self.options = model, worker, options
         self.talk = Talk(record, options)
         self.busy = False
-        self._pace = Pace()
-        self._seen = self._first = model.trace.count
+        self._pace, self._last = Pace(), Progressed()
         self.start_rules = self.rules = rules_of(model.config, options.load)
 
     @property
@@ -106,6 +104,7 @@ class ChatScreen(Screen[None]):
         self.experts.open(ExpertFacts(config.n_layer, config.n_expert, self.n_used, labels, size))
         self.query_one(LayerFigures).open(self.experts, self.model.memory_map)
         compare_saved(self)
+        self.follow = Follower(self.model, self.experts, self.query_one(LayerFigures), self.status)
         self.status.state = "ready"
         self.status.size_of_context = self.model.n_ctx
         self.query_one(Prompt).focus()
@@ -127,46 +126,23 @@ class ChatScreen(Screen[None]):
         return self.query_one(StatusLine)
 
     async def _look(self) -> None:
-        """Take what the engine did since the last look: text into the reply, choices into the statistics."""
-        if self.busy and self._pace.look():
+        """Take what the engine did since the last look; between two looks draw what is costlier than text."""
+        if not self.busy:
+            return
+        if self._pace.look():
             await self._take(self.worker.drain())
+        elif self._pace.picture():
+            self.follow.draw_next(self._last)
 
     async def _take(self, now: Progressed) -> None:
-        """Draw the text, and now and then what is costlier: the experts and the status line."""
-        if self._pace.picture(only_now_and_then=self.busy and bool(now.text)):
-            self._picture(now)
+        """Put new text into the reply; where none came, or none comes any more, show where things stand."""
+        self._last = now
         self.talk.skipped = max(self.talk.skipped, now.skipped)
         if now.text and not self.talk.warming:
             self.conversation.turns[-1].text += now.text
             await self.transcript.feed(now.text)
-
-    def _picture(self, now: Progressed) -> None:
-        self._route(now)
-        status = self.status
-        status.prompt_total = now.prompt_total
-        status.prompt_part = now.prompt_done / now.prompt_total if now.prompt_total else 0.0
-        status.prompt_rate = rate(now.prompt_total, now.prompt_s)
-        status.reply_rate = rate(now.n_gen - 1, now.gen_s)
-        if now.n_gen:
-            status.used = now.n_past
-            status.state = "writing" if self.busy else "ready"
-
-    def _route(self, now: Progressed) -> None:
-        """Feed the statistics from the routing trace, and show the newest token's path."""
-        pane, trace = self.experts, self.model.trace
-        if not self.model.config.n_expert:
-            return
-        if trace.count > self._seen:
-            part = trace.read(self._seen)
-            if part.first != self._seen:
-                pane.stats.boundary()
-            pane.stats.update(part.experts, part.weights, part.router, part.phase, part.n_used)
-            self._seen = part.first + len(part.tokens)
-            if pane.display:
-                pane.refresh_figures()
-                self.query_one(LayerFigures).follow()
-        if now.step is not None:
-            pane.show_path(now.step.text, now.step.experts, now.step.weights)
+        if not (self.busy and now.text) or self.status.state == "reading":
+            self.follow.draw(now, writing=self.busy)
 
     @on(Submitted)
     async def _send(self, event: Submitted) -> None:
@@ -193,9 +169,8 @@ class ChatScreen(Screen[None]):
             self._ask_engine(self.record.piece(reply))
 
     def _ask_engine(self, keep: Callable[[str], None] | None = None) -> None:
-        self.experts.stats.boundary()
+        self.follow.begin_reply()
         self.busy, self.status.state, self.status.prompt_part = True, "reading", 0.0
-        self._reply_from = self.model.trace.count
         routing = {} if self.rules == self.start_rules else self.rules.options
         used = routing.pop("n_expert_used", self.n_used or None)
         self.worker.generate(self.talk.request(used, routing, keep))
@@ -262,6 +237,7 @@ class ChatScreen(Screen[None]):
     async def _end(self, reason: str) -> None:
         self.busy = False
         await self._take(self.worker.drain())
+        self.transcript.settle()
         self.record.end_reply(self.record.turns[-1], reason)
         self.status.state = "ready"
         self.status.rules = self.rules.brief(self.start_rules) + skipped_text(self)
@@ -300,10 +276,7 @@ class ChatScreen(Screen[None]):
         self.talk.restart()
         await self.transcript.show([])
         self.status.used = 0
-        self.experts.stats.reset()
-        self._first = self.model.trace.count
-        self.experts.refresh_figures()
-        self.query_one(LayerFigures).follow()
+        self.follow.begin_chat()
         self._warn()
 
     async def action_regenerate(self) -> None:
@@ -348,7 +321,7 @@ class ChatScreen(Screen[None]):
 
     def action_tokens(self) -> None:
         """Show the chat token by token."""
-        if (source := routed_since(self, self._first)) is not None:
+        if (source := routed_since(self, self.follow.chat_from)) is not None:
             self.app.push_screen(TokensScreen(self.model, source))
 
     def action_figures(self) -> None:
@@ -359,7 +332,7 @@ class ChatScreen(Screen[None]):
     @on(CellOpened)
     def _cell(self, event: CellOpened) -> None:
         event.stop()
-        if (source := routed_since(self, self._first)) is not None:
+        if (source := routed_since(self, self.follow.chat_from)) is not None:
             self.app.push_screen(CellScreen(self.model, source, event.layer, event.expert, self.experts.facts.labels))
 
     def action_compare_from_here(self) -> None:

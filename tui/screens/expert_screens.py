@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def skipped_share(chat: ChatScreen) -> float | None:
     """The share of the last reply's choices that no expert ran for; None where nothing was routed."""
     trace, routing = chat.model.trace, chat.rules.routing
-    if trace.count <= chat._reply_from or not chat.model.config.n_expert:
+    if trace.count <= chat.follow.reply_from or not chat.model.config.n_expert:
         return None
-    experts = trace.read(chat._reply_from).experts
+    experts = trace.read(chat.follow.reply_from).experts
     asked = sum(routing.limits) if routing.limits else routing.n_used * experts.shape[1]
     return max(0.0, 1.0 - float((experts >= 0).sum()) / (len(experts) * asked)) if len(experts) else None
 

@@ -150,6 +150,11 @@ class Transcript(VerticalScroll):
         if self.reply is not None:
             await self.reply.feed(text)
 
+    def settle(self) -> None:
+        """The reply is whole: it needs no room to grow."""
+        if self.reply is not None:
+            self.reply.growing.settle()
+
     async def add_note(self, text: str, *, error: bool = False) -> None:
         """Add a line of the app's own."""
         await self.turns.mount(Note(text, error=error))
@@ -163,7 +168,7 @@ class Transcript(VerticalScroll):
         if box is not None and box is self.boxes[0]:
             self.scroll_home(animate=False)  # with what stands above it
         elif box is not None:
-            box.scroll_visible(animate=False)
+            box.body.scroll_visible(animate=False)
 
     def on_focus(self) -> None:
         if self.current is None and self.boxes:
@@ -186,7 +191,8 @@ class Transcript(VerticalScroll):
         if box is None:
             self.choose(boxes[-1].turn if boxes else None)
             return
-        hidden = box.region.bottom - self.region.bottom if by > 0 else self.region.y - box.region.y
+        place = box.body.region
+        hidden = place.bottom - self.region.bottom if by > 0 else self.region.y - place.y
         if hidden > 0:
             self.scroll_relative(y=by * min(3, hidden), animate=False)
             return
@@ -195,9 +201,9 @@ class Transcript(VerticalScroll):
             await self._show_above()
         elif 0 <= at < len(boxes):
             self.choose(boxes[at].turn)
-            tall = boxes[at].region.height > self.region.height
-            if tall:
-                boxes[at].scroll_visible(animate=False, top=by > 0)
+            body = boxes[at].body
+            if body.region.height > self.region.height:
+                body.scroll_visible(animate=False, top=by > 0)
 
     async def _show_above(self) -> None:
         more, self._above = self._above[-SHOWN:], self._above[:-SHOWN]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from markdown_it import MarkdownIt
 from textual.content import Content
 from textual.widgets import Markdown, Static
 
 from localmoe.text.visible import visible
+
+from .live_blocks import LIVE, Growing
 
 # Rules that turn a model's text into something else than text to look at: links that open, addresses shown decoded,
 # raw HTML, entities that spell control characters.
@@ -16,8 +20,9 @@ MUTED = "not bold $foreground-muted"
 _LINE_ENDS = dict.fromkeys((0x0B, 0x0C, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029), "\n")
 
 
+@cache
 def harmless_markdown() -> MarkdownIt:
-    """A parser for text from a model: emphasis, lists, tables, code; links, images and HTML stay as typed."""
+    """The parser for text from a model: emphasis, lists, tables, code; links, images and HTML stay as typed."""
     return MarkdownIt("commonmark").enable(["table", "strikethrough"]).disable(list(_OFF))
 
 
@@ -48,7 +53,10 @@ class Note(Static):
 class ReplyTurn(Markdown):
     """A reply that grows while it is written."""
 
+    BLOCKS = {**Markdown.BLOCKS, **LIVE}  # noqa: RUF012 - the base declares it so
+
     def __init__(self, text: str = "") -> None:
+        self.growing = Growing()
         super().__init__(shown(text), classes="turn reply", parser_factory=harmless_markdown, open_links=False)
 
     async def feed(self, text: str) -> None:
