@@ -168,7 +168,7 @@ class Model:
         leave_out: ExpertsByLayer | None = None,
         force_experts: ExpertsByLayer | None = None,
         expert_threshold: float | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         cancel: threading.Event | None = None,
         on_prompt: OnPrompt | None = None,
@@ -181,17 +181,19 @@ class Model:
         expert_threshold: a choice whose gate weight is below it is skipped, but for the likeliest. An unused slot is
         expert -1 with weight 0.
         `sampling` are SamplingParams' fields. What the cache already holds of the prompt is not computed again.
-        UsageError when the prompt does not fit in the context.
+        A model has one context: a generation that another request has taken it from ends with UsageError, which is also
+        raised for a prompt that does not fit.
         """
-        ids = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
-        generation = Generation(
-            self._session, self.tokenizer, SamplingParams(**sampling), max_tokens, tuple(stop), ignore_eos
-        )
-        self._session.route(
+        ids = self.tokenize(prompt) if isinstance(prompt, str) else prompt
+        routing = self._session.checked_routing(
             n_expert_used=n_expert_used,
             leave_out=leave_out,
             force_experts=force_experts,
             expert_threshold=expert_threshold,
+        )
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        generation = Generation(
+            self._session, self.tokenizer, routing, SamplingParams(**sampling), max_tokens, stops, ignore_eos
         )
         self.timings = generation.timings
         return generation.run(ids, cancel, on_prompt)
@@ -248,14 +250,14 @@ def load(
 def _context(n_ctx: int | None, config: ModelConfig) -> int:
     if n_ctx is None:
         return min(DEFAULT_CONTEXT, config.n_ctx_train)
-    if n_ctx < 0:
-        raise UsageError("the context cannot be negative", got=n_ctx)
+    if not isinstance(n_ctx, int) or n_ctx < 0:
+        raise UsageError("n_ctx: out of range", got=repr(n_ctx), expected="a whole number from 0 on")
     return n_ctx or config.n_ctx_train
 
 
 def _threads(n_threads: int | None) -> int:
     if n_threads is None:
         return physical_cores()
-    if not 1 <= n_threads <= 512:
-        raise UsageError("number of threads is out of range", got=n_threads, expected="1 to 512")
+    if not isinstance(n_threads, int) or not 1 <= n_threads <= 512:
+        raise UsageError("number of threads is out of range", got=repr(n_threads), expected="1 to 512")
     return n_threads

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from localmoe.engine.routing import Routing
 from localmoe.engine.sampling import Sampler, SamplingParams
-from localmoe.engine.session import OnPrompt, Session
+from localmoe.engine.session import OnPrompt, Session, token_ids
 from localmoe.errors import UsageError
 from localmoe.text.tokenizer import StreamDecoder, Tokenizer
 
@@ -85,23 +86,36 @@ class Generation:
 
     session: Session
     tokenizer: Tokenizer
+    routing: Routing
     params: SamplingParams
     max_tokens: int
     stops: tuple[str, ...]
     ignore_eos: bool
     timings: Timings = field(default_factory=Timings)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_tokens, int) or self.max_tokens < -1:
+            raise UsageError(
+                "max_tokens: out of range", got=repr(self.max_tokens), expected="a whole number from -1 on"
+            )
+        for stop in self.stops:
+            if not isinstance(stop, str):
+                raise UsageError("stop: not a text", got=repr(stop))
+
     def run(
         self, ids: Sequence[int], cancel: threading.Event | None = None, on_prompt: OnPrompt | None = None
     ) -> Iterator[Step]:
-        """Prefill what is not cached, then sample until a stop; the session keeps what was said."""
-        if not ids:
+        """Prefill what is not cached, then sample until a stop; the session keeps what was said.
+
+        UsageError, when it goes on, if another request has been given the context since.
+        """
+        if not len(ids):
             raise UsageError("the prompt is empty")
         session = self.session
         if len(ids) >= session.n_ctx:
             raise UsageError("the prompt does not fit in the context", got=f"{len(ids)} tokens",
                              expected=f"fewer than {session.n_ctx}")  # fmt: skip
-        return self._steps(list(ids), cancel, on_prompt)
+        return self._steps(token_ids(ids, session.n_vocab).tolist(), cancel, on_prompt)
 
     def _steps(self, ids: list[int], cancel: threading.Event | None, on_prompt: OnPrompt | None) -> Iterator[Step]:
         session, timings = self.session, self.timings
@@ -109,7 +123,9 @@ class Generation:
         for token in ids:
             sampler.accept(token)
         decoder, stop_filter = StreamDecoder(self.tokenizer), StopFilter(self.stops)
+        session.use(self.routing)
         timings.n_prompt, timings.n_cached = len(ids), session.keep_prefix(ids)
+        turn = session.turn
         started = time.perf_counter()
         result = session.prefill(ids[timings.n_cached :], cancel=cancel, on_prompt=on_prompt)
         timings.prompt_s = time.perf_counter() - started
@@ -129,6 +145,8 @@ class Generation:
             yield Step(text, token, experts, weights, index, session.n_past, reason)
             if reason is not None:
                 return
+            if session.turn != turn:
+                raise UsageError("another request was given the model's context: this one cannot go on")
             began = time.perf_counter()
             result = session.decode(token)
             timings.gen_s += time.perf_counter() - began

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,11 +73,10 @@ def make_routing(
         raise UsageError("this model has no experts to choose")
     if n_expert_used is None:
         n_expert_used = default.limits or default.n_used
-    limits = () if isinstance(n_expert_used, int) else tuple(map(int, n_expert_used))
+    n_expert_used, limits = _numbers_used(n_expert_used)
     if limits and len(limits) != config.n_layer:
         raise UsageError("a number of experts for every layer is needed", got=len(limits), expected=config.n_layer)
     for n_used in limits or (n_expert_used,):
-        assert isinstance(n_used, int)
         if config.n_expert and not 1 <= n_used <= config.n_expert:
             expected = f"1 to {config.n_expert}"
             raise UsageError("number of experts used is out of range", got=n_used, expected=expected)
@@ -85,9 +85,21 @@ def make_routing(
         raise UsageError("the threshold of gate weights is out of range", got=expert_threshold, expected="0 to 1")
     left = default.leave_out if leave_out is None else _chosen(config, leave_out)
     forced = default.force if force_experts is None else _chosen(config, force_experts)
-    routing = Routing(n_expert_used if isinstance(n_expert_used, int) else max(limits), limits, left, forced, threshold)
+    routing = Routing(n_expert_used, limits, left, forced, threshold)
     _check_layers(config, routing)
     return routing
+
+
+def _numbers_used(given: int | Sequence[int]) -> tuple[int, tuple[int, ...]]:
+    """Experts a token uses at most, and layer by layer, () if one number is for all; UsageError for other things."""
+    try:
+        if isinstance(given, (Sequence, np.ndarray)):
+            limits = tuple(operator.index(n) for n in given)
+            return max(limits, default=0), limits
+        return operator.index(given), ()
+    except TypeError:
+        expected = "a whole number, or one for every layer"
+        raise UsageError("number of experts used", got=repr(given), expected=expected) from None
 
 
 def _chosen(config: ModelConfig, given: ExpertsByLayer) -> _Chosen:

@@ -25,6 +25,7 @@ class Session:
         self._file = file
         self.trace = trace
         self.tokens: list[int] = []
+        self.turn = 0  # changes when the context is given to another request
         self._default_routing = self.routing = Routing(runner.config.n_expert_used)
         self._rules = self.routing.rules(runner.config)
         self._cached_routing = self.routing
@@ -51,16 +52,25 @@ class Session:
     def reset(self) -> None:
         """Forget everything."""
         self.tokens = []
+        self.turn += 1
 
     def route(self, *, by_default: bool = False, **options: Any) -> None:
         """Route by `make_routing`'s options from now on; what is not given is as by default, which `by_default` sets.
 
         UsageError where they ask for what the model has not.
         """
-        self.routing = make_routing(self._runner.config, self._default_routing, **options)
-        self._rules = self.routing.rules(self._runner.config)
+        self.use(self.checked_routing(**options))
         if by_default:
             self._default_routing = self.routing
+
+    def checked_routing(self, **options: Any) -> Routing:
+        """The routing that `make_routing`'s options ask for; UsageError where the model has not what they name."""
+        return make_routing(self._runner.config, self._default_routing, **options)
+
+    def use(self, routing: Routing) -> None:
+        """Route by a checked routing from now on."""
+        self.routing = routing
+        self._rules = routing.rules(self._runner.config)
 
     def replace_router(self, layer: int, rows: npt.NDArray[np.float32] | None) -> None:
         """Let a layer's router be `rows` (E, D), None: its own again; what is in the cache is forgotten."""
@@ -77,6 +87,7 @@ class Session:
 
         Nothing stays when what is cached was routed otherwise.
         """
+        self.turn += 1
         n = 0
         if self._cached_routing == self.routing:
             limit = min(len(self.tokens), len(ids) - 1)
@@ -152,18 +163,14 @@ class Session:
         return results
 
     def _check(self, ids: Sequence[int]) -> npt.NDArray[np.int32]:
-        """Token ids as int32; UsageError when one is not in the vocabulary or the context has no room for them."""
-        array = np.asarray(ids, np.int64)
-        if array.ndim != 1 or array.size == 0:
-            raise UsageError("there are no tokens to run")
-        n_vocab = self._runner.config.n_vocab
-        bad = array[(array < 0) | (array >= n_vocab)]
-        if bad.size:
-            raise UsageError("token id outside the vocabulary", got=int(bad[0]), expected=f"0 to {n_vocab - 1}")
+        """`token_ids` as int32; UsageError when the context has no room for them, or the model is closed."""
+        if self._runner.closed:
+            raise UsageError("the model is closed")
+        array = token_ids(ids, self.n_vocab)
         if self.n_past + array.size > self.n_ctx:
             needed = self.n_past + array.size
             raise UsageError("the context is full", got=f"{needed} tokens", expected=f"at most {self.n_ctx}")
-        return array.astype(np.int32)
+        return array
 
     def _run(self, batch: npt.NDArray[np.int32], n_out: int, phase: int, *, want_hidden: bool = False) -> StepResult:
         if not self.tokens:
@@ -180,3 +187,18 @@ class Session:
         if result.experts.size:
             self.trace.append(batch, phase, result.experts, result.weights, result.router)
         return result
+
+
+def token_ids(ids: Sequence[int], n_vocab: int) -> npt.NDArray[np.int32]:
+    """Ids as an array; UsageError when there are none, when they are no whole numbers or not in the vocabulary."""
+    given = "text, which `tokenize` makes ids of" if isinstance(ids, (str, bytes)) else type(ids).__name__
+    array = np.asarray(ids)
+    if array.ndim == 1 and array.size == 0:
+        raise UsageError("there are no tokens to run")
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        got = given if array.ndim != 1 else str(array.dtype)
+        raise UsageError("token ids must be a sequence of whole numbers", got=got)
+    bad = array[(array < 0) | (array >= n_vocab)]
+    if bad.size:
+        raise UsageError("token id outside the vocabulary", got=int(bad[0]), expected=f"0 to {n_vocab - 1}")
+    return array.astype(np.int32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -107,6 +108,8 @@ class Runner:
         records = (self._model, self._layers, self._buffers, self._step, frequencies)
         self._workers = Workers(n_thread, records)
         self._workers.start()
+        self._end = weakref.finalize(self, self._workers.stop)  # threads of a model that nobody closed
+        self._end.atexit = False
 
     # --- laying out -------------------------------------------------------------------------------------------
 
@@ -344,4 +347,8 @@ class Runner:
 
     def close(self) -> None:
         """End the threads; the runner cannot be used afterwards."""
-        self._workers.stop()
+        self._end()
+
+    @property
+    def closed(self) -> bool:
+        return not self._end.alive

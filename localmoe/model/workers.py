@@ -116,5 +116,6 @@ class Workers:
         for wake in self._wake:
             wake.release()
         for thread in self._threads:
-            thread.join()
+            if thread is not threading.current_thread():  # where a worker's own garbage collection ended the model
+                thread.join()
         self._threads = []

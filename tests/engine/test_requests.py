@@ -1,0 +1,119 @@
+"""What a request may ask of a model, and what two of them do to each other."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import localmoe
+from localmoe.engine.api import Model
+from localmoe.errors import UsageError
+from tests.tiny import write_tiny
+
+GREEDY: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("requests") / "m.gguf")
+
+
+@pytest.fixture(scope="module")
+def model(path: Path) -> Iterator[Model]:
+    with localmoe.load(path, n_ctx=64, n_threads=2) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("ids", ["hello", ["1", "2"], [1.5, 2.0], [True], [[1, 2]], None, [10**30], np.array([1.0])])
+def test_ids_that_are_no_whole_numbers_are_refused(model: Model, ids: Any) -> None:
+    """Nothing is rounded or parsed on the way: [1.5] was token 1 before."""
+    for run in (model.eval, model.hidden_states):
+        with pytest.raises(UsageError, match="token ids must be a sequence of whole numbers"):
+            run(ids)
+    if not isinstance(ids, str):
+        with pytest.raises((UsageError, TypeError)):
+            model.generate(ids)
+
+
+@pytest.mark.parametrize("ids", [[1, 2, 3], (1, 2, 3), np.array([1, 2, 3], np.uint64), np.array([1, 2, 3], np.int8)])
+def test_any_sequence_of_whole_numbers_is_run(model: Model, ids: Any) -> None:
+    np.testing.assert_array_equal(model.eval(ids).logits, model.eval([1, 2, 3]).logits)
+    assert next(model.generate(ids, max_tokens=1, **GREEDY)).n_past == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_tokens": -5}, "max_tokens: out of range, got -5"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"stop": [b"x"]}, "stop: not a text"),
+        ({"n_expert_used": 2.0}, "number of experts used"),
+        ({"n_expert_used": "2"}, "number of experts used"),
+        ({"n_expert_used": []}, "number of experts used"),
+    ],
+)
+def test_options_are_checked_when_asked_for(model: Model, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        model.generate("hello", **options)
+
+
+@pytest.mark.parametrize("name", ["n_ctx", "n_threads"])
+def test_numbers_of_load_are_whole(path: Path, name: str) -> None:
+    for value in ("4", 4.0, -1):
+        with pytest.raises(UsageError):
+            localmoe.load(path, **{name: value})
+
+
+def test_numpy_numbers_choose_experts(model: Model) -> None:
+    for used in (np.int64(3), np.array([3, 3])):
+        assert model.eval([1], n_expert_used=used).experts.shape == (1, 2, 3)
+
+
+def test_one_stop_string_is_one(model: Model) -> None:
+    """A string is a sequence of characters, each of which stopped."""
+    every = [step.text for step in model.generate("hello", max_tokens=20, **GREEDY)]
+    text = "".join(every)
+    steps = list(model.generate("hello", max_tokens=20, stop=text[3:6], **GREEDY))
+    assert "".join(step.text for step in steps) == text[: text.index(text[3:6])]
+    assert steps[-1].stop_reason == "stop"
+
+
+def test_a_generation_does_not_go_on_in_anothers_context(model: Model) -> None:
+    first = model.generate("hello", max_tokens=10, **GREEDY)
+    next(first)
+    for other in (lambda: list(model.generate("the sun", max_tokens=2)), lambda: model.eval([1, 2])):
+        other()
+        with pytest.raises(UsageError, match="another request"):
+            next(first)
+        first = model.generate("hello", max_tokens=10, **GREEDY)
+        next(first)
+
+
+def test_each_generation_keeps_its_own_routing(model: Model) -> None:
+    """One that is asked for before another is read does not change that one's."""
+    first = model.generate("hello", max_tokens=2, **GREEDY)
+    second = model.generate("hello", max_tokens=2, n_expert_used=1, **GREEDY)
+    assert next(first).experts.shape == (2, 2)
+    assert next(second).experts.shape == (2, 1)
+
+
+def test_a_closed_model_says_so(path: Path) -> None:
+    opened = localmoe.load(path, n_threads=2)
+    opened.close()
+    opened.close()
+    for run in (lambda: opened.eval([1, 2]), lambda: list(opened.generate("a"))):
+        with pytest.raises(UsageError, match="the model is closed"):
+            run()
+
+
+def test_a_model_that_is_dropped_ends_its_threads(path: Path) -> None:
+    before = threading.active_count()
+    localmoe.load(path, n_threads=4).eval([1, 2])
+    gc.collect()
+    assert threading.active_count() == before
