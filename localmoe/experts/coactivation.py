@@ -51,12 +51,17 @@ class PairCounts:
         left, right = np.triu_indices(experts.shape[2], 1)
         if not left.size or self.n_expert < 2:
             return
-        a, b = experts[:, :, left].astype(np.int64), experts[:, :, right].astype(np.int64)
-        low, high = np.minimum(a, b), np.maximum(a, b)
+        ordered = np.sort(experts, axis=2).astype(np.int64)
+        low, high = np.take(ordered, left, axis=2), np.take(ordered, right, axis=2)
+        pair = np.take(ordered * (ordered - 1) // 2, right, axis=2) + low
+        n_row, width = self.table.shape[1:]
+        layer = np.broadcast_to((np.arange(self.n_layer) * n_row * width)[:, None], pair.shape)
         real = (low >= 0) & (high < self.n_expert) & (low < high)
-        layer = np.broadcast_to(np.arange(self.n_layer)[None, :, None], real.shape)[real]
-        for row, column in enumerate(self._columns((high * (high - 1) // 2 + low)[real])):
-            np.add.at(self.table[:, row], (layer, column), 1)
+        if not real.all():
+            pair, layer = pair[real], layer[real]
+        flat = self.table.reshape(-1)  # one index and a value of the counters' type: NumPy's fast way
+        for row, column in enumerate(self._columns(pair)):
+            np.add.at(flat, (layer + row * width + column).reshape(-1), np.uint32(1))
 
     def _columns(self, pair: NDArray[np.int64]) -> list[NDArray[np.integer[Any]]]:
         """Where each pair is counted in every row."""

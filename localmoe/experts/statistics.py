@@ -165,33 +165,34 @@ class ExpertStatistics:
         shape = (self.n_layer, self.n_expert)
         used = (experts >= 0) & (experts < self.n_expert)
         cell = (experts + np.arange(self.n_layer)[None, :, None] * self.n_expert)[used]
+        token = np.repeat(np.arange(n), used.sum(axis=(1, 2)))
+        mask = np.zeros((n, cells), np.bool_)
+        mask[token, cell] = True
         counts.tokens += n
         counts.routed += np.bincount(cell, minlength=cells).reshape(shape)
         counts.weight += np.bincount(cell, weights[used], minlength=cells).reshape(shape)
         if router is not None:
             counts.probability += router.sum(axis=0, dtype=np.float64)
             counts.with_probability += n
+            _add_margins(np.where(used, experts, -1), token * cells + cell, router, counts)
         keep = 1.0 - 1.0 / self.window
-        fade = np.broadcast_to((keep ** np.arange(n - 1, -1, -1))[:, None, None], experts.shape)[used]
         self._moving *= keep**n
-        self._moving += np.bincount(cell, fade, minlength=cells).reshape(shape)
-        mask = np.zeros((n, cells), np.bool_)
-        token = np.broadcast_to(np.arange(n)[:, None, None], experts.shape)[used]
-        mask[token, cell] = True
-        self._follow(mask.reshape(n, *shape), counts)
-        if router is not None:
-            _add_margins(mask.reshape(n, *shape), router, counts)
+        self._moving += np.bincount(cell, (keep ** np.arange(n - 1, -1, -1))[token], minlength=cells).reshape(shape)
+        self._follow(mask, token, cell, counts)
         self._pairs[phase].add(experts)
-        np.maximum.at(self._last_use.reshape(-1), cell, self._seen + token)
+        self._last_use.reshape(-1)[cell] = self._seen + token  # in the order of tokens: the latest one stays
         self._seen += n
 
-    def _follow(self, mask: BoolArray, counts: _Counts) -> None:
-        """Count, under the later token's phase, which choices the next token repeated; mask (N, L, E)."""
+    def _follow(self, mask: BoolArray, token: IntArray, cell: IntArray, counts: _Counts) -> None:
+        """Count, under the later token's phase, which choices the next token repeated; mask (N, L x E)."""
+        shape = (self.n_layer, self.n_expert)
         if self._last_mask is not None:
-            counts.followed += self._last_mask
-            counts.again += self._last_mask & mask[0]
-        counts.followed += mask[:-1].sum(axis=0)
-        counts.again += (mask[:-1] & mask[1:]).sum(axis=0)
+            counts.followed += self._last_mask.reshape(shape)
+            counts.again += (self._last_mask & mask[0]).reshape(shape)
+        n_before = int(np.searchsorted(token, len(mask) - 1))
+        token, cell = token[:n_before], cell[:n_before]
+        counts.followed += np.bincount(cell, minlength=mask.shape[1]).reshape(shape)
+        counts.again += np.bincount(cell[mask[token + 1, cell]], minlength=mask.shape[1]).reshape(shape)
         self._last_mask = mask[-1].copy()
 
     @property
@@ -266,10 +267,15 @@ def overflow(routed: IntArray, factor: float) -> FloatArray:
     return lost
 
 
-def _add_margins(mask: BoolArray, router: NDArray[np.float32], counts: _Counts) -> None:
-    """Add each token's margin between chosen and not chosen; mask and router (N, L, E)."""
-    left_out = np.where(mask, -np.inf, router).max(axis=2)
-    margin = np.where(mask, router, np.inf).min(axis=2) - left_out
+def _add_margins(experts: NDArray[np.int32], chosen: IntArray, router: NDArray[np.float32], counts: _Counts) -> None:
+    """Add each token's margin between the least likely expert chosen and the likeliest left out.
+
+    experts (N, L, K), -1 unused; `chosen` are the places of all that are used in router (N, L, E).
+    """
+    probability = np.take_along_axis(router, np.maximum(experts, 0), 2)
+    rest = router.copy()
+    rest.reshape(-1)[chosen] = -np.inf
+    margin = np.where(experts >= 0, probability, np.inf).min(axis=2) - rest.max(axis=2)
     known = np.isfinite(margin)
     counts.margin += np.where(known, margin, 0.0).sum(axis=0, dtype=np.float64)
     counts.with_margin += known.sum(axis=0)

@@ -135,30 +135,41 @@ def test_agrees_with_a_naive_recomputation(n_layer, n_expert, n_used):
     """Fed in uneven pieces, everything equals loops over the whole history."""
     rng = np.random.default_rng(n_expert)
     n = 70
-    scores = rng.normal(size=(n, n_layer, n_expert))
-    experts = np.argsort(-scores, axis=2)[:, :, :n_used].astype(np.int32)
+    router = rng.dirichlet(np.ones(n_expert), size=(n, n_layer)).astype(np.float32)
+    experts = np.argsort(-router, axis=2)[:, :, :n_used].astype(np.int32)
+    experts[rng.random(experts.shape) < 0.2] = -1  # in any slot: nothing ran there
     weights = rng.dirichlet(np.ones(n_used), size=(n, n_layer)).astype(np.float32)
     stats = ExpertStatistics(n_layer, n_expert, n_used, window=16)
     for start, stop in [(0, 1), (1, 40), (40, 41), (41, 70)]:
-        stats.update(experts[start:stop], weights[start:stop], None, DECODE)
+        stats.update(experts[start:stop], weights[start:stop], router[start:stop], DECODE)
     got = stats.layers(DECODE)
     for layer in range(n_layer):
         routed, weight, moving = np.zeros(n_expert), np.zeros(n_expert), np.zeros(n_expert)
-        again = followed = 0
+        again, followed, margins = 0, 0, []
         for t in range(n):
             moving *= 1 - 1 / 16
+            chosen = [e for e in experts[t, layer] if e >= 0]
             for k in range(n_used):
-                routed[experts[t, layer, k]] += 1
-                weight[experts[t, layer, k]] += weights[t, layer, k]
-                moving[experts[t, layer, k]] += 1
+                if experts[t, layer, k] >= 0:
+                    weight[experts[t, layer, k]] += weights[t, layer, k]
+            for e in chosen:
+                routed[e] += 1
+                moving[e] += 1
                 if t + 1 < n:
                     followed += 1
-                    again += experts[t, layer, k] in experts[t + 1, layer]
+                    again += e in experts[t + 1, layer]
+            rest = [router[t, layer, e] for e in range(n_expert) if e not in chosen]
+            if chosen:
+                margins.append(min(router[t, layer, e] for e in chosen) - max(rest))
         np.testing.assert_array_equal(got.routed[layer], routed)
         np.testing.assert_allclose(got.weight_share[layer], weight / weight.sum(), rtol=1e-6)
         np.testing.assert_allclose(got.importance_cv[layer], weight.std() / weight.mean(), rtol=1e-6)
         np.testing.assert_allclose(stats.moving_share()[layer], moving / moving.sum(), rtol=1e-9)
         np.testing.assert_allclose(got.layer_reuse[layer], again / followed)
+        np.testing.assert_allclose(got.margin[layer], np.mean(margins), rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(got.probability[layer], router[:, layer].mean(axis=0), rtol=1e-5)
+        late = {e for e in experts[n - 10 :, layer].ravel().tolist() if e >= 0}
+        assert stats.working_set(10)[layer] == len(late)
 
 
 def test_margin_by_hand():
