@@ -127,7 +127,9 @@ def _recipe(reader: _Reader, table: dict[str, Any]) -> Recipe:
     n_used = table.get("experts_per_token")
     n_used = 2 if n_used is None else n_used
     if not isinstance(n_used, int) or isinstance(n_used, bool) or not 1 <= n_used <= len(experts):
-        raise reader.error("is not a usable number of experts", "experts_per_token", n_used, f"1 to {len(experts)}")
+        raise reader.error(
+            "is not a usable number of experts", "experts_per_token", _shown(n_used), f"1 to {len(experts)}"
+        )
     name = _shortened(reader.text(table, "", "name", ""))
     return Recipe(reader.file, base, experts, mode, n_used, dtype, name)
 
@@ -169,8 +171,8 @@ def _shortened(text: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as the recipe might spell it, for messages."""
-    return repr(value)[:80]
+    """A value as the recipe might spell it, for messages; of lists and tables, which may nest without end, the kind."""
+    return repr(value)[:80] if isinstance(value, str | int | float) else f"a {_kind(value)}"
 
 
 def _kind(value: Any) -> str:

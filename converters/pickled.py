@@ -25,7 +25,8 @@ from localmoe.errors import BadInputError, FileError
 
 from .checkpoint import DTYPE_BYTES, DTYPES, CheckpointTensor
 
-MAX_PICKLE_BYTES = 64 << 20  # a description of 1000 tensors takes 100 KB
+MAX_PICKLE_BYTES = 16 << 20  # a description of 1000 tensors takes 100 KB and 50,000 instructions
+MAX_INSTRUCTIONS = 1 << 19
 _STORAGES = {
     "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "DoubleStorage": "F64",
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
@@ -141,7 +142,7 @@ def _tensor(
 ) -> CheckpointTensor:
     """A described tensor as a view of its storage, after checking that it lies within."""
     if not isinstance(name, str) or not isinstance(view, _View):
-        raise BadInputError("is not a tensor", file=shown, item=str(name)[:80], got=type(view).__name__)
+        raise BadInputError("is not a tensor", file=shown, item=_shown(name), got=type(view).__name__)
     storage, info = view.storage, members.get(f"{prefix}data/{view.storage.key}")
     size = DTYPE_BYTES[storage.dtype]
     if info is None:
@@ -197,6 +198,8 @@ class _Machine:
         done = 0
         try:
             for opcode, argument, _ in pickletools.genops(BytesIO(program)):
+                if done == MAX_INSTRUCTIONS:
+                    raise ValueError(f"more than {done} instructions")
                 self._step(opcode.name, argument)
                 done += 1
             (value,) = self._stack
@@ -237,7 +240,7 @@ class _Machine:
 
     def _stack_global(self, _: Any) -> None:
         name, module = self._stack.pop(), self._stack.pop()
-        self._stack.append(self._named(str(module), str(name)))
+        self._stack.append(self._named(_shown(module), _shown(name)))
 
     def _named(self, module: str, name: str) -> _Name:
         if (module, name) in _CALLS:
@@ -251,7 +254,11 @@ class _Machine:
 
     def _from_mark(self) -> list[Any]:
         """The items above the last mark, taken off together with it."""
-        at = max(i for i, item in enumerate(self._stack) if isinstance(item, _Mark))
+        at = len(self._stack) - 1
+        while at >= 0 and not isinstance(self._stack[at], _Mark):
+            at -= 1
+        if at < 0:
+            raise ValueError("no mark")
         items = self._stack[at + 1 :]
         del self._stack[at:]
         return items
@@ -272,7 +279,7 @@ class _Machine:
             raise ValueError("items for no table")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str) or key in table:
-                raise ValueError(f"key {str(key)[:80]!r} is no name, or there twice")
+                raise ValueError(f"key {_shown(key)!r} is no name, or there twice")
             table[key] = value
 
     def _append(self, _: Any) -> None:
@@ -325,5 +332,10 @@ class _Machine:
 
 def _count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 48:
-        raise ValueError(f"{str(value)[:40]} is no size")
+        raise ValueError(f"{_shown(value)} is no size")
     return value
+
+
+def _shown(value: object) -> str:
+    """A string or number; of anything else its kind alone, since a few nested tuples can be longer than memory."""
+    return str(value)[:120] if isinstance(value, str | int | float) else f"a {type(value).__name__}"

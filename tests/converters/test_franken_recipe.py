@@ -149,6 +149,15 @@ def test_what_is_no_recipe(folder: Path, text: str, message: str) -> None:
         read(folder, text)
 
 
+@pytest.mark.parametrize("field", ["gate_mode", "base_model", "dtype", "experts", "name"])
+def test_aliases_that_double_are_not_spelled_out(folder: Path, field: str) -> None:
+    """A list of two lists of two lists ...: 2^60 values, in a message as much as one."""
+    lists = "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+    with pytest.raises(BadInputError) as error:
+        read(folder, f"a0: &a0 [x, x]\n{lists}{field}: *a59\n")
+    assert len(str(error.value)) < 400
+
+
 def test_bytes_that_are_no_text(folder: Path) -> None:
     (folder / "recipe.yml").write_bytes(b"base_model: \xff")
     with pytest.raises(BadInputError, match="byte 12: is not UTF-8"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zipfile
 from pathlib import Path
 
@@ -74,6 +75,49 @@ def test_pickles_that_are_no_table(tmp_path: Path, program: bytes) -> None:
     path = write_torch(tmp_path / "m.pth", {"x": np.ones(2, np.float32)}, program=program or b"\0")
     with pytest.raises(BadInputError, match=r"damaged|is not a table of tensors|could run code"):
         read_pickled(path, path)
+
+
+def doubled(n: int) -> bytes:
+    """Instructions of a tuple of two tuples of two tuples ...: 2^n values, if anyone looked at them all."""
+    pairs = (b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(n))
+    return b")q\x00" + b"".join(pairs)
+
+
+HUGE = doubled(80)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"}" + HUGE + b"Ns.",  # as a name
+        b"}" + text("x") + HUGE + b"s.",  # as a tensor
+        HUGE + HUGE + b"\x93.",  # as a function's module and name
+        b"ctorch._utils\n_rebuild_tensor_v2\n(" + tensor(np.ones(2, np.float32), "0")[36:-20] + HUGE + b"tR.",
+        b"(" * 2_000_000 + b"t" * 2_000_000 + b".",
+        b"}" * 10_000_000 + b".",
+        b"(" * 200_000 + b"t" * 200_000 + b".",
+    ],
+)
+def test_pickles_that_grow_are_refused_at_once(tmp_path: Path, program: bytes) -> None:
+    """Values of values, marks on marks: nothing is spelled out in a message, nothing takes the square of its size."""
+    path = write_torch(tmp_path / "m.pth", {"x": np.ones(2, np.float32)}, program=b"\x80\x02" + program)
+    began = time.process_time()
+    with pytest.raises(BadInputError, match=r"damaged|is not a tensor|is not a table|could run code") as error:
+        read_pickled(path, path)
+    assert time.process_time() - began < 2
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../outside", "C:\\outside", "a" * 60000])
+def test_names_in_the_zip_lead_nowhere(tmp_path: Path, name: str) -> None:
+    """Nothing is unpacked: members are places in the file."""
+    path = write_torch(tmp_path / "m.pth", {"x": np.ones(2, np.float32)})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(name, "x")
+        archive.writestr(f"{name}/data.pkl", "x")
+    with pytest.raises(BadInputError, match=r"has no data\.pkl"):
+        read_pickled(path, path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m.pth"]
 
 
 def test_files_that_are_no_zip_of_torch(tmp_path: Path) -> None:
