@@ -22,8 +22,14 @@ import numpy as np
 
 from localmoe.errors import BadInputError, FileError
 
-MAX_HEADER_BYTES = 5_000_000  # some 38,000 tensors in one file; what the library allows, 100 MB, takes 30 s to parse
-MAX_JSON_BYTES = 256_000_000  # the largest tokenizer.json in use is about 35 MB
+MAX_HEADER_BYTES = 5_000_000  # some 37,000 tensors in one file; what the library allows, 100 MB, takes 30 s to parse
+# The largest tokenizer.json in use is about 35 MB, the largest index below 5 MB. What is refused is refused soon.
+MAX_TEXT_BYTES = {"tokenizer.json": 38_000_000, "tokenizer.model": 38_000_000}
+MAX_OTHER_TEXT_BYTES = 10_000_000
+# Values and tables of a JSON text, by its commas and brackets: `{},` takes 3 bytes there and 72 in memory. 300,000 are
+# an index of 290,000 tensors or a header of 37,000; the largest tokenizer.json in use has some 2,100,000.
+MAX_ITEMS = {"tokenizer.json": 2_500_000}
+MAX_OTHER_ITEMS = 300_000
 
 SHARD_NAME = re.compile(r".*-(\d{5})-of-(\d{5})\.[a-z]+")
 
@@ -107,15 +113,19 @@ def read_text(folder: Path, name: str) -> str | None:
     if path is None:
         return None
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise BadInputError(
-                "file is too large", file=folder / name, got=path.stat().st_size, expected=f"at most {MAX_JSON_BYTES}"
-            )
-        return path.read_bytes().decode("utf-8")
+        return read_bounded(path, folder / name).decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadInputError("is not UTF-8", file=folder / name, item=f"byte {error.start}") from error
     except OSError as error:
         raise FileError(f"cannot be read: {error.strerror}", file=folder / name) from error
+
+
+def read_bounded(path: Path, shown: Path) -> bytes:
+    """The file's bytes; BadInputError where there are more than a file of its name needs."""
+    size, most = path.stat().st_size, MAX_TEXT_BYTES.get(shown.name, MAX_OTHER_TEXT_BYTES)
+    if size > most:
+        raise BadInputError("file is too large", file=shown, got=f"{size} bytes", expected=f"at most {most}")
+    return path.read_bytes()
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any] | None:
@@ -135,6 +145,9 @@ def parse_json(text: str, file: Path) -> dict[str, Any]:
             raise BadInputError("JSON key appears twice", file=file, item=repr(double))
         return table
 
+    items, most = sum(map(text.count, ",[{")), MAX_ITEMS.get(file.name, MAX_OTHER_ITEMS)
+    if items > most:
+        raise BadInputError("JSON holds too many values", file=file, got=items, expected=f"at most {most}")
     try:
         value = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:

@@ -11,7 +11,7 @@ from gguf import TokenType
 
 from localmoe.errors import BadInputError
 
-from .checkpoint import find_file, read_json
+from .checkpoint import find_file, read_bounded, read_json
 from .hparams import Warn
 from .tokenizer_files import (
     TokenizerFiles,
@@ -45,7 +45,7 @@ def from_sentencepiece(files: TokenizerFiles, warn: Warn) -> Vocabulary:
     path = find_file(files.folder, "tokenizer.model")
     assert path is not None
     try:
-        processor = SentencePieceProcessor(model_proto=path.read_bytes())
+        processor = SentencePieceProcessor(model_proto=read_bounded(path, file))
     except (RuntimeError, ValueError, OSError) as error:
         raise BadInputError("is not a SentencePiece model", file=file, got=str(error).splitlines()[0][:120]) from error
     n = processor.GetPieceSize()

@@ -18,8 +18,9 @@ from localmoe.errors import BadInputError
 if TYPE_CHECKING:
     from gguf import GGUFValueType
 
-MAX_STRINGS = 1 << 21  # in all arrays of a file; the largest vocabularies hold some 850,000 with their merges
-MAX_METADATA_BYTES = 64 << 20  # the largest vocabularies take 20 MB
+MAX_STRINGS = 1_000_000  # in all arrays of a file; the largest vocabularies hold some 850,000 with their merges
+MAX_METADATA_BYTES = 32 << 20  # the largest vocabularies take 20 MB
+MAX_STRING_BYTES = 8 << 20  # a key, a text or a template by itself
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -80,9 +81,9 @@ class Cursor:
     def string(self, what: str, item: str | None = None, limit: int | None = None) -> str:
         """A length and that many bytes of UTF-8; `limit` bounds the length in bytes."""
         length = self.u64(what, item)
-        if limit is not None and length > limit:
-            raise self.error(f"{what} is too long", item, f"{length} bytes", f"<= {limit}")
         self.need(length, what, item)
+        if length > (limit or MAX_STRING_BYTES):
+            raise self.error(f"{what} is too long", item, f"{length} bytes", f"<= {limit or MAX_STRING_BYTES}")
         try:
             text = self.data[self.pos : self.pos + length].decode()
         except UnicodeDecodeError as error:
