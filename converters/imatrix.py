@@ -7,6 +7,8 @@ times calls. Sources: llama.cpp's common/imatrix-loader.cpp, tools/imatrix/imatr
 
 from __future__ import annotations
 
+import math
+import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
-from localmoe.errors import BadInputError, FileError
-from localmoe.gguf_file import GGUFFile, open_gguf, visible
+from localmoe.errors import BadInputError
+from localmoe.gguf_file import GGUFFile, map_file, open_gguf, visible
 from localmoe.output_file import check_target, replacing
 
 from .output import TensorHeader, header_bytes, padded
@@ -25,6 +27,7 @@ from .source import MetaValue
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _MAX_LEGACY_NAME = 4096
+_MAX_COUNT = 1 << 53
 _MAX_KEY_TEXT = 127  # bytes that llama-quantize keeps of a name in `quantize.imatrix.*`
 
 
@@ -82,16 +85,11 @@ def _cut(text: str) -> str:
 
 def read_imatrix(path: Path) -> Imatrix:
     """Read either form. FileError: the system refuses; BadInputError: not an importance matrix, short, not finite."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise FileError(f"cannot be opened: {reason}", file=visible(str(path))) from None
-    if magic == b"GGUF":
-        with open_gguf(path) as gguf:
-            return _read_gguf(gguf, str(path))
-    return _read_legacy(path)
+    with map_file(path, "an importance matrix") as data:
+        if data[:4] != b"GGUF":
+            return _read_legacy(data, path)
+    with open_gguf(path) as gguf:
+        return _read_gguf(gguf, str(path))
 
 
 def _error(
@@ -129,23 +127,20 @@ def _gguf_entry(gguf: GGUFFile, name: str, label: str) -> Entry:
         arrays.append(gguf.raw(info.name).view(np.float32).copy())
     sums, counts = arrays
     _check_values(sums, name + _SUMS, label)
-    _check_values(counts, name + _COUNTS, label)
+    _check_values(counts, name + _COUNTS, label, most=_MAX_COUNT)
     if sums.size % counts.size:
         raise _error(label, name + _COUNTS, "counts do not divide the sums", got=counts.size, expected=sums.size)
     return Entry(sums.reshape(counts.size, -1), np.rint(counts).astype(np.int64))
 
 
-def _check_values(values: np.ndarray, name: str, label: str) -> None:
-    bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+def _check_values(values: np.ndarray, name: str, label: str, most: float = math.inf) -> None:
+    bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0) & (values <= most)))
     if bad.size:
-        raise _error(label, name, f"value at index {bad[0]}", got=values[bad[0]], expected="finite, at least 0")
+        wanted = "finite, at least 0" if most == math.inf else f"0 to {most:.0f}"
+        raise _error(label, name, f"value at index {bad[0]}", got=values[bad[0]], expected=wanted)
 
 
-def _read_legacy(path: Path) -> Imatrix:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise FileError(f"cannot be read: {error.strerror}", file=visible(str(path))) from None
+def _read_legacy(data: mmap.mmap, path: Path) -> Imatrix:
     reader = _Bytes(data, path)
     n_entries = reader.whole("the number of entries")
     if not 0 < n_entries <= len(data) // 16:
@@ -176,7 +171,7 @@ def _legacy_entry(reader: _Bytes) -> tuple[str, Entry]:
 class _Bytes:
     """A file's bytes from front to back; what is missing is named."""
 
-    def __init__(self, data: bytes, path: Path) -> None:
+    def __init__(self, data: mmap.mmap, path: Path) -> None:
         self.path = path
         self._data = data
         self._at = 0

@@ -31,7 +31,7 @@ from localmoe.gguf_cursor import Cursor, read_value, visible
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFValueType
 
-__all__ = ["GGUFFile", "TensorInfo", "open_gguf", "visible"]
+__all__ = ["GGUFFile", "TensorInfo", "map_file", "open_gguf", "visible"]
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -233,8 +233,8 @@ def _check_whole(parts: list[_Part]) -> None:
 # --- one file --------------------------------------------------------------------------------------------------------
 
 
-def _map_file(path: Path) -> mmap.mmap:
-    """Map a regular, non-empty file for reading."""
+def map_file(path: Path, expected: str = "a GGUF file") -> mmap.mmap:
+    """Map a regular, non-empty file for reading; FileError or BadInputError say that it is none, and not `expected`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
@@ -244,9 +244,9 @@ def _map_file(path: Path) -> mmap.mmap:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise FileError(f"is {what}", file=_name(path), expected="a GGUF file")
+            raise FileError(f"is {what}", file=_name(path), expected=expected)
         if status.st_size == 0:
-            raise BadInputError("the file is empty", file=_name(path), expected="a GGUF file")
+            raise BadInputError("the file is empty", file=_name(path), expected=expected)
         return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise FileError(f"cannot be mapped: {error.strerror}", file=_name(path)) from None
@@ -255,7 +255,7 @@ def _map_file(path: Path) -> mmap.mmap:
 
 
 def _open_part(path: Path, number: int) -> _Part:
-    data = _map_file(path)
+    data = map_file(path)
     try:
         return _read_part(Cursor(data, path), number)
     except BaseException:

@@ -89,7 +89,8 @@ def test_what_llama_quantize_notes() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "the file ends in the number of entries"),
+        (b"", "the file is empty, expected an importance matrix"),
+        (b"abc", "the file ends in the number of entries"),
         (struct.pack("<i", -1), "not an importance matrix"),
         (b"nonsense, and more of it", "not an importance matrix"),
         (legacy({"a": (1, [1.0, 2.0])})[:-3], r"the file ends in the values of a, got 5, expected 8"),
@@ -109,6 +110,7 @@ def test_gguf_files_that_are_none_are_refused(tmp_path: Path) -> None:
     cases = [
         (Imatrix({}, (), 1, 1), "no data"),
         (Imatrix({"a": Entry(np.full((1, 4), np.inf, np.float32), np.array([1]))}), r"a\.in_sum2: value at index 0"),
+        (Imatrix({"a": Entry(np.ones((1, 4), np.float32), np.array([2**62]))}), r"a\.counts: value at index 0"),
         (Imatrix({"a": Entry(np.ones((1, 4), np.float32), np.array([1, 2, 3]))}), "counts do not divide the sums"),
     ]
     for bad, message in cases:
