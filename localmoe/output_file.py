@@ -20,11 +20,11 @@ def check_target(out: Path, inputs: Sequence[Path], *, file: str) -> Path:
     UsageError if it is one of the inputs, under any name; FileError if it is no regular file or its folder is missing.
     """
     target = Path(os.path.realpath(out))
-    if not target.parent.is_dir():
-        raise FileError("the folder does not exist", file=out)
     try:
-        status = target.stat()
-    except FileNotFoundError:
+        status = out.stat()  # of `out`: a pipe behind /dev/stdout has no path
+    except (FileNotFoundError, NotADirectoryError):
+        if not target.parent.is_dir():
+            raise FileError("the folder does not exist", file=out) from None
         return target
     except OSError as error:
         raise FileError(error.strerror or str(error), file=out) from None
@@ -41,7 +41,7 @@ class OutputFile:
 
     def __init__(self, target: Path) -> None:
         self._target = target
-        self._hidden = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.part")
+        self._hidden = target.with_name(f".localmoe-{secrets.token_hex(8)}.part")  # its name may be long
         with _naming(target):
             self._descriptor, self._named = _open_unnamed(self._hidden)
 

@@ -125,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("LOCALMOE_DEBUG"):
             raise
         code = _fail(1, f"internal: {type(error).__name__}: {error} (LOCALMOE_DEBUG=1 shows where)")
+    exec("")  # where a Ctrl-C passed through exec of a string, as in dataclasses, CPython would still die by SIGINT
     if argv is None:  # the process ends here, and a Ctrl-C while Python takes itself down must not change its code
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     return code if _flushed() else code or BROKEN_PIPE

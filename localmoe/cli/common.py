@@ -178,6 +178,11 @@ def read_text(path: str) -> str:
         raise BadInputError("not UTF-8", file=name, item=f"byte {error.start}") from error
 
 
+def text_files(path: str | None) -> list[Path]:
+    """The file that `read_text` reads, if it reads one: no output may take its place."""
+    return [] if path in (None, "-") else [Path(path)]
+
+
 def show_text(text: str) -> None:
     """Write generated text to stdout now; a terminal gets no control characters of a model's making."""
     if sys.stdout.isatty():

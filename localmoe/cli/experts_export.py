@@ -20,5 +20,7 @@ def export(
     """Turn a recording into CSV (`token,layer,slot,expert,weight`), JSON Lines (a token a line) or NPZ."""
     from localmoe.experts.export import check_format, export_recording
     from localmoe.experts.trace_file import load_recording
+    from localmoe.output_file import check_target
 
+    check_target(output, [trace], file=str(output))
     export_recording(load_recording(trace), output, check_format(output, kind))

@@ -21,6 +21,7 @@ from localmoe.cli.common import (
     sampling_arguments,
     say,
     show_text,
+    text_files,
     with_sampling,
 )
 from localmoe.cli.experts_common import MaxTokens, Text, TextFile, given_text, text_ids
@@ -52,6 +53,7 @@ def record(
     A text longer than the context is read in pieces of its size, each by itself.
     """
     from localmoe.experts.export import check_format, export_recording
+    from localmoe.output_file import check_target
 
     check_format(output)
     text = given_text(prompt, file)
@@ -62,6 +64,7 @@ def record(
     with closing(open_model(model, load)) as opened:
         from localmoe.engine.recorder import record_generation, record_text
 
+        check_target(output, [*opened.gguf.parts, *text_files(file)], file=str(output))
         ids = text_ids(opened, text, tokens, file)
         if n_predict:
             recording = record_generation(

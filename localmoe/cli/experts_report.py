@@ -19,9 +19,11 @@ def report(
     """Show a recording: what every layer's router did, prompts apart from replies."""
     from localmoe.experts import report as made
     from localmoe.experts.trace_file import load_recording
+    from localmoe.output_file import check_target
 
     recording = load_recording(trace)
     if html is not None:
+        check_target(html, [trace], file=str(html))
         write_text(html, made.html(recording))
         say(f"the page is {html}")
     elif json_output:

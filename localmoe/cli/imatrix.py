@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from localmoe.cli.common import ExpertsUsed, ModelPath, Threads, load_arguments, open_model, read_text, say
+from localmoe.cli.common import (
+    ExpertsUsed,
+    ModelPath,
+    Threads,
+    load_arguments,
+    open_model,
+    read_text,
+    say,
+    text_files,
+)
 from localmoe.progress import ChunkProgress
 
 if TYPE_CHECKING:
@@ -38,7 +47,7 @@ def imatrix(
 
     text = read_text(file)
     with closing(open_model(model, load_arguments(ctx_size, threads, experts_used, "f16", "f16"))) as opened:
-        check_target(out, opened.gguf.parts, file=str(out))
+        check_target(out, [*opened.gguf.parts, *text_files(file)], file=str(out))
         n_ctx = opened.n_ctx
         cut = cut_chunks(opened.tokenize(text, parse_special=parse_special), n_ctx, None if chunks < 0 else chunks)
         collector = Collector(opened)

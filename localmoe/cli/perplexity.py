@@ -21,6 +21,7 @@ from localmoe.cli.common import (
     load_arguments,
     open_model,
     read_text,
+    text_files,
 )
 from localmoe.errors import UsageError
 from localmoe.progress import ChunkProgress
@@ -67,24 +68,27 @@ def perplexity(
         load = load_arguments(n_ctx, threads, experts_used, cache_type_k, cache_type_v)
         _compare(model, opened_base, load, as_json)
         return
+    from localmoe.output_file import check_target
+
     text = read_text(file or "-")
     load = load_arguments(ctx_size, threads, experts_used, cache_type_k, cache_type_v)
     with closing(open_model(model, load)) as opened:
-        _measure(opened, text, None if chunks < 0 else chunks, base, as_json)
+        inputs = [*opened.gguf.parts, *text_files(file)]
+        target = None if base is None else check_target(base, inputs, file=str(base))
+        _measure(opened, text, None if chunks < 0 else chunks, target, as_json)
 
 
-def _measure(model: Model, text: str, most: int | None, base: Path | None, as_json: bool) -> None:
-    """Perplexity of `text`; with `base` the log-probabilities are written there, all or nothing."""
+def _measure(model: Model, text: str, most: int | None, target: Path | None, as_json: bool) -> None:
+    """Perplexity of `text`; with `target` the log-probabilities are written there, all or nothing."""
     from localmoe.converters.output import check_space
     from localmoe.engine.divergence import base_bytes, write_base
     from localmoe.engine.perplexity import cut_chunks, perplexity
-    from localmoe.output_file import check_target, replacing
+    from localmoe.output_file import replacing
 
     chunks = cut_chunks(model.tokenize(text), model.n_ctx, most)
-    if base is None:
+    if target is None:
         result = _last_estimate(perplexity(model, chunks), len(chunks))
     else:
-        target = check_target(base, model.gguf.parts, file=str(base))
         check_space(target, base_bytes(chunks, model.config.n_vocab))
         with replacing(target) as out:
             result = _last_estimate(write_base(model, chunks, out.write), len(chunks))

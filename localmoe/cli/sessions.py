@@ -73,11 +73,11 @@ def export(
     from localmoe.sessions.export import format_of, render, write
 
     with open_store() as store:
-        saved = store.load(_number(store, chat))
+        saved, kept = store.load(_number(store, chat)), store.path
     if out is None:
         sys.stdout.write(render(saved, format_of(Path(), kind or "md")))
     else:
-        say(f"written: {write(saved, out, kind, replace=replace)}")
+        say(f"written: {write(saved, out, kind, replace=replace, inputs=[kept])}")
 
 
 @sessions.command()

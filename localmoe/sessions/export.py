@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,13 @@ def render(saved: Saved, wanted: str) -> str:
     return to_json(saved) if wanted == "json" else to_markdown(saved)
 
 
-def write(saved: Saved, path: Path, wanted: str | None = None, *, replace: bool = False) -> Path:
-    """Write a chat to a file, all or nothing; the file's path. UsageError where it exists, unless `replace`."""
+def write(
+    saved: Saved, path: Path, wanted: str | None = None, *, replace: bool = False, inputs: Sequence[Path] = ()
+) -> Path:
+    """Write a chat to a file, all or nothing; the file's path. UsageError where it exists, unless `replace`, and where
+    it is one of `inputs`."""
     kind = format_of(path, wanted)
-    target = check_target(path.expanduser(), [], file=str(path))
+    target = check_target(path.expanduser(), inputs, file=str(path))
     if target.exists() and not replace:
         raise UsageError("the file exists already", file=path)
     try:
