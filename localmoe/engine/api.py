@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from localmoe.engine.compiling import compiling_said
 from localmoe.engine.generation import Generation, Step, Timings
 from localmoe.engine.routing import ExpertsByLayer
 from localmoe.engine.sampling import SamplingParams
@@ -21,7 +22,6 @@ from localmoe.engine.threads import physical_cores
 from localmoe.errors import UsageError
 from localmoe.experts.trace import RoutingTrace
 from localmoe.gguf_file import GGUFFile, open_gguf, visible
-from localmoe.jit import cache_dir
 from localmoe.model.config import ModelConfig
 from localmoe.model.memory import check_memory
 from localmoe.model.profile import Limits, Profile, decode_bytes, measure_limits, read_limit
@@ -233,9 +233,8 @@ def load(
     warning = check_memory(gguf, config, context, cache_type_k, cache_type_v)
     if warning and progress is not None:
         progress(warning)
-    if progress is not None and not any(cache_dir().rglob("*.nbc")):
-        progress("compiling kernels for this CPU (the first run only)")
-    runner = Runner(config, weights, context, _threads(n_threads), cache_type_k, cache_type_v)
+    with compiling_said(progress):
+        runner = Runner(config, weights, context, _threads(n_threads), cache_type_k, cache_type_v)
     model = Model(gguf, config, load_tokenizer(gguf), runner)
     model.session().route(
         by_default=True,
