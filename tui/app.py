@@ -14,6 +14,7 @@ from textual import on
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.command import Provider
+from textual.screen import Screen
 
 from localmoe.errors import LocalMoeError, UsageError
 from localmoe.sessions.record import Record
@@ -29,10 +30,11 @@ from .parameters import changed, checked
 from .screens.chat import ChatScreen
 from .screens.dialogs import NoticeScreen
 from .screens.help import HelpScreen
-from .screens.loading import ErrorScreen, LoadingScreen
+from .screens.loading import Draft, ErrorScreen, LoadingScreen
 from .screens.models import ModelsScreen
 from .screens.parameters import Edited, ParametersScreen
 from .screens.sessions import Chosen, SessionsScreen
+from .widgets.prompt import Prompt
 from .widgets.turns import shown_line
 
 if TYPE_CHECKING:
@@ -42,6 +44,13 @@ _UNSAVED = (
     "{reason}\n\nEverything works, but chats are not kept until this is set right. "
     "The file is left as it is: move it away to start a new one, or choose another folder with LOCALMOE_DATA."
 )
+
+_NEEDS: dict[str, tuple[type[Screen[None]], ...]] = {
+    "sessions": (ChatScreen,),
+    "parameters": (ChatScreen,),
+    "models": (ChatScreen, ErrorScreen),
+}
+"""Actions that are offered only while one of these screens is there."""
 
 Opener = Callable[[Path, Mapping[str, Any]], Loader]
 """Makes what opens a file with keywords of `localmoe.load`."""
@@ -72,6 +81,7 @@ class LocalMoeApp(App[None]):
         super().__init__()
         self._path, self._opener, self._options = path, opener, options
         self._record: Record | None = None
+        self._draft = Draft()
         self.failure: LoadFailed | None = None
         self.store: Store | None = None
         self.store_trouble = ""
@@ -131,10 +141,13 @@ class LocalMoeApp(App[None]):
         }
         self._record = record or Record(self.store, str(path.absolute()), options.system, changed(started))
         self._path, self.failure = path, None
+        if (chat := self.chat) is not None:
+            self._draft = Draft(chat.query_one(Prompt).text)
+        loading, self._draft = LoadingScreen(path.name, self._draft), Draft()
         if isinstance(self.screen, (ChatScreen, ErrorScreen)):
-            await self.switch_screen(LoadingScreen(path.name))
+            await self.switch_screen(loading)
         else:
-            await self.push_screen(LoadingScreen(path.name))
+            await self.push_screen(loading)
         old = self.worker
         await asyncio.to_thread(old.close, 30.0)
         load = dict(options.load)
@@ -143,10 +156,25 @@ class LocalMoeApp(App[None]):
         self.worker = EngineWorker(self._opener(path, load), self.post_message)
         self.worker.start()
 
+    @property
+    def _loading(self) -> LoadingScreen | None:
+        """The loading screen, also below another."""
+        return next((screen for screen in self.screen_stack if isinstance(screen, LoadingScreen)), None)
+
+    async def _leave_loading(self) -> Draft:
+        """What was written while the model was opened."""
+        return await self._loading.draft() if self._loading is not None else Draft()
+
+    async def _replace_loading(self, screen: Screen[None]) -> None:
+        """Put a screen in the place of the loading screen and of what is over it."""
+        while self._loading not in (None, self.screen):
+            await self.pop_screen()
+        await self.switch_screen(screen)
+
     @on(LoadProgress)
     def loading_said(self, event: LoadProgress) -> None:
-        if isinstance(self.screen_stack[-1], LoadingScreen):
-            self.screen_stack[-1].say(event.text, event.part)
+        if self._loading is not None:
+            self._loading.say(event.text, event.part)
 
     @on(ModelReady)
     async def model_ready(self, event: ModelReady) -> None:
@@ -154,7 +182,11 @@ class LocalMoeApp(App[None]):
         assert self._record is not None
         assert self._path is not None
         self._record.configure(model=str(self._path.absolute()))
-        await self.switch_screen(ChatScreen(event.model, self.worker, self._options, self._record))
+        draft = await self._leave_loading()
+        helped = isinstance(self.screen, HelpScreen)
+        await self._replace_loading(ChatScreen(event.model, self.worker, self._options, self._record, draft))
+        if helped:
+            self.push_screen(HelpScreen())
         if self.store is not None:
             with contextlib.suppress(LocalMoeError):  # a list of files, no more
                 self.store.opened(str(self._path.absolute()))
@@ -167,9 +199,10 @@ class LocalMoeApp(App[None]):
         self.set_timer(TIDY, gc.collect)
 
     @on(LoadFailed)
-    def load_failed(self, event: LoadFailed) -> None:
+    async def load_failed(self, event: LoadFailed) -> None:
         self.failure = event
-        self.switch_screen(ErrorScreen(event.reason))
+        self._draft = await self._leave_loading()
+        await self._replace_loading(ErrorScreen(event.reason))
 
     @on(EngineDied)
     def engine_died(self, event: EngineDied) -> None:
@@ -180,6 +213,10 @@ class LocalMoeApp(App[None]):
             self.pop_screen()
         else:
             self.push_screen(HelpScreen())
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
+        needed = _NEEDS.get(action)
+        return needed is None or any(isinstance(screen, needed) for screen in self.screen_stack)
 
     @property
     def chat(self) -> ChatScreen | None:

@@ -47,7 +47,14 @@ from localmoe.errors import BadInputError
 from localmoe.tui.app import run_app
 from tests.tui.fake_model import FakeModel
 what = sys.argv[1]
+class Heard(FakeModel):
+    def chat(self, messages, **options):
+        Path(sys.argv[2]).write_text(messages[-1]["content"])
+        return super().chat(messages, **options)
 def load(progress):
+    if what == "slow":
+        time.sleep(1.5)
+        return Heard()
     if what == "fail":
         raise BadInputError("bad magic", file="demo.gguf")
     if what == "bug":
@@ -65,13 +72,13 @@ RESET = [LEFT, b"\x1b[?25h", b"\x1b[?1000l", b"\x1b[?1003l", b"\x1b[?2004l"]
 class Terminal:
     """A process on a real pseudo-terminal of 80 x 24."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, *what: str) -> None:
         self.end, child = pty.openpty()
         fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         root = Path(__file__).parents[2]
         env = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join([str(root), *_extra_path()])}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, what], stdin=child, stdout=child, stderr=child, env=env, cwd=root
+            [sys.executable, "-c", PROGRAM, *what], stdin=child, stdout=child, stderr=child, env=env, cwd=root
         )
         os.close(child)
         self.output = b""
@@ -176,6 +183,26 @@ def test_quitting_restores_the_terminal(key):
     os.write(terminal.end, key)
     assert terminal.finish() == 0
     _assert_restored(terminal.output)
+
+
+def test_no_key_is_lost_from_the_start_to_the_chat(tmp_path):
+    """Letters typed from the first moment on, while the app starts, loads and shows the chat, in their order."""
+    terminal = Terminal("slow", str(tmp_path / "heard"))
+    typed = ""
+    for number in range(400):
+        os.write(terminal.end, (piece := f"{number} ").encode())
+        typed += piece
+        terminal.read_for(0.01)
+        if b"reply" in terminal.output and number % 50 == 49:  # the chat is there
+            break
+    os.write(terminal.end, b"\r")
+    end = time.monotonic() + 20
+    while not (tmp_path / "heard").exists() and time.monotonic() < end:
+        terminal.read_for(0.1)
+    os.write(terminal.end, b"\x11")
+    assert terminal.finish() == 0
+    assert b"reply" in terminal.output
+    assert (tmp_path / "heard").read_text() == typed.strip()
 
 
 def test_model_text_does_not_reach_a_real_terminal_as_control():

@@ -33,6 +33,7 @@ from ..widgets.turns import shown_line
 from .cell import CellScreen
 from .expert_screens import compare_from_here, compare_saved, open_rules, routed_since, skipped_text
 from .figures import FiguresScreen
+from .loading import Draft
 from .tokens import TokensScreen
 
 if TYPE_CHECKING:
@@ -58,10 +59,14 @@ class ChatScreen(Screen[None]):
         Binding("left_square_bracket", "used(-1)", "Fewer experts", id="experts.fewer.bracket", show=False),
         Binding("right_square_bracket", "used(1)", "More experts", id="experts.more.bracket", show=False),
     ]
+    AUTO_FOCUS = "#prompt"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (140, "-wide"), (190, "-rich")]  # noqa: RUF012 - the base declares it so
 
-    def __init__(self, model: Model, worker: EngineWorker, options: AppOptions, record: Record) -> None:
+    def __init__(
+        self, model: Model, worker: EngineWorker, options: AppOptions, record: Record, draft: Draft | None = None
+    ) -> None:
         super().__init__()
+        self._draft = draft or Draft()
         self.model, self.worker, self.options = model, worker, options
         self.talk = Talk(record, options)
         self.busy = False
@@ -107,11 +112,18 @@ class ChatScreen(Screen[None]):
         self.follow = Follower(self.model, self.experts, self.query_one(LayerFigures), self.status)
         self.status.state = "ready"
         self.status.size_of_context = self.model.n_ctx
-        self.query_one(Prompt).focus()
+        self.set_focus(self.query_one(Prompt))  # now: a key may be the next message
+        self.query_one(Prompt).insert(self._draft.text)
         self.query_one(TitleBar).show_model(self.model, self.n_used)
         self.set_interval(1 / FRAMES, self._look)
+        self.call_after_refresh(self._begin_chat)
+
+    async def _begin_chat(self) -> None:
+        """Go on with a chat that was kept, and send what was written while the model was opened."""
         if self.record.turns:
-            self.call_after_refresh(self.go_on_with, self.record)
+            await self.go_on_with(self.record)
+        if self._draft.sent:
+            self.post_message(Submitted(self._draft.sent))
 
     @property
     def experts(self) -> ExpertPane:

@@ -37,11 +37,12 @@ class Prompt(TextArea):
             self.post_message(Submitted(text))
 
     def remember(self, text: str) -> None:
-        """Put a text that was sent into the history and empty the input."""
+        """Put a text that was sent into the history and empty the input, unless it has another text by now."""
         if not self.sent or self.sent[-1] != text:
             self.sent.append(text)
         self._at, self._draft = len(self.sent), ""
-        self.clear()
+        if self.text.strip() == text:
+            self.clear()
 
     @property
     def changing(self) -> bool:
