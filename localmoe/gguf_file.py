@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from localmoe.errors import BadInputError, FileError
 from localmoe.gguf_cursor import Cursor, read_value, visible
+from localmoe.output_file import finish_interrupted
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFValueType
@@ -131,9 +132,12 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     """Open a GGUF file, or all parts of a split one given any of them.
 
     Raises FileError when the system refuses the file, BadInputError (naming file and key, tensor or offset) when its
-    content is not a valid GGUF v2 or v3.
+    content is not a valid GGUF v2 or v3. Parts that a killed writer left complete, but without their names, get them.
     """
     asked = Path(path)
+    match = _SPLIT_NAME.match(asked.name)
+    if match is not None and not (first := _part_path(asked, match, 0)).exists() and first.parent.is_dir():
+        finish_interrupted([_part_path(asked, match, n) for n in range(int(match["count"]))])
     opened = _open_part(asked, 0)
     parts = [opened]
     try:
@@ -176,7 +180,7 @@ def _open_split(opened: _Part) -> list[_Part]:
             got=number,
             expected=wanted,
         )
-    paths = [opened.path.with_name(f"{match['prefix']}-{n + 1:05d}-of-{count:05d}.gguf") for n in range(count)]
+    paths = [_part_path(opened.path, match, n) for n in range(count)]
     missing = [part.name for part in paths if not part.exists()]
     if missing:
         listed = visible(", ".join(missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
@@ -195,6 +199,11 @@ def _open_split(opened: _Part) -> list[_Part]:
         raise
     _unmap(opened.map)
     return parts
+
+
+def _part_path(path: Path, match: re.Match[str], number: int) -> Path:
+    """The name of part `number` of the set that `path`, which `match` is of, belongs to."""
+    return path.with_name(f"{match['prefix']}-{number + 1:05d}-of-{match['count']}.gguf")
 
 
 def _check_part(part: _Part, number: int, first: _Part) -> None:
