@@ -60,6 +60,16 @@ class Options:
     leave_output: bool = False
     has_imatrix: bool = False
 
+    @property
+    def named(self) -> list[str]:
+        """The options in use that give a tensor a type, as a command line calls them."""
+        used = {
+            "--pure": self.pure, "--tensor-type": bool(self.overrides), "--imatrix": self.has_imatrix,
+            "--output-tensor-type": self.output_type is not None,
+            "--token-embedding-type": self.token_embedding_type is not None,
+        }  # fmt: skip
+        return [name for name, is_used in used.items() if is_used]
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -150,8 +160,14 @@ def _layer_of(name: str) -> int:
 
 
 def choose_types(model: SourceModel, file_type: str, options: Options) -> Iterator[Choice]:
-    """A choice for every tensor, in file order. UsageError: unknown file type. BadInputError: an impossible layer."""
+    """A choice for every tensor, in file order.
+
+    UsageError: unknown file type, or COPY with an option that changes types (llama-quantize ignores those silently).
+    BadInputError: an impossible layer.
+    """
     if file_type == COPY:
+        if options.named:
+            raise UsageError(f"{COPY} keeps the type of every tensor, and has no use for {', '.join(options.named)}")
         yield from (Choice(tensor, tensor.type) for tensor in model.tensors)
         return
     recipe = find_recipe(file_type)

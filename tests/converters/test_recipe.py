@@ -19,6 +19,7 @@ from localmoe.converters.recipe import (
     file_order,
     find_recipe,
     may_quantize,
+    parse_options,
 )
 from localmoe.converters.source import SourceModel, SourceTensor
 from localmoe.errors import BadInputError, UsageError
@@ -147,6 +148,22 @@ def test_rows_that_do_not_divide_fall_back_and_say_so() -> None:
 def test_copy_changes_nothing() -> None:
     model = shape_model(MIXTRAL)
     assert [(c.tensor, c.type) for c in choose_types(model, "COPY", Options())] == [(t, t.type) for t in model.tensors]
+    assert [c.type for c in choose_types(model, "COPY", Options(leave_output=True))] == [t.type for t in model.tensors]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"pure": True}, "--pure"),
+        ({"overrides": [("ffn", "Q8_0")], "output_type": "Q6_K"}, "--tensor-type, --output-tensor-type"),
+        ({"token_embedding_type": "Q6_K"}, "--token-embedding-type"),
+    ],
+)
+def test_copy_takes_no_option_that_changes_types(options: dict[str, Any], named: str) -> None:
+    """llama-quantize ignores them and says nothing."""
+    model = shape_model(MIXTRAL)
+    with pytest.raises(UsageError, match=f"COPY keeps the type of every tensor, and has no use for {named}$"):
+        list(choose_types(model, "COPY", parse_options(**options)))
 
 
 def test_an_expert_in_a_layer_that_is_not_there() -> None:
