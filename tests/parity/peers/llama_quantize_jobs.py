@@ -39,7 +39,7 @@ def theirs(jobs: list[dict[str, Any]]) -> list[dict[str, str]]:
         params = lc.llama_model_quantize_default_params()
         params.ftype, params.nthread, params.dry_run = job["file_type"], 2, job["dry_run"]
         if job["imatrix"]:
-            kept = _imatrix(job["imatrix"], job["chunks"])
+            kept = imatrix_fields(job["imatrix"], job["chunks"])
             params.imatrix, params.kv_overrides = kept[0], kept[1]
         overrides = _set_options(params, job.get("options", {}))
         code = lc.llama_model_quantize(job["source"].encode(), job["out"].encode(), ctypes.byref(params))
@@ -65,7 +65,7 @@ def _set_options(params: Any, options: dict[str, Any]) -> Any:
     return array
 
 
-def _imatrix(path: str, n_chunk: int) -> tuple[Any, Any, list[Any]]:
+def imatrix_fields(path: str, n_chunk: int) -> tuple[Any, Any, list[Any]]:
     """What llama-quantize (tools/quantize/quantize.cpp) hands to the library, and the arrays it points to."""
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
@@ -107,4 +107,5 @@ def main() -> None:
     answer.write_text(json.dumps(theirs(json.loads(asked.read_text()))))
 
 
-main()
+if __name__ == "__main__":
+    main()
