@@ -14,6 +14,7 @@ does whoever writes the same set again. A writer holds a lock on its files: what
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import secrets
@@ -105,7 +106,9 @@ class OutputFile:
 
 def _hidden(target: Path, token: str, number: int, state: str) -> Path:
     """The name of part `number` beside its target; state "part", or "ready"."""
-    name = os.fsdecode(os.fsencode(target.name)[:200])
+    name = target.name
+    if len(os.fsencode(name)) > 200:  # a name may have 255 bytes
+        name = os.fsdecode(os.fsencode(name)[:180]) + hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
     return target.with_name(f".{name}.{token}-{number}.{state}")
 
 
