@@ -15,7 +15,7 @@ from localmoe.jit import njit
 
 from .grid_search import weigh_block
 from .lanes import divide_1, get_u16, nearest_1, put_f16
-from .neighbours import Book, book
+from .neighbours import Book, book, nearest_neighbour
 
 _F = np.float32
 _MOST = _F(np.finfo(np.float32).max)
@@ -106,23 +106,6 @@ def _cut_m(x: np.ndarray, weights: np.ndarray, order: np.ndarray, sums: np.ndarr
 
 
 @njit
-def _nearest_point(
-    start: int, book: Book, x: np.ndarray, weights: np.ndarray, at: int, scale: Any, v: np.ndarray
-) -> Any:
-    """The first neighbour at the least weighted distance from a group, its levels standing for `v`."""
-    least, found = _MOST, book.neighbours[start + 1]
-    for j in range(start + 1, start + 1 + book.neighbours[start]):
-        point = book.neighbours[j]
-        distance = _F(0)
-        for i in range(8):
-            difference = scale * v[book.levels[point, i]] - x[at + i]
-            distance += weights[at + i] * difference * difference
-        if distance < least:
-            least, found = distance, point
-    return found
-
-
-@njit
 def _fit_points(
     book: Book, x: np.ndarray, weights: np.ndarray, levels: np.ndarray, downs: int, scale: Any, points: np.ndarray
 ) -> Any:
@@ -135,8 +118,9 @@ def _fit_points(
         point = book.by_code[code]
         if point < 0:
             all_on_grid = False
-            v = _DOWN if downs >> k & 1 else _UP
-            point = _nearest_point(-1 - point, book, x, weights, 8 * k, scale, v)
+            values, w = x.ctypes.data + 32 * k, weights.ctypes.data + 32 * k
+            lowest = _DOWN[0] if downs >> k & 1 else _UP[0]
+            point = nearest_neighbour(book, -1 - point, values, w, scale, _F(1), lowest)
         points[k] = point
     if all_on_grid:
         return scale

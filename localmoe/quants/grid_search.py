@@ -1,6 +1,7 @@
 """The searches of IQ2 and IQ3: signs apart, magnitudes by groups of 8 or 4 from a grid, a scale a sub-block.
 
 Source: ggml-quants.c, `quantize_row_iq2_xxs_impl` and its like, in their order of operations. Blocks have 256 elements.
+The scales that are tried for a sub-block lie side by side in lanes, and so do a list's points (`nearest_neighbour`).
 """
 
 from __future__ import annotations
@@ -12,11 +13,28 @@ import numpy as np
 from localmoe.jit import njit
 
 from .fit import fit_positive, positive_steps
-from .lanes import divide_1, get_f, nearest_1, put_f, put_f16, store_f
-from .neighbours import Book
+from .lanes import (
+    N,
+    clamp,
+    divide_1,
+    get_f,
+    get_i,
+    load_f,
+    load_i,
+    nearest,
+    nearest_1,
+    put_f,
+    put_f16,
+    put_u32,
+    splat_f,
+    splat_i,
+    store_f,
+    store_i,
+    to_f,
+)  # fmt: skip
+from .neighbours import Book, nearest_neighbour
 
 _F = np.float32
-_MOST = _F(np.finfo(np.float32).max)
 _STEPS = positive_steps(4)
 SKIPPED = -1
 OFF_GRID, ALL_IF_ANY, ALWAYS = range(3)  # which groups the last pass fits anew
@@ -56,13 +74,18 @@ class Parts(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """One block's work: magnitudes, weights, their roots, and scales; three tiles for a search by lanes."""
+    """One block's work: magnitudes, weights, their roots, and scales; three tiles for a search by lanes.
+
+    `tries`, a sub-block's: points int32 (32, 8) by try and group, and whether they are what the levels ask for.
+    """
 
     values: np.ndarray
     weights: np.ndarray
     roots: np.ndarray
     scales: np.ndarray
     tiles: np.ndarray
+    tries: np.ndarray
+    on_grid: np.ndarray
 
 
 @njit
@@ -106,81 +129,116 @@ def _split_signs(x: np.ndarray, parity: bool, block: _Block, signs: np.ndarray) 
         signs[k] = bits & 127 if parity else bits
 
 
-@njit
-def _nearest_point(start: int, book: Book, values: np.ndarray, roots: np.ndarray, at: int, scale: Any) -> Any:
-    """The first neighbour at the least weighted distance from a group, a point's numbers being 2 * level + 1."""
-    best, found = _MOST, book.neighbours[start + 1]
-    for j in range(start + 1, start + 1 + book.neighbours[start]):
-        point = book.neighbours[j]
-        distance = _F(0)
-        for i in range(book.levels.shape[1]):
-            difference = scale * _F(2 * np.int32(book.levels[point, i]) + 1) - values[at + i]
-            distance += roots[at + i] * difference * difference
-        if distance < best:
-            best, found = distance, point
-    return found
+# Offsets into tiles, in bytes: numbers of sixteen tries, then sixteen levels' codes, or points' levels, of each group
+_INVERSES, _SCALES, _QX, _Q2, _CODES = 0, 128, 256, 384, 512
+_WORDS = _CODES + 8 * 64
 
 
 @njit
-def _fit_groups(
-    search: Search, book: Book, block: _Block, at: int, inverse: Any, scale: Any, keep: np.ndarray, points: np.ndarray,
-    on_grid: np.ndarray,
-) -> None:  # fmt: skip
-    """A point for every group of the sub-block at `at` that is not kept, and whether its levels are on the grid."""
-    group, top = search.group, search.n_levels - 1
-    bits = 2 if group == 8 else 3
-    for k in range(points.size):
-        if keep[k]:
-            continue
-        first, code = at + group * k, 0
-        for i in range(group):
-            level = nearest_1(_F(0.5) * (inverse * block.values[first + i] - _F(1)))
-            code |= max(0, min(top, level)) << (bits * i)
-        point = book.by_code[code]
-        on_grid[k] = point >= 0
-        if point < 0:
-            point = _nearest_point(-1 - point, book, block.values, block.roots, first, scale)
-        points[k] = point
+def _codes(search: Search, block: _Block, at: int, first: int) -> None:
+    """The levels of the sub-block at `at` by the inverse scales of tries first .. first + 15, as a grid's codes."""
+    half, one, none = splat_f(_F(0.5)), splat_f(_F(1)), splat_i(np.int32(0))
+    tiles, values, top = block.tiles.ctypes.data, block.values.ctypes.data + 4 * at, np.int32(search.n_levels - 1)
+    inverse, width = load_f(tiles + _INVERSES + 4 * first), 2 if search.group == 8 else 3
+    for k in range(search.size // search.group):
+        code = none
+        for i in range(search.group):
+            level = nearest(half * (inverse * splat_f(get_f(values + 4 * (k * search.group + i))) - one))
+            code = code | (clamp(level, none, splat_i(top)) << splat_i(np.int32(width * i)))
+        store_i(tiles + _CODES + 64 * k, code)
 
 
 @njit
-def _sums(book: Book, block: _Block, at: int, points: np.ndarray) -> Any:
-    """Sums of w * x * q and w * q * q for the points chosen."""
-    sum_qx, sum_q2 = _F(0), _F(0)
-    group = book.levels.shape[1]
-    for k in range(points.size):
-        for i in range(group):
-            q = _F(2 * np.int32(book.levels[points[k], i]) + 1)
-            w = block.weights[at + group * k + i]
-            sum_qx += w * block.values[at + group * k + i] * q
-            sum_q2 += w * q * q
-    return sum_qx, sum_q2
+def _points(search: Search, book: Book, block: _Block, at: int, first: int, n: int) -> None:
+    """A point for every group and each of n tries from `first` on; its levels to the tiles."""
+    tiles = block.tiles.ctypes.data
+    for k in range(search.size // search.group):
+        values = block.values.ctypes.data + 4 * (at + search.group * k)
+        roots = block.roots.ctypes.data + 4 * (at + search.group * k)
+        for t in range(n):
+            point = book.by_code[get_i(tiles + _CODES + 64 * k + 4 * t)]
+            block.on_grid[first + t, k] = point >= 0
+            if point < 0:
+                scale = get_f(tiles + _SCALES + 4 * (first + t))
+                point = nearest_neighbour(book, -1 - point, values, roots, scale, _F(2), _F(1))
+            block.tries[first + t, k] = point
+            put_words(book, point, tiles + _WORDS + 128 * k + 4 * t)
+
+
+@njit
+def put_words(book: Book, point: int, at: int) -> None:
+    """The levels of a point to two words, 64 bytes apart."""
+    put_u32(at, book.words[0, point])
+    put_u32(at + 64, book.words[1, point])
+
+
+@njit
+def _sums(search: Search, block: _Block, at: int, first: int) -> None:
+    """Sums of w * x * q and w * q * q for the points that tries first .. first + 15 chose."""
+    tiles, values, weights = block.tiles.ctypes.data, block.values, block.weights
+    sum_qx, sum_q2, one, byte = splat_f(_F(0)), splat_f(_F(0)), splat_f(_F(1)), splat_i(np.int32(255))
+    for k in range(search.size // search.group):
+        for i in range(search.group):
+            word = load_i(tiles + _WORDS + 128 * k + 64 * (i // 4)) >> splat_i(np.int32(8 * (i % 4)))
+            level = to_f(word & byte)
+            q = level + level + one
+            x, w = values[at + search.group * k + i], weights[at + search.group * k + i]
+            sum_qx = sum_qx + splat_f(w * x) * q
+            sum_q2 = sum_q2 + splat_f(w) * q * q
+    store_f(tiles + _QX + 4 * first, sum_qx)
+    store_f(tiles + _Q2 + 4 * first, sum_q2)
+
+
+@njit
+def _try(search: Search, book: Book, block: _Block, at: int, n: int) -> None:
+    """Points and sums for n tries, whose inverse scales and scales are in the tiles."""
+    for first in range(0, n, N):
+        _codes(search, block, at, first)
+        _points(search, book, block, at, first, min(N, n - first))
+        _sums(search, block, at, first)
 
 
 @njit
 def _search(search: Search, book: Book, block: _Block, at: int, high: Any, scale: Any, points: np.ndarray) -> Any:
     """The scale with the least weighted error among those tried around high / (2 * levels - 1), refined."""
-    none = np.zeros(points.size, np.bool_)
-    tried, tried_on, on_grid = np.zeros(points.size, np.int32), none.copy(), none.copy()
-    on_grid[:] = search.refine == OFF_GRID
-    points[:] = book.by_code[0]
-    best = _F(0)
-    for t in range(-search.tries, search.tries + 1):
-        inverse = divide_1(_F(2 * search.n_levels - 1) + _F(t) * search.step, high)
-        _fit_groups(search, book, block, at, inverse, divide_1(_F(1), inverse), none, tried, tried_on)
-        sum_qx, sum_q2 = _sums(book, block, at, tried)
+    tiles, n = block.tiles.ctypes.data, 2 * search.tries + 1
+    for t in range(n):
+        inverse = divide_1(_F(2 * search.n_levels - 1) + _F(t - search.tries) * search.step, high)
+        put_f(tiles + _INVERSES + 4 * t, inverse)
+        put_f(tiles + _SCALES + 4 * t, divide_1(_F(1), inverse))
+    _try(search, book, block, at, n)
+    best, found = _F(0), -1
+    for t in range(n):
+        sum_qx, sum_q2 = get_f(tiles + _QX + 4 * t), get_f(tiles + _Q2 + 4 * t)
         if sum_q2 > 0 and sum_qx * sum_qx > best * sum_q2:
             scale = sum_qx / sum_q2
-            best = scale * sum_qx
-            points[:] = tried
-            on_grid[:] = tried_on
-    if scale > 0 and (search.refine == ALWAYS or not on_grid.all()):
-        keep = on_grid if search.refine == OFF_GRID else none
-        _fit_groups(search, book, block, at, divide_1(_F(1), scale), scale, keep, points, tried_on)
-        sum_qx, sum_q2 = _sums(book, block, at, points)
-        if sum_q2 > 0:
-            scale = sum_qx / sum_q2
+            best, found = scale * sum_qx, t
+    all_on_grid = search.refine == OFF_GRID
+    points[:] = book.by_code[0]
+    if found >= 0:
+        points[:] = block.tries[found, : points.size]
+        all_on_grid = bool(block.on_grid[found, : points.size].all())
+    if scale > 0 and (search.refine == ALWAYS or not all_on_grid):
+        scale = _refine(search, book, block, at, found, scale, points)
     return scale
+
+
+@njit
+def _refine(search: Search, book: Book, block: _Block, at: int, found: int, scale: Any, points: np.ndarray) -> Any:
+    """Points by the scale that try `found` led to (of groups off the grid alone, or of all), and the scale by them."""
+    tiles = block.tiles.ctypes.data
+    keep = block.on_grid[max(found, 0), : points.size].copy()
+    put_f(tiles + _INVERSES, divide_1(_F(1), scale))
+    put_f(tiles + _SCALES, scale)
+    _codes(search, block, at, 0)
+    _points(search, book, block, at, 0, 1)
+    for k in range(points.size):
+        if search.refine != OFF_GRID or not keep[k]:
+            points[k] = block.tries[0, k]
+        put_words(book, points[k], tiles + _WORDS + 128 * k)
+    _sums(search, block, at, 0)
+    sum_qx, sum_q2 = get_f(tiles + _QX), get_f(tiles + _Q2)
+    return sum_qx / sum_q2 if sum_q2 > 0 else scale
 
 
 @njit
@@ -233,8 +291,9 @@ def _fit_block(search: Search, book: Book, block: _Block, points: np.ndarray, si
 def search_blocks(x: np.ndarray, importance: np.ndarray, search: Search, book: Book, parts: Parts) -> None:
     """Search blocks (n, 256) of float32; block i is weighed by importance[i % period], (period, 256) or (0, 256)."""
     block = _Block(
-        np.empty(256, _F), np.empty(256, _F), np.empty(256, _F), np.empty(256 // search.size, _F), np.empty(1552, _F)
-    )
+        np.empty(256, _F), np.empty(256, _F), np.empty(256, _F), np.empty(256 // search.size, _F), np.zeros(1552, _F),
+        np.empty((2 * N, 8), np.int32), np.empty((2 * N, 8), np.bool_),
+    )  # fmt: skip
     empty = np.empty(0, _F)
     for b in range(len(x)):
         mine = importance[b % len(importance)] if len(importance) else empty

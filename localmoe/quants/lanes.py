@@ -152,6 +152,7 @@ get_f16 = _make_load(_HALF, types.float32, lambda b, v: b.fpext(v, _F32))
 get_bf16 = _make_load(_I16, types.float32, lambda b, v: b.bitcast(b.shl(b.zext(v, _I32), _I32(16)), _F32))
 get_u16 = _make_load(_I16, types.int32, lambda b, v: b.zext(v, _I32))
 get_u64 = _make_load(ir.IntType(64), types.uint64, _keep)
+get_i = _make_load(_I32, types.int32, _keep)
 get_u8 = _make_load(_I8, types.int32, lambda b, v: b.zext(v, _I32))
 put_f = _make_store(types.float32, _keep)
 put_f16 = _make_store(types.float32, lambda b, v: b.fptrunc(v, _HALF))
@@ -176,6 +177,12 @@ def _make_splat(lane: Any, result: Lanes, scalar: Any) -> Any:
 
 splat_f = _make_splat(_F32, FLOATS, types.float32)
 splat_i = _make_splat(_I32, INTS, types.int32)
+
+
+@intrinsic
+def numbers(typingctx: Any) -> Any:
+    """0, 1, 2, ... as int32 lanes."""
+    return INTS(), lambda ctx, b, sig, args: ir.Constant(_vector(_I32), list(range(N)))
 
 
 @intrinsic
@@ -239,6 +246,12 @@ def clamp(typingctx: Any, x: Any, low: Any, high: Any) -> Any:
 def largest(typingctx: Any, x: Any) -> Any:
     """The largest of the int32 lanes."""
     return types.int32(INTS), lambda ctx, b, sig, args: _call(b, "llvm.vector.reduce.smax.v16i32", _I32, list(args))
+
+
+@intrinsic
+def smallest(typingctx: Any, x: Any) -> Any:
+    """The smallest of the int32 lanes."""
+    return types.int32(INTS), lambda ctx, b, sig, args: _call(b, "llvm.vector.reduce.smin.v16i32", _I32, list(args))
 
 
 @intrinsic
