@@ -39,6 +39,7 @@ ALWAYS_F32 = ("attn_norm", "ffn_norm", "output_norm", "ffn_gate_inp")
 TEXT_FILES = (
     "config.json",
     "params.json",
+    "tekken.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",

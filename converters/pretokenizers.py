@@ -164,10 +164,22 @@ def recognise(tokenizer: dict[str, Any], file: Path) -> str:
                 name = DEFINITIONS[key]
                 return "smollm" if name == "gpt-2" and _never_joins_digits(model) else name
         problem = ", ".join(f"{kind} {what!r}" for kind, what in steps) or "none"
-    raise BadInputError(
+    raise _unknown(problem, "pre_tokenizer", file)
+
+
+def recognise_pattern(pattern: object, file: Path) -> str:
+    """llama.cpp's name for byte-level BPE over the matches of a regular expression; BadInputError names `--pre`."""
+    name = DEFINITIONS.get(((("split", pattern), RAW_BYTES), None)) if isinstance(pattern, str) else None
+    if name is None:
+        raise _unknown(repr(pattern), "config.pattern", file)
+    return name
+
+
+def _unknown(problem: str, item: str, file: Path) -> BadInputError:
+    return BadInputError(
         "pre-tokenizer is not one that llama.cpp knows; if you know which it is, say so with --pre",
         file=file,
-        item="pre_tokenizer",
+        item=item,
         got=problem if len(problem) <= 300 else problem[:300] + "...",
     )
 

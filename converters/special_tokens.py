@@ -6,6 +6,7 @@ tokens are added around a text, tokenizer_config.json which token is which, conf
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from gguf import GGUFValueType, GGUFWriter
@@ -120,8 +121,17 @@ def _template_id(entry: object, kind: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def special_keys(files: TokenizerFiles, n_vocab: int, warn: Warn) -> dict[str, MetaValue]:
-    """Special token ids, add_*_token flags and chat templates, in the order in which the converter writes them."""
+def special_keys(
+    files: TokenizerFiles, n_vocab: int, warn: Warn, known: Mapping[str, int] | None = None
+) -> dict[str, MetaValue]:
+    """Special token ids, add_*_token flags and chat templates, in the order in which the converter writes them.
+
+    `known` are ids that the vocabulary itself gives: no other file then counts, and bos alone is added.
+    """
+    if known is not None:
+        keys = {str(ID_KEYS[kind]): MetaValue(known[kind], GGUFValueType.UINT32) for kind in ID_KEYS if kind in known}
+        keys |= {ADD_KEYS[kind]: MetaValue(kind == "bos", GGUFValueType.BOOL) for kind in ("bos", "eos")}
+        return keys | _template_keys(files)
     specials = _Specials(files)
     by_text: dict[str, int] = {}
     for token_id, token, _ in listed_tokens(files):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,10 @@ from .checkpoint import read_json
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Pieces by id. `model` is tokenizer.ggml.model; byte-level BPE has merges and no scores, "llama" the reverse."""
+    """Pieces by id. `model` is tokenizer.ggml.model; byte-level BPE has merges, "llama" scores.
+
+    `special_ids` by kind (bos, eos, unk, pad) are there where the vocabulary's file says which tokens these are.
+    """
 
     model: str
     pre: str
@@ -25,6 +28,7 @@ class Vocabulary:
     scores: list[float] | None = None
     merges: list[str] | None = None
     space_prefix: bool | None = None
+    special_ids: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)

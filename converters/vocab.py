@@ -1,7 +1,7 @@
 """A checkpoint's vocabulary: which tokenizer files count, the pieces in the embedding's size, and the GGUF keys.
 
-The order of choice is llama.cpp's: tokenizer.model (SentencePiece), a tokenizer.json of SentencePiece's kind
-(BPE with byte fallback), a byte-level tokenizer.json.
+The order of choice is llama.cpp's: tekken.json unless there is a tokenizer.json as well, tokenizer.model
+(SentencePiece), a tokenizer.json of SentencePiece's kind (BPE with byte fallback), a byte-level tokenizer.json.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from gguf import GGUFValueType, TokenType
 
 from localmoe.errors import BadInputError
 
-from . import vocab_bpe, vocab_spm
+from . import vocab_bpe, vocab_spm, vocab_tekken
 from .checkpoint import find_file
 from .hparams import Warn
 from .source import MetaValue
@@ -27,10 +27,12 @@ GRANITE_VOCAB = 49152
 
 def read_vocabulary(files: TokenizerFiles, n_vocab: int, pre: str | None, warn: Warn) -> Vocabulary:
     """The vocabulary in exactly `n_vocab` pieces, padded or cut with a warning; `pre` overrides the recognition."""
-    if find_file(files.folder, "tokenizer.model") is not None:
+    if files.tokenizer is None and find_file(files.folder, vocab_tekken.TEKKEN) is not None:
+        vocabulary = vocab_tekken.from_tekken(files, pre)
+    elif find_file(files.folder, "tokenizer.model") is not None:
         vocabulary = vocab_spm.from_sentencepiece(files, warn)
     elif files.tokenizer is None:
-        raise BadInputError("no tokenizer: neither tokenizer.model nor tokenizer.json", file=files.folder)
+        raise BadInputError("no tokenizer: neither tokenizer.model, tokenizer.json nor tekken.json", file=files.folder)
     elif vocab_spm.is_sentencepiece_like(files.tokenizer):
         vocabulary = vocab_spm.from_tokenizer_json(files, pre, warn)
     else:
@@ -72,7 +74,7 @@ def vocabulary_keys(vocabulary: Vocabulary, files: TokenizerFiles, warn: Warn) -
     keys["tokenizer.ggml.token_type"] = _array(vocabulary.types, GGUFValueType.INT32)
     if vocabulary.merges:
         keys["tokenizer.ggml.merges"] = _array(vocabulary.merges, GGUFValueType.STRING)
-    keys |= special_keys(files, len(vocabulary.tokens), warn)
+    keys |= special_keys(files, len(vocabulary.tokens), warn, vocabulary.special_ids)
     n_vocab = len(vocabulary.tokens)
     if n_vocab == CODELLAMA_VOCAB:
         for kind, token_id in CODELLAMA_FILL.items():

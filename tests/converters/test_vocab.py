@@ -311,7 +311,7 @@ def test_a_sentencepiece_like_tokenizer_that_does_more_is_refused(tmp_path: Path
 
 def test_no_tokenizer_at_all(tmp_path: Path) -> None:
     """Is named."""
-    with pytest.raises(BadInputError, match=r"neither tokenizer.model nor tokenizer.json"):
+    with pytest.raises(BadInputError, match=r"neither tokenizer.model, tokenizer.json nor tekken.json"):
         keys(tmp_path, 10)
 
 
