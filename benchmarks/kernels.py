@@ -1,10 +1,11 @@
 """Speed of the matrix-vector kernels: one JSON line a type, GB/s of weights read, beside a plain read loop.
 
-    python benchmarks/kernels.py [TYPE ...] [--cols 2048] [--mb 192] [--runs 12]
+    python benchmarks/kernels.py [TYPE ...] [--cols 2048] [--mb 192] [--runs 12] [--markdown MACHINE]
 
 `one` and `two` are from memory on one and two threads, `cache` is 256 KB again and again on one thread, `read_*` the
 same bytes summed as float32 with nothing else done, and `share` is `two` / `read_two`: runs of both alternate, so that
-a busy machine slows both. Best of `--runs`.
+a busy machine slows both; `share_one` is the same on one thread. Best of `--runs`. With `--markdown`, rows for
+RESULTS.md.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from localmoe.kernels.simd import call_address
 from localmoe.kernels.table import KERNELS, MATVEC_ARGS, matvec_address
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.markdown import heading, row
 from tests import naive
 
 
@@ -91,7 +93,8 @@ def measure(kind: GGMLQuantizationType, cols: int, n_bytes: int, runs: int) -> d
             note(prefix + "cache", few * row_bytes * 20, time.perf_counter() - start)
     figures = {name: round(value, 1) for name, value in sorted(best.items())}
     return {"kernel": "matvec", "type": kind.name, "cols": cols, "isa": isa(), **figures,
-            "share": round(best["two"] / best["read_two"], 3)}  # fmt: skip
+            "share": round(best["two"] / best["read_two"], 3),
+            "share_one": round(best["one"] / best["read_one"], 3)}  # fmt: skip
 
 
 def main() -> None:
@@ -100,9 +103,14 @@ def main() -> None:
     parser.add_argument("--cols", type=int, default=2048)
     parser.add_argument("--mb", type=int, default=192)
     parser.add_argument("--runs", type=int, default=12)
+    parser.add_argument("--markdown", metavar="MACHINE")
     args = parser.parse_args()
+    if args.markdown:
+        print(heading(["type", "two threads, GB/s", "share", "one thread, GB/s", "share", "in cache, GB/s"]))
     for kind in [GGMLQuantizationType[name] for name in args.types] or list(KERNELS):
-        print(json.dumps(measure(kind, args.cols, args.mb << 20, args.runs)), flush=True)
+        line = measure(kind, args.cols, args.mb << 20, args.runs)
+        cells = [line[name] for name in ("type", "two", "share", "one", "share_one", "cache")]
+        print(row(args.markdown, cells) if args.markdown else json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

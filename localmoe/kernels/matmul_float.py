@@ -1,17 +1,26 @@
 """Matrix products with float32, float16 and bfloat16 weights: float32 activations, FMA, float32 sums.
 
-Weights are widened to float32 while unpacking. A chunk's products are summed apart and then added to the output row,
-which keeps the rounding error of long rows that of `FLOAT_CHUNK` terms.
+A few tokens are multiplied in the file's order (matmul_few.py), with sums in another order than many: a token's result
+is the same bits whatever tokens are beside it, as long as they are few or many. For many, weights are widened to
+float32 while unpacking. A chunk's products are summed apart and then added to the output row, which keeps the rounding
+error of long rows that of `FLOAT_CHUNK` terms.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
 
 from localmoe.kernels.matmul_driver import FLOAT_CHUNK, Ahead, UnpackCode, make_matmul
+from localmoe.kernels.matmul_few import FEW, make_few
 from localmoe.kernels.tile import (
     F16T,
+    F32T,
     F32V,
+    I16T,
+    I32T,
     PITCH,
     Cells,
     Value,
@@ -67,13 +76,47 @@ _bf16 = make_matmul(
 )
 
 
+def _vector(kind: Any, n: int) -> Any:
+    return kind if n == 1 else ir.VectorType(kind, n)
+
+
+def _few_f32(at: Value, n: int) -> Value:
+    return at.load(_vector(F32T, n))
+
+
+def _few_f16(at: Value, n: int) -> Value:
+    return Value(at.b, at.b.fpext(at.load(_vector(F16T, n)).v, _vector(F32T, n)))
+
+
+def _few_bf16(at: Value, n: int) -> Value:
+    b, wide = at.b, _vector(I32T, n)
+    bits = Value(b, b.zext(at.load(_vector(I16T, n)).v, wide)) << 16
+    return bits.bits(_vector(F32T, n))
+
+
+_f32_few, _f16_few, _bf16_few = (
+    make_few(_few_f32, 4, "f32"),
+    make_few(_few_f16, 2, "f16"),
+    make_few(_few_bf16, 2, "bf16"),
+)
+
+
 def matmul_f32(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
-    _f32(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)
+    if n_tok <= FEW:
+        _f32_few(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)
+    else:
+        _f32(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)
 
 
 def matmul_f16(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
-    _f16(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)
+    if n_tok <= FEW:
+        _f16_few(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)
+    else:
+        _f16(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)
 
 
 def matmul_bf16(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
-    _bf16(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)
+    if n_tok <= FEW:
+        _bf16_few(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)
+    else:
+        _bf16(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)
