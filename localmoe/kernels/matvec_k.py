@@ -21,6 +21,7 @@ from localmoe.kernels.simd import (
     HAS_LOOKUP,
     Vec,
     as_i8,
+    as_i16,
     bit_or,
     concat,
     dot2,
@@ -53,7 +54,7 @@ from localmoe.kernels.simd import (
 )
 
 _B16, _B32, _B64 = Vec("i8", 16), Vec("i8", 32), Vec("i8", 64)
-_H16 = Vec("i16", 16)
+_H16, _H32 = Vec("i16", 16), Vec("i16", 32)
 _I4, _I8, _I16 = Vec("i32", 4), Vec("i32", 8), Vec("i32", 16)
 _F2, _F16 = Vec("f32", 2), Vec("f32", 16)
 
@@ -288,15 +289,20 @@ def _make_q45_pair(make_block: Any) -> Any:
 _low4_b32 = make_mask(_B32, 0x0F)
 _index_0, _index_1, _index_2, _index_3 = (make_field((2 * s, 2 * s + 2), 3, 4 * k) for k, s in enumerate((0, 2) * 2))
 _q2_0, _q2_1 = make_field((0, 2), 3), make_field((4, 6), 3)
-_by_column = make_shuffle([4 * (i % 4) + i // 4 for i in range(16)])
-_by_column_2 = make_shuffle([16 + 4 * (i % 4) + i // 4 for i in range(16)])
-_multiples = make_constant(_I16, 0x03020100)
+_low4_h32 = make_mask(_H32, 0x000F)
+_multiples = make_constant(_H32, [0x0100, 0x0302] * 16)
+_columns_first, _columns_second = (
+    make_shuffle([first + 4 * (i // 4 % 4) + i // 16 for i in range(64)]) for first in (0, 16)
+)
 
 
 @njit(fast=True, inline=True)
-def _q2_products(scales, o, q):  # type: ignore[no-untyped-def]
-    """256 weights by a table of scale * (0, 1, 2, 3): dword k of 16-byte lane j is that of scale 4k + j."""
-    table = as_i8(mul(widen_unsigned(widen_unsigned(scales)), _multiples()))
+def _q2_products(columns, o, q):  # type: ignore[no-untyped-def]
+    """256 weights by a table of scale * (0, 1, 2, 3): dword k of 16-byte lane j is that of scale 4k + j.
+
+    Bytes of `columns` are the scales (low halves), four times each, in that order.
+    """
+    table = as_i8(mul(_low4_h32(as_i16(columns)), _multiples()))
     l0 = _load_twice(o + 16)
     l1 = _load_twice(o + 48)
     t = dot4(_zero_i16(), lookup(table, _index_0(l0)), _load_b64(q))
@@ -307,9 +313,8 @@ def _q2_products(scales, o, q):  # type: ignore[no-untyped-def]
 
 @njit(fast=True, inline=True)
 def _q2_looked_up(both, o0, o1, q0, q1, d, acc):  # type: ignore[no-untyped-def]
-    scales = _low4_b32(both)
-    acc = fma(_q2_products(_by_column(scales), o0, q0), _of_lane_0(d), acc)
-    return fma(_q2_products(_by_column_2(scales), o1, q1), _of_lane_2(d), acc)
+    acc = fma(_q2_products(_columns_first(both), o0, q0), _of_lane_0(d), acc)
+    return fma(_q2_products(_columns_second(both), o1, q1), _of_lane_2(d), acc)
 
 
 def _make_q2_block(dot: Any) -> Any:
