@@ -16,8 +16,9 @@ import typer
 from numpy.typing import NDArray
 
 from localmoe.cli.app import one_line
+from localmoe.cli.text_input import read_utf8
 from localmoe.engine.sampling import INTEGERS, SamplingParams
-from localmoe.errors import BadInputError, UsageError
+from localmoe.errors import UsageError
 from localmoe.experts.labels import expert_labels
 
 if TYPE_CHECKING:
@@ -170,12 +171,7 @@ def open_model(path: Path, load: dict[str, Any]) -> Model:
 
 def read_text(path: str) -> str:
     """A UTF-8 file, or standard input for `-`, without its last newline (as llama.cpp reads prompts)."""
-    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    try:
-        return data.decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        name = "standard input" if path == "-" else path
-        raise BadInputError("not UTF-8", file=name, item=f"byte {error.start}") from error
+    return read_utf8(path).removesuffix("\n")
 
 
 def text_files(path: str | None) -> list[Path]:

@@ -22,6 +22,7 @@ def tokenize(
     ] = False,
 ) -> None:
     """Show the tokens of a text: a line each with id and piece, or the ids alone."""
+    from localmoe.cli.text_input import read_utf8
     from localmoe.errors import UsageError
     from localmoe.text import tokenizer
 
@@ -33,23 +34,12 @@ def tokenize(
     if not reading and text is None:
         raise UsageError("no text: give one, or --stdin")
     tok = tokenizer.load(model)
-    found = tok.encode(_read_stdin() if reading else text or "", add_bos=not no_bos, parse_special=parse_special)
+    found = tok.encode(read_utf8("-") if reading else text or "", add_bos=not no_bos, parse_special=parse_special)
     if ids:
         sys.stdout.write(" ".join(map(str, found)) + "\n")
     else:
         width = len(str(tok.n_vocab - 1))
         sys.stdout.writelines(f"{i:>{width}} -> {_shown(tok.token(i))}\n" for i in found)
-
-
-def _read_stdin() -> str:
-    from localmoe.errors import BadInputError
-
-    data = sys.stdin.buffer.read()
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        got = f"byte 0x{data[error.start]:02x} at {error.start}"
-        raise BadInputError("standard input is not UTF-8", got=got) from None
 
 
 def _shown(piece: bytes) -> str:

@@ -8,6 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from localmoe.cli import text_input
 from localmoe.cli.tokenize import tokenize
 from localmoe.errors import BadInputError, FileError, UsageError
 from tests.text.small import bpe_metadata, write
@@ -43,7 +44,7 @@ def test_pieces_come_one_a_line_with_control_characters_shown(model: str) -> Non
 def test_standard_input_is_read_as_it_is(model: str) -> None:
     assert run("-m", model, "--stdin", "--ids", "--no-bos", text="ab\r\n") == "256 13 10\n"
     assert run("-m", model, "-", "--ids", "--no-bos", text="") == "\n"
-    with pytest.raises(BadInputError, match="not UTF-8, got byte 0xff at 1"):
+    with pytest.raises(BadInputError, match="standard input: byte 1: not UTF-8"):
         run("-m", model, "--stdin", text=b"a\xff")
 
 
@@ -56,3 +57,10 @@ def test_misuse_is_a_usage_error(model: str) -> None:
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"nothing\.gguf"):
         run("-m", str(tmp_path / "nothing.gguf"), "x")
+
+
+def test_endless_input_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Devices and pipes may have no end: /dev/zero took all of the memory."""
+    monkeypatch.setattr(text_input, "MAX_TEXT", 1 << 16)
+    with pytest.raises(BadInputError, match="/dev/zero: too much to be a text, expected at most 65536 bytes"):
+        text_input.read_utf8("/dev/zero")
