@@ -12,6 +12,7 @@ import pytest
 
 from localmoe.cli import main
 from localmoe.cli.app import COMMANDS
+from localmoe.cli.examples import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
@@ -106,6 +107,18 @@ def test_commands_and_their_options_exist(page: Path, capfd: pytest.CaptureFixtu
         known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", capfd.readouterr().out))
         options = {word.split("=")[0] for word in words[len(command) :] if re.match(r"--?[a-z]", word)}
         assert options <= known, (words, options - known)
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_examples_in_the_help_are_commands_that_exist(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    shown, _, examples = capfd.readouterr().out.partition("Examples:\n")
+    known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", shown))
+    assert [line.strip() for line in examples.strip().splitlines()] == list(EXAMPLES[command])
+    for line in EXAMPLES[command]:
+        program, name, *words = shlex.split(line.partition("|")[0])
+        assert (program, name) == ("localmoe", command)
+        assert {word for word in words if re.match(r"--?[a-z]", word)} <= known
 
 
 @pages

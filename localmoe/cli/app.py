@@ -23,6 +23,7 @@ import typer.core
 import typer.main
 
 from localmoe import __version__
+from localmoe.cli.examples import epilog
 from localmoe.errors import LocalMoeError, UsageError
 
 # Each command is the function of that name in the module of that name.
@@ -66,7 +67,7 @@ class CommandGroup(typer.core.TyperGroup):
         if isinstance(group := getattr(module, cmd_name), typer.Typer):
             return typer.main.get_command(group)
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(name=cmd_name)(getattr(module, cmd_name))
+        single.command(name=cmd_name, epilog=epilog(cmd_name))(getattr(module, cmd_name))
         return typer.main.get_command(single)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
