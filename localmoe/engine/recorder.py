@@ -42,6 +42,11 @@ class Recorder:
         """Leave out what was routed since the last time."""
         self._since = self._model.trace.count
 
+    def keep_up(self) -> None:
+        """Copy what was routed since the last time once it fills half the ring: each copy has its price."""
+        if self._model.trace.count - self._since >= self._model.trace.capacity // 2:
+            self.take()
+
     def take(self) -> None:
         """Copy what was routed since the last time."""
         part = self._model.trace.read(self._since)
@@ -147,5 +152,5 @@ def record_generation(
     for step in model.generate(ids, **options):
         if on_step is not None:
             on_step(step)
-        recorder.take()
+        recorder.keep_up()
     return recorder.finish()
