@@ -99,7 +99,10 @@ class SessionsScreen(ModalScreen[Chosen | None]):
         mark = "●" if entry.key == self._current else " "
         age = ago(time.time() - entry.updated)
         return Content.assemble(
-            (f"{mark} ", "$accent"), (f"{age:>4} ", MUTED), shown_line(entry.title), (f"  {entry.n_turns} turns", MUTED)
+            (f"{mark} ", "$text-accent"),
+            (f"{age:>4} ", MUTED),
+            shown_line(entry.title),
+            (f"  {entry.n_turns} turns", MUTED),
         )
 
     def _preview(self) -> None:

@@ -138,7 +138,9 @@ class TokensScreen(Screen[None]):
         router = None if routed.router is None else routed.router[token]
         rows = []
         for layer, (taken, others) in enumerate(path_lines(routed.experts[token], routed.weights[token], router)):
-            rows.append(Content.assemble((taken, "bold $accent" if layer == self.layer_shown else ""), (others, MUTED)))
+            rows.append(
+                Content.assemble((taken, "bold $text-accent" if layer == self.layer_shown else ""), (others, MUTED))
+            )
         self.query_one("#tokens-path", Static).update(Content("\n").join(rows))
 
     def action_token(self, by: int) -> None:

@@ -77,7 +77,7 @@ def memory_lines(pane: ExpertPane, memory: Mapping[str, int]) -> list[Content]:
     size = np.zeros(pane.facts.n_layer, np.int64) if pane.facts.expert_bytes is None else pane.facts.expert_bytes
     for n in WINDOWS:
         used = int((pane.stats.working_set(n) * size).sum())
-        lines.append(line(f"last {n} tokens", used, memory["experts"], "$warning"))
+        lines.append(line(f"last {n} tokens", used, memory["experts"], "$text-warning"))
     return lines
 
 

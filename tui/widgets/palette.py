@@ -25,6 +25,9 @@ LOWEST, EVEN, HIGHEST = 1, 1 + STEPS // 2, 1 + STEPS
 UNKNOWN = HIGHEST + 1
 N_LEVELS = UNKNOWN + 1
 
+LEGIBLE_AS_BLACK = 0.191
+"""Luminance of a ground from which black letters are easier to read than white ones."""
+
 # Stops along never, lowest .. even .. highest. Lightness grows with load (falls on a light ground), blue is below even
 # load and orange above, so the scale also reads without hue.
 _STOPS: dict[bool, tuple[RGB, tuple[RGB, ...]]] = {
@@ -80,10 +83,9 @@ def glyph(level: int) -> str:
 @cache
 def block(level: int, width: int, mark: str, dark: bool) -> Segment:
     """Columns on the level's colour, with a mark that stands out in the middle of each cell (or "" for none)."""
-    red, green, blue = colour(level, dark)
-    bright = 0.3 * red + 0.59 * green + 0.11 * blue > 128
-    front = (20, 20, 24) if bright else (250, 250, 250)
-    style = Style(color=_rich(front), bgcolor=_rich((red, green, blue)), bold=True)
+    ground = colour(level, dark)
+    front = (20, 20, 24) if _luminance(ground) > LEGIBLE_AS_BLACK else (250, 250, 250)
+    style = Style(color=_rich(front), bgcolor=_rich(ground), bold=True)
     return Segment(mark.center(width) if mark else " " * width, style)
 
 
@@ -91,6 +93,12 @@ def block(level: int, width: int, mark: str, dark: bool) -> Segment:
 def half_block(upper: int, lower: int, width: int, dark: bool) -> Segment:
     """Upper half blocks: the upper level in front, the lower one behind."""
     return Segment("▀" * width, Style(color=_rich(colour(upper, dark)), bgcolor=_rich(colour(lower, dark))))
+
+
+def _luminance(rgb: RGB) -> float:
+    """Relative luminance, 0 to 1, as WCAG 2 defines it."""
+    linear = [part / 3294.6 if part <= 10 else ((part / 255 + 0.055) / 1.055) ** 2.4 for part in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def _rich(rgb: RGB) -> Color:

@@ -51,7 +51,9 @@ class TitleBar(Horizontal):
 
     def show(self, name: str, detail: str) -> None:
         """Both must be harmless already."""
-        self.query_one("#title-name", Static).update(Content.assemble((" localmoe  ", "bold $accent"), (name, "bold")))
+        self.query_one("#title-name", Static).update(
+            Content.assemble((" localmoe  ", "bold $text-accent"), (name, "bold"))
+        )
         self.query_one("#title-detail", Static).update(detail)
 
 
@@ -74,22 +76,22 @@ class StatusLine(Static):
         if self.state == "reading":
             done, left = meter(self.prompt_part, max(8, bar) + 4)
             count = f"{round(self.prompt_part * self.prompt_total)}/{self.prompt_total}"
-            parts += [" ", (done, "$accent"), (left, "$text-disabled"), f" {count} tokens"]
+            parts += [" ", (done, "$text-accent"), (left, "$text-disabled"), f" {count} tokens"]
         else:
             parts += [("  prompt ", MUTED), self.prompt_rate, ("  reply ", MUTED), self.reply_rate]
             parts.append((" tok/s", MUTED))
         if self.rules:
-            parts += ["  ", (self.rules, "$warning")]
+            parts += ["  ", (self.rules, "$text-warning")]
         return Content.assemble(*parts, "  ", self._context_meter(bar))
 
     def _state(self) -> tuple[str, str]:
-        names = {"ready": ("● ready  ", "$success"), "reading": ("● reading", "$accent")}
-        return names.get(self.state, (f"● {self.state}".ljust(9), "$warning"))
+        names = {"ready": ("● ready  ", "$text-success"), "reading": ("● reading", "$text-accent")}
+        return names.get(self.state, (f"● {self.state}".ljust(9), "$text-warning"))
 
     def _context_meter(self, bar: int) -> Content:
         size = max(1, self.size_of_context)
         part = self.used / size
-        tint = "$error" if part >= 0.95 else "$warning" if part >= 0.8 else "$text-accent"
+        tint = "$text-error" if part >= 0.95 else "$text-warning" if part >= 0.8 else "$text-accent"
         done, left = meter(part, bar)
         counts = f" {self.used}/{self.size_of_context}"
         return Content.assemble(("context ", MUTED), (done, tint), (left, "$text-disabled"), counts)

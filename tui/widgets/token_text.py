@@ -24,7 +24,7 @@ def expert_style(expert: int, dark: bool) -> Style:
     """The colours of an expert's tokens; -1 is none."""
     if expert < 0:
         return Style()
-    red, green, blue = colorsys.hls_to_rgb(expert * _GOLDEN % 1.0, 0.32 if dark else 0.82, 0.55)
+    red, green, blue = colorsys.hls_to_rgb(expert * _GOLDEN % 1.0, 0.28 if dark else 0.82, 0.55)
     ground = f"#{int(red * 255):02x}{int(green * 255):02x}{int(blue * 255):02x}"
     return Style(color="#ffffff" if dark else "#000000", bgcolor=ground)
 

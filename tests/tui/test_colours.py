@@ -1,0 +1,137 @@
+"""Colours that can be told apart: light themes, 16 colours, none; everything written is legible on its ground."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from rich.cells import cell_len
+from rich.color import Color
+from rich.style import Style
+from textual.app import App, ComposeResult
+from textual.widgets import Footer
+
+from localmoe.tui.screens.figures import FiguresScreen
+from localmoe.tui.screens.rules import RulesScreen
+from localmoe.tui.screens.tokens import TokensScreen
+from localmoe.tui.widgets import palette
+from localmoe.tui.widgets.heatmap import Heatmap
+from localmoe.tui.widgets.token_text import expert_style
+
+from .driving import ask, chat, lines, running, screen_text, until
+from .fake_model import FakeModel
+
+THEMES = ("textual-dark", "textual-light")
+LEGIBLE = 2.75  # WCAG asks 3 of large text; the accents of Textual's own light theme have 2.8 on its panels
+
+
+class Alone(App[None]):
+    """A heatmap with the screen to itself."""
+
+    def compose(self) -> ComposeResult:
+        yield Heatmap()
+
+
+@pytest.fixture(autouse=True)
+def truecolour(monkeypatch):
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+def luminance(colour: Color) -> float:
+    """Relative luminance as WCAG 2 defines it."""
+    parts = [part / 255 for part in colour.get_truecolor()]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(style: Style) -> float:
+    """Between a style's letters and their ground."""
+    assert style.color is not None
+    assert style.bgcolor is not None
+    light, dark = sorted((luminance(style.color), luminance(style.bgcolor)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_contrast_by_hand():
+    """Black on white is 21, as the definition has it; equal colours are 1."""
+    assert contrast(Style(color="#000000", bgcolor="#ffffff")) == pytest.approx(21.0)
+    assert contrast(Style(color="#777777", bgcolor="#777777")) == 1.0
+
+
+@pytest.mark.parametrize("dark", [True, False])
+def test_marks_stand_out_on_every_level_and_words_on_every_expert(dark):
+    for level in range(palette.N_LEVELS):
+        style = palette.block(level, 3, "•", dark).style
+        assert style is not None
+        assert contrast(style) >= 4.1, level  # a mark is a dot; words are asked more of
+    for expert in range(64):
+        style = expert_style(expert, dark)
+        if style.color is not None and style.bgcolor is not None:
+            assert contrast(style) >= 4.5, expert
+
+
+async def test_a_light_theme_has_a_scale_of_its_own_at_once():
+    """The colours follow the theme while the picture stays: never is nearly the ground, even grey, the busiest dark."""
+    async with Alone().run_test(size=(30, 6)) as pilot:
+        heatmap = pilot.app.query_one(Heatmap)
+        heatmap.show(np.array([[0.0, 1.0, 2.0, 0.5]]), None, 1.0)
+        levels = (palette.NEVER, palette.EVEN, palette.HIGHEST, palette.LOWEST)
+        for theme in (*THEMES, THEMES[0]):
+            pilot.app.theme = theme
+            await pilot.pause()
+            cells = [s for s in heatmap.render_line(1) if s.style and s.style.bgcolor and not s.text.strip()][-5:]
+            seen = [tuple(s.style.bgcolor.triplet) for s in cells]
+            dark = theme == "textual-dark"
+            assert [colour for colour in seen if colour in {palette.colour(n, dark) for n in levels}] == [
+                palette.colour(level, dark) for level in levels
+            ]
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize(
+    ("key", "screen"), [("", None), ("f7", TokensScreen), ("f8", RulesScreen), ("f10", FiguresScreen)]
+)
+async def test_everything_written_is_legible(theme, key, screen):
+    """No letter has the same lightness as its ground; what lies behind a dialog is dimmed on purpose."""
+    async with running(FakeModel(n_layer=6, n_expert=8, labels=[f"prompt {e}" for e in range(8)])) as (app, pilot):
+        app.theme = theme
+        await ask(app, pilot)
+        if key:
+            await pilot.press(key)
+            await until(pilot, lambda: isinstance(app.screen, screen), "the screen")
+        await pilot.pause(0.1)
+        panel = app.screen.children[0].region if screen is RulesScreen else app.screen.region
+        footers = [footer.region for footer in app.screen.query(Footer)]  # Textual's own colours
+        for y, row in enumerate(app.screen._compositor.render_strips()):
+            x = 0
+            for text, style, _ in row:
+                x += cell_len(text)
+                if not panel.contains(x - 1, y) or any(footer.contains(x - 1, y) for footer in footers):
+                    continue
+                if style and style.color and style.bgcolor and any(c.isalnum() for c in text):
+                    shown = Style(color=style.color, bgcolor=style.bgcolor)
+                    shown = Style(color=style.bgcolor, bgcolor=style.color) if style.reverse else shown
+                    assert contrast(shown) >= LEGIBLE, (theme, y, text, str(style))
+
+
+@pytest.mark.parametrize("kind", ["sixteen", "none"])
+async def test_few_colours_never_carry_a_meaning_alone(monkeypatch, kind):
+    """With 16 colours or none loads are shades, choices are in brackets and tokens carry their expert's number."""
+    monkeypatch.setenv("COLORTERM", "")
+    monkeypatch.setenv("TERM", "xterm")
+    if kind == "none":
+        monkeypatch.setenv("NO_COLOR", "1")
+    async with running(FakeModel(n_layer=6, n_expert=8, answer=["a"] * 12)) as (app, pilot):
+        await ask(app, pilot)
+        heatmap = chat(app).query_one(Heatmap)
+        assert heatmap.look.shaded
+        rows = [heatmap.render_line(y) for y in range(1, 7)]
+        assert {s.style for row in rows for s in row if s.style} <= {heatmap.look.base, heatmap.look.dim}
+        picture = "\n".join(lines(heatmap)[1:7])
+        assert "[" in picture
+        assert set(picture) & set("░▒▓█")
+        routed = chat(app).experts.stats.last_token()[0]
+        await pilot.press("f7")
+        await until(pilot, lambda: isinstance(app.screen, TokensScreen), "the tokens")
+        assert f"{routed[0, 0]}" in screen_text(app)
