@@ -7,8 +7,7 @@ Wall time of the best of all runs that fit into `--seconds`. `peak` is a loop of
 instruction on registers, measured beside each type; `share` is GMAC/s over it. AVX2 has no such instruction for
 integers, so there both are left out. `--kb` of weights stay in the second-level cache. With `--memory`, weights of
 `--mb` are read from memory by two threads, in turn with a loop that only reads them: `gbs_N` is GB/s of weights with N
-tokens and `read_share_N` its share of that loop's, `memory_share_N` GMAC/s over two threads' peak. With `--markdown`,
-rows for RESULTS.md.
+tokens and `read_share_N` its share of that loop's. With `--markdown`, rows for RESULTS.md.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ from benchmarks.markdown import heading, row
 from tests import naive
 
 THREADS = 2  # of what is read from memory
+MEMORY_CELLS = {"gbs": ".1f", "read_share": ".2f"}
 
 
 @njit
@@ -82,20 +82,20 @@ class Product:
             kind, cols, raw, act, np.zeros((most, len(raw)), np.float32), np.arange(most, dtype=np.int32), scratch
         )
 
-    def run(self, n_tok: int, times: int, thread: int, r0: int, r1: int) -> None:
-        """Multiply rows r0..r1 with n_tok tokens, `times` times."""
+    def call(self, n_tok: int, r0: int, r1: int, times: int = 1, thread: int = 0) -> Callable[[], None]:
+        """What multiplies rows r0..r1 with n_tok tokens, `times` times."""
         room = self.scratch[thread].ctypes.data
         index, out = self.index.ctypes.data, self.out
         args = (
             self.raw.ctypes.data, self.act.ctypes.data, self.act.strides[0], index, out.ctypes.data, out.strides[0],
             index, n_tok, r0, r1, self.cols, room + -room % 64,
         )  # fmt: skip
-        repeat(times, matmul_address(self.kind), args)
+        return partial(repeat, times, matmul_address(self.kind), args)
 
     def parts(self, n_tok: int) -> list[Callable[[], None]]:
         """The whole product as one call a thread."""
         cuts = [len(self.raw) * i // THREADS for i in range(THREADS + 1)]
-        return [partial(self.run, n_tok, 1, i, cuts[i], cuts[i + 1]) for i in range(THREADS)]
+        return [self.call(n_tok, cuts[i], cuts[i + 1], thread=i) for i in range(THREADS)]
 
 
 def measure(kind: GGMLQuantizationType, cols: int, kb: int, tokens: list[int], seconds: float) -> dict[str, Any]:
@@ -103,12 +103,12 @@ def measure(kind: GGMLQuantizationType, cols: int, kb: int, tokens: list[int], s
     product = Product.make(kind, cols, kb << 10, max(tokens))
     rows = len(product.raw)
     top = peak(unit(kind), 1)
-    times = max(1, (1 << 20) // (rows * cols))
+    times = max(1, (1 << 24) // (rows * cols))  # a call from Python costs as much as a few rows
     line: dict[str, Any] = {"type": kind.name, "isa": isa(), "cols": cols, "rows": rows}
     if top:
         line["peak"] = round(top)
     for n in tokens:
-        speed = rows * cols * n * times / best(partial(product.run, n, times, 0, 0, rows), seconds) / 1e9
+        speed = rows * cols * n * times / best(product.call(n, 0, rows, times), seconds) / 1e9
         line[f"gmacs_{n}"] = round(speed, 1)
         if top:
             line[f"share_{n}"] = round(speed / top, 3)
@@ -124,19 +124,16 @@ def measure_memory(kind: GGMLQuantizationType, cols: int, mb: int, tokens: list[
     """GB/s on two threads with weights from memory, beside the read loop's; the best of runs in turn."""
     product = Product.make(kind, cols, mb << 20, max(tokens))
     for n in tokens:
-        product.run(n, 1, 0, 0, 64)
+        product.call(n, 0, 64)()
     read, taken = 0.0, dict.fromkeys(tokens, float("inf"))
     for _ in range(runs):
         read = max(read, read_speed([product.raw.reshape(-1)], THREADS))
         for n in tokens:
             taken[n] = min(taken[n], wall_seconds(product.parts(n)))
-    top = peak(unit(kind), THREADS)
     line: dict[str, Any] = {"read": round(read, 1)}
     for n in tokens:
         speed = product.raw.nbytes / taken[n] / 1e9
         line[f"gbs_{n}"], line[f"read_share_{n}"] = round(speed, 1), round(speed / read, 3)
-        if top:
-            line[f"memory_share_{n}"] = round(len(product.raw) * cols * n / taken[n] / 1e9 / top, 3)
     return line
 
 
@@ -146,9 +143,7 @@ def cells(line: dict[str, Any], tokens: list[int], memory: list[int]) -> list[ob
     found = [line["type"], line.get("peak", ""), speeds, ", ".join(f"{line.get(f'share_{n}', 0):.2f}" for n in tokens)]
     if memory:
         found.append(line["read"])
-        found += [
-            ", ".join(f"{line.get(f'{key}_{n}', 0):.2f}" for n in memory) for key in ("read_share", "memory_share")
-        ]
+        found += [", ".join(f"{line[f'{key}_{n}']:{form}}" for n in memory) for key, form in MEMORY_CELLS.items()]
     return found
 
 
@@ -167,7 +162,7 @@ def main() -> None:
         at, beside = (", ".join(map(str, counts)) for counts in (options.tokens, options.memory))
         names = ["type", "peak", f"GMAC/s at {at} tokens", "share of the peak"]
         if beside:
-            names += ["read loop, GB/s", f"its share at {beside} tokens from memory", "share of the peak"]
+            names += ["read loop, GB/s", f"from memory at {beside} tokens, GB/s", "share of the read loop"]
         print(heading(names))
     for name in options.types:
         kind = GGMLQuantizationType[name]
