@@ -70,14 +70,14 @@ class CheckpointTensor:
         return self.array
 
     def release(self, view: np.ndarray[Any, np.dtype[Any]]) -> None:
-        """Give back the pages that lie wholly in `view`, a contiguous part of `array`: it stays readable, from disk.
+        """Give back the pages between the first and the last byte of `view`, a part of `array`.
 
-        A conversion that reads every tensor once would otherwise end with the whole checkpoint resident.
+        They stay readable, from disk. A conversion that reads every tensor once would otherwise end with the whole
+        checkpoint resident.
         """
-        if not view.flags.c_contiguous:  # a transposed matrix: its bytes are not one after the other
-            return
-        begin = view.ctypes.data - np.frombuffer(self.mapped, np.uint8).ctypes.data
-        first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + view.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        start = np.frombuffer(self.mapped, np.uint8).ctypes.data
+        begin, end = (at - start for at in np.lib.array_utils.byte_bounds(view))
+        first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
         if last > first and hasattr(mmap, "MADV_DONTNEED"):
             self.mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 

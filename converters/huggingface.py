@@ -13,6 +13,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from localmoe.errors import BadInputError, FileError, UsageError
+from localmoe.quants.transpose import transpose
 
 from . import names, pretokenizers
 from .card import general_keys
@@ -229,7 +230,7 @@ class _Block:
 
     def read(self, target: GGMLQuantizationType) -> Array:
         """A copy of the rows (rows, columns) as `target`, which is the dtype's own type or F32."""
-        rows = np.asarray(self.view)
+        rows = _by_rows(np.asarray(self.view))
         if self.n_head:
             # Half-split rotary to interleaved pairs: row (half, i) of a head becomes row (i, half).
             pairs = rows.reshape(self.n_head, 2, -1, rows.shape[-1])
@@ -242,6 +243,16 @@ class _Block:
             rows = rows.astype(np.float32)
         self.tensor.release(self.view)
         return rows
+
+
+def _by_rows(matrix: Array) -> Array:
+    """The matrix, its rows one after the other in memory: a transposed one is copied."""
+    if matrix.ndim != 2 or matrix.flags.c_contiguous or not matrix.T.flags.aligned:
+        return matrix
+    bits = matrix.T.view(f"<u{matrix.itemsize}")
+    out = np.empty(matrix.shape, bits.dtype)
+    transpose(bits, out)
+    return out.view(matrix.dtype)
 
 
 def _source_tensor(
