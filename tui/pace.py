@@ -10,7 +10,7 @@ PICTURES = 0.4
 """Seconds between drawings of the experts or the status line while text comes."""
 PART, SLOWEST = 0.055, 0.5
 """The part of a core that drawing may take, and the seconds after which it looks all the same."""
-FIRST, SHARE = 0.02, 0.2
+FIRST, SHARE = 0.01, 0.2
 """Processor seconds a look is taken to cost at first, and how much the newest counts for what the next will cost."""
 
 

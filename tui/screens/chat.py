@@ -249,7 +249,6 @@ class ChatScreen(Screen[None]):
     async def _end(self, reason: str) -> None:
         self.busy = False
         await self._take(self.worker.drain())
-        self.transcript.settle()
         self.record.end_reply(self.record.turns[-1], reason)
         self.status.state = "ready"
         self.status.rules = self.rules.brief(self.start_rules) + skipped_text(self)

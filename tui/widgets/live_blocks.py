@@ -21,8 +21,9 @@ from textual.widgets._markdown import (
 )
 from textual.widgets.markdown import MarkdownBlock
 
-ROOM = 4
-"""Lines that a growing block is given in advance: a layout and the scrolling after it cost as much as eight updates."""
+ROOM = 1 / 5
+"""Part of the screen's lines that a growing block is given in advance: a layout, and drawing all that scrolls after it,
+cost as much as eight updates without."""
 
 
 class Growing:
@@ -38,14 +39,20 @@ class Growing:
             block.update(content)
             return
         lines = content.get_height(block.styles, width)  # type: ignore[arg-type] # as Widget does
+        room = round(ROOM * block.screen.size.height)
         if self._roomy is not block:
             self.settle()
-        if lines <= height <= lines + ROOM:
+        if lines <= height <= lines + room:
             block.update(content, layout=False)
         else:
             self._roomy = block
-            block.styles.min_height = lines + ROOM
+            block.styles.min_height = lines + room
             block.update(content)
+
+    def settle_above(self, last: Widget) -> None:
+        """Take the room away from a block that does not grow any more, since another one follows it."""
+        if self._roomy is not None and self._roomy is not last and last not in self._roomy.ancestors:
+            self.settle()
 
     def settle(self) -> None:
         """Give no block more room than it needs."""
@@ -136,6 +143,8 @@ async def _grow_list(old: LiveBulletList | LiveOrderedList, new: MarkdownBlock) 
     else:
         await place.remove_children()
         await place.mount_all(wanted)
+    if len(items) > len(rows):
+        growing_of(new).settle()
     for item, symbol in zip(items[len(rows) :], symbols[len(rows) :], strict=True):
         bullet = MarkdownBullet()
         bullet.symbol = symbol

@@ -104,6 +104,7 @@ class Transcript(VerticalScroll):
 
     async def show(self, turns: Sequence[Turn]) -> None:
         """Show these turns: what stands already as far as it is the same, then the others anew."""
+        self.settle()
         boxes = self.boxes
         first = boxes[0].turn if boxes else None
         self._above = list(turns[: turns.index(first)]) if first in turns else list(turns[:-SHOWN])
@@ -151,12 +152,13 @@ class Transcript(VerticalScroll):
             await self.reply.feed(text)
 
     def settle(self) -> None:
-        """The reply is whole: it needs no room to grow."""
+        """Something comes below the reply, which needs no more room to grow. Until then nothing moves."""
         if self.reply is not None:
             self.reply.growing.settle()
 
     async def add_note(self, text: str, *, error: bool = False) -> None:
         """Add a line of the app's own."""
+        self.settle()
         await self.turns.mount(Note(text, error=error))
 
     def choose(self, turn: Turn | None) -> None:

@@ -63,3 +63,5 @@ class ReplyTurn(Markdown):
         """Append a piece of the model's text; await it before the next piece."""
         if text:
             await self.append(shown(text))
+            if self.children:
+                self.growing.settle_above(self.children[-1])
