@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import gc
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import on
-from textual.app import App
+from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.command import Provider
 from textual.screen import Screen
@@ -217,6 +217,11 @@ class LocalMoeApp(App[None]):
             self.pop_screen()
         else:
             self.push_screen(HelpScreen())
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterator[SystemCommand]:
+        """Of Textual's own commands those that are not said in F1 already, with their meaning."""
+        wanted = {"Theme", "Screenshot", "Quit"}
+        yield from (command for command in super().get_system_commands(screen) if command.title in wanted)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
         needed = _NEEDS.get(action)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localmoe.sessions.record import Record
 from localmoe.sessions.tree import Turn
@@ -11,6 +11,9 @@ from localmoe.sessions.tree import Turn
 from .engine_worker import Request
 from .options import AppOptions
 from .parameters import BY_NAME, sampling
+
+if TYPE_CHECKING:
+    from localmoe.engine.api import Model
 
 Used = int | Sequence[int] | None
 
@@ -44,6 +47,13 @@ class Talk:
             chosen["max_tokens"] = 0
         messages = self.record.conversation.messages()
         return Request(messages, n_used, chosen, routing, keep, self.overflow == "forget", self.skipped)
+
+    def size(self, model: Model) -> int:
+        """The tokens of the chat as it stands, without the turns that are left out."""
+        messages = self.record.conversation.messages()
+        if model.chat_template is None:
+            return len(model.tokenize("".join(message["content"] for message in messages)))
+        return len(model.chat_template.encode(model.tokenizer, messages)) if messages else 0
 
     def say(self, text: str) -> Turn | None:
         """Ask a question, or put a version of the turn being edited beside it; the reply to be made, if one is."""

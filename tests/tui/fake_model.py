@@ -59,6 +59,13 @@ class FakeTokenizer:
         return False
 
 
+class FakeTemplate:
+    """Takes a token for four characters, and six around each message, as a FakeModel does."""
+
+    def encode(self, tokenizer: object, messages: list[dict[str, str]]) -> list[int]:  # noqa: ARG002
+        return list(range(sum(len(m["content"]) // 4 + 6 for m in messages)))
+
+
 @dataclass(frozen=True)
 class FakeGGUF:
     path: Path
@@ -110,7 +117,7 @@ class FakeModel:
         delay: float = 0.0,
         prompt_delay: float = 0.0,
         n_ctx: int = 2048,
-        chat_template: object | None = object(),
+        chat_template: object | None = FakeTemplate(),
         error: Exception | None = None,
     ) -> None:
         self.config = Config(n_layer, n_expert, n_used)

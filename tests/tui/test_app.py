@@ -274,3 +274,17 @@ async def test_hovering_a_cell_names_it():
         await pilot.pause()
         assert "layer 0 expert 0" in screen_text(app)
         assert "3.0 MiB" in screen_text(app)
+
+
+async def test_no_key_is_cut_at_the_edge():
+    """80 columns show how to reach chats, models and help; more columns show more, also after resizing."""
+    async with running(FakeModel(), size=(80, 24)) as (app, pilot):
+        await pilot.pause(0.2)
+        last = screen_text(app).splitlines()[-1]
+        for key in ("^s Chats", "^o Model", "f1 Help", "^q Quit"):
+            assert key in last
+        assert last.rstrip().endswith("^q Quit")
+        await pilot.resize_terminal(120, 40)
+        await until(pilot, lambda: "f5 k+1" in screen_text(app).splitlines()[-1], "more keys")
+        await pilot.resize_terminal(80, 24)
+        await until(pilot, lambda: screen_text(app).splitlines()[-1].rstrip().endswith("^q Quit"), "fewer keys")

@@ -185,3 +185,19 @@ async def test_a_long_chat_draws_its_end_and_the_rest_when_asked():
         app.screen.query_one(Prompt).focus()
         await ask(app, pilot, "last")
         assert len(transcript.boxes) == 2 * SHOWN + 2
+
+
+async def test_the_meter_follows_the_branch():
+    """After another version was chosen it shows what that line takes, not what was read last."""
+    model = FakeModel(answer="x" * 400)
+    async with running(model) as (app, pilot):
+        await ask(app, pilot, "one")
+        model.pieces = ["short"]
+        await pilot.press("ctrl+r")
+        await until(pilot, lambda: not chat(app).busy and len(chat(app).record.turns[0].children) == 2)
+        short = chat(app).talk.size(model)
+        chat(app).transcript.focus()
+        await pilot.press("left")
+        await until(pilot, lambda: chat(app).status.used == 6 + 100 + 6)
+        await pilot.press("right")
+        await until(pilot, lambda: chat(app).status.used == short == 6 + 1 + 6)

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from localmoe.errors import UsageError
+from localmoe.sessions.record import Record
+from localmoe.sessions.store import Store
 from localmoe.tui.app import run_app
 
 
@@ -45,6 +47,7 @@ import sys, time
 from pathlib import Path
 from localmoe.errors import BadInputError
 from localmoe.tui.app import run_app
+from localmoe.tui.options import AppOptions
 from tests.tui.fake_model import FakeModel
 what = sys.argv[1]
 class Heard(FakeModel):
@@ -63,7 +66,12 @@ def load(progress):
     model = FakeModel(delay=0.05, answer=bad * 200, labels=["row \\x1b[2J\\x9b5m"] * 4, name="\\x1b[2Jname")
     model.tokenizer.token = lambda i: bad[i % 4].encode()
     return model
-sys.exit(run_app(Path("demo.gguf"), None, load))
+options = None
+if what in ("kept", "picker"):
+    options = AppOptions(sessions=Path(sys.argv[2]) / "chats.db", models=[("shown", Path(sys.argv[2]))])
+if what == "picker":
+    sys.exit(run_app(None, options, load))
+sys.exit(run_app(Path("demo.gguf"), options, load))
 """
 ENTERED, LEFT = b"\x1b[?1049h", b"\x1b[?1049l"
 RESET = [LEFT, b"\x1b[?25h", b"\x1b[?1000l", b"\x1b[?1003l", b"\x1b[?2004l"]
@@ -183,6 +191,52 @@ def test_quitting_restores_the_terminal(key):
     os.write(terminal.end, key)
     assert terminal.finish() == 0
     _assert_restored(terminal.output)
+
+
+EVIL = "[red]a[/]\x1b[2J\x1b]0;own\x07\x9b5m\u202e[@click=app.quit]b[/]"
+
+
+def _assert_harmless(output: bytes) -> None:
+    """Nothing of EVIL as a control, after the first drawing, which clears the screen."""
+    for control in (b"\x1b[2J", b"\x1b]0;own", "\x9b".encode(), "\u202e".encode()):
+        assert control not in output[output.index(ENTERED) + 200 :], control
+
+
+def test_nothing_of_the_chats_file_controls_a_real_terminal(tmp_path):
+    """Title, path, system prompt, parameters and turns that someone else wrote: in the list, renaming, the chat."""
+    with Store(tmp_path / "chats.db") as store:
+        record = Record(store, f"/models/{EVIL}.gguf", EVIL, {EVIL: EVIL})
+        record.rename(EVIL)
+        record.ask(EVIL)
+        reply = record.begin_reply()
+        reply.text = EVIL
+        record.end_reply(reply, EVIL)
+    terminal = Terminal("kept", str(tmp_path))
+    terminal.read_until(b"Message")
+    os.write(terminal.end, b"\x13")
+    terminal.read_until(b"[red]a[/]")
+    for keys in (b"\x12", b"\x1b", b"\x05", b"\x1b", b"\r"):
+        os.write(terminal.end, keys)
+        terminal.read_for(0.6)
+    terminal.process.send_signal(signal.SIGTERM)
+    assert terminal.finish() == 143
+    _assert_restored(terminal.output)
+    _assert_harmless(terminal.output)
+
+
+def test_no_file_name_controls_a_real_terminal(tmp_path, monkeypatch):
+    """In the picker, and as what is loading."""
+    (tmp_path / f"{EVIL.replace('/', '|')}.gguf").write_bytes(b"GGUF")
+    monkeypatch.setenv("LOCALMOE_MODELS", str(tmp_path))
+    terminal = Terminal("picker", str(tmp_path))
+    terminal.read_until(b"[red]a[|]")
+    terminal.read_for(0.5)
+    os.write(terminal.end, b"red\r")
+    terminal.read_until(b"reply")
+    terminal.process.send_signal(signal.SIGTERM)
+    assert terminal.finish() == 143
+    _assert_restored(terminal.output)
+    _assert_harmless(terminal.output)
 
 
 def test_no_key_is_lost_from_the_start_to_the_chat(tmp_path):

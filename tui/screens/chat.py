@@ -10,7 +10,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from localmoe.experts.labels import expert_labels
 from localmoe.sessions.record import Record
@@ -25,6 +25,7 @@ from ..rules import Rules, rules_of
 from ..talk import Talk
 from ..widgets.context_note import ContextNote
 from ..widgets.expert_pane import ExpertFacts, ExpertPane
+from ..widgets.key_line import KeyLine
 from ..widgets.layer_figures import LayerFigures
 from ..widgets.prompt import Prompt
 from ..widgets.status import StatusLine, TitleBar
@@ -47,7 +48,11 @@ class ChatScreen(Screen[None]):
         Binding("escape", "stop", "Stop", id="chat.stop", priority=True),
         Binding("ctrl+n", "new_chat", "New", id="chat.new", priority=True),
         Binding("ctrl+r", "regenerate", "Again", id="chat.again", priority=True),
+        Binding("ctrl+s", "app.sessions", "Chats", id="app.sessions"),  # here too: 80 columns show the first nine
+        Binding("ctrl+o", "app.models", "Model", id="app.models"),
         Binding("f2", "next_mode", "View", id="experts.mode", priority=True),
+        Binding("f1", "app.help", "Help", id="app.help", priority=True),
+        Binding("ctrl+q", "app.quit", "Quit", id="app.quit", priority=True),
         Binding("f3", "toggle_experts", "Pane", id="experts.toggle", priority=True),
         Binding("f4", "used(-1)", "k−1", id="experts.fewer", priority=True),
         Binding("f5", "used(1)", "k+1", id="experts.more", priority=True),
@@ -99,7 +104,7 @@ class ChatScreen(Screen[None]):
                 yield Static("›", id="sign", markup=False)
                 yield Prompt(id="prompt")
             yield StatusLine(id="status")
-        yield Footer(show_command_palette=False)
+        yield KeyLine(show_command_palette=False)
 
     def on_mount(self) -> None:
         self.worker.post = self.post_message
@@ -308,6 +313,12 @@ class ChatScreen(Screen[None]):
             other = self.talk.step(event.turn, event.by)
             await self._begin(None)
             self.transcript.choose(other)
+            self._measure()
+
+    def _measure(self) -> None:
+        """Show what the chat as it stands takes of the context; the engine says it only after it has read it."""
+        self.status.used = self.talk.size(self.model)
+        self._warn()
 
     def _edit(self, turn: Turn | None) -> None:
         """Let the user change a turn in the input; None: no longer."""

@@ -70,6 +70,7 @@ class ParametersScreen(ModalScreen[Edited | None]):
 
     def on_mount(self) -> None:
         self.query_one("#p-temperature").focus()
+        self.call_after_refresh(self.query_one("#parameters-rows").scroll_home, animate=False)
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
         name = (event.widget.id or "").removeprefix("p-")
