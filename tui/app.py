@@ -61,10 +61,6 @@ COLLECT, TIDY = (2000, 20, 1_000_000), 0.5
 """The garbage collector's thresholds, and seconds from a reply to a full collection: one held up keys for 45 ms."""
 
 
-COLLECT = (20_000, 20, 20)
-"""When to look for garbage: with Python's own numbers that took 2% of a core while a reply was drawn."""
-
-
 class LocalMoeApp(App[None]):
     """Loads a model on the engine's thread, then shows the chat; without a path it asks for a file first."""
 
