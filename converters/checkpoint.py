@@ -33,11 +33,12 @@ MAX_OTHER_ITEMS = 300_000
 
 SHARD_NAME = re.compile(r".*-(\d{5})-of-(\d{5})\.[a-z]+")
 
-# The dtypes that are read, and how; BF16 is kept as its 16 bits.
+# The dtypes that are read, and how; BF16 is kept as its 16 bits, F64 becomes F32.
 DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
+    "F64": np.dtype("<f8"),
 }
 # Bytes an element of every dtype that a file may hold.
 DTYPE_BYTES = {

@@ -33,6 +33,7 @@ GGML_TYPES = {
     "F32": GGMLQuantizationType.F32,
     "F16": GGMLQuantizationType.F16,
     "BF16": GGMLQuantizationType.BF16,
+    "F64": GGMLQuantizationType.F32,
 }
 # Float32 in every GGUF, whatever the rest is.
 ALWAYS_F32 = ("attn_norm", "ffn_norm", "output_norm", "ffn_gate_inp")
@@ -235,12 +236,13 @@ class _Block:
             # Half-split rotary to interleaved pairs: row (half, i) of a head becomes row (i, half).
             pairs = rows.reshape(self.n_head, 2, -1, rows.shape[-1])
             rows = pairs.swapaxes(1, 2).reshape(rows.shape)
-        if GGML_TYPES[self.tensor.dtype] == target:
+        if GGML_TYPES[self.tensor.dtype] == target and self.tensor.dtype != "F64":
             rows = np.array(rows)
         elif self.tensor.dtype == "BF16":
             rows = (rows.astype(np.uint32) << 16).view(np.float32)
         else:
-            rows = rows.astype(np.float32)
+            with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is refused as that
+                rows = rows.astype(np.float32)
         self.tensor.release(self.view)
         return rows
 

@@ -73,6 +73,18 @@ def test_packed_experts_give_the_same_tensors(tmp_path: Path, name: str) -> None
         np.testing.assert_array_equal(values, packed[tensor], err_msg=tensor)
 
 
+def test_float64_becomes_float32(tmp_path: Path) -> None:
+    """As with llama.cpp's converter; what float32 cannot hold is refused as infinite."""
+    whole = read(load_source(write_checkpoint(tmp_path / "a", Tiny()), warn=quiet))
+    source = load_source(write_checkpoint(tmp_path / "b", Tiny(dtype="F64")), warn=quiet)
+    assert {tensor.type.name for tensor in source.tensors} == {"F32"}
+    for tensor, values in read(source).items():
+        np.testing.assert_array_equal(values, whole[tensor], err_msg=tensor)
+    folder = rewrite(tmp_path / "b", lambda t: t.update({EXPERT: ("F64", (32, 64), np.full(2048, 1e300).tobytes())}))
+    with pytest.raises(BadInputError, match=r"ffn_down_exps\.weight: NaN or infinity at index 6144"):
+        write_model(load_source(folder, warn=quiet), tmp_path / "o.gguf", "F32", notify=quiet)
+
+
 def test_each_expert_matrix_lands_in_its_place(tmp_path: Path) -> None:
     """w1 is gate, w2 down, w3 up; expert e is slice e; embeddings, norms and router stay as they are."""
     tiny = Tiny()
@@ -154,7 +166,7 @@ EXPERT = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
         (lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": ("F32", (32,), bytes(128))}), "q_proj.bias"),
         (lambda t: t.update({"model.layers.0.self_attn.q_norm.weight": ("F32", (8,), bytes(32))}), "q_norm.weight"),
         (lambda t: t.update({"model.layers.7.input_layernorm.weight": ("F32", (32,), bytes(128))}), "layers.7"),
-        (lambda t: t.update({EXPERT: ("F64", (32, 64), bytes(16384))}), "dtype is not read, got F64"),
+        (lambda t: t.update({EXPERT: ("I8", (32, 64), bytes(2048))}), "dtype is not read, got I8, expected F32"),
         (lambda t: t.update({"model.layers.1.mlp.experts.down_proj": ("F32", (4, 32, 64), bytes(32768))}), "layer 1"),
     ],
 )  # fmt: skip
