@@ -6,7 +6,7 @@ elements of a sub-block are sorted, and every way to cut them into three runs is
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gguf import GGMLQuantizationType as Type
@@ -206,51 +206,67 @@ def _rescale(x: np.ndarray, weights: np.ndarray, book: Book, block: np.ndarray, 
     return sum_qx / sum_q2 if sum_q2 > 0 else d
 
 
+class _WorkM(NamedTuple):
+    """IQ1_M's scratch: a block's weights, sub-blocks' scales and directions, and what one sub-block's search takes."""
+
+    weights: np.ndarray
+    scales: np.ndarray
+    downs: np.ndarray
+    sums: np.ndarray
+    order: np.ndarray
+    levels: np.ndarray
+    points: np.ndarray
+
+
+@njit
+def _fit_m(x: np.ndarray, work: _WorkM, book: Book, out: np.ndarray) -> Any:
+    """Scales, directions and points of sixteen sub-blocks; the largest scale, and whether one is not finite."""
+    most, lost = _F(0), False
+    for j in range(16):
+        part, w = x[16 * j : 16 * j + 16], work.weights[16 * j : 16 * j + 16]
+        work.scales[j], work.downs[j] = _F(0), 0
+        if _largest(part) < _ZERO_M:
+            continue
+        _sort(part, work.order)
+        cut_1, cut_2, moves, scale = _cut_m(part, w, work.order, work.sums)
+        if moves < 0:
+            continue
+        _set_levels(work.order, cut_1, cut_2, scale < 0, work.levels)
+        if scale < 0:
+            scale, moves = -scale, 3 - moves
+        work.downs[j] = moves >> 1 | (moves & 1) << 1
+        scale = _fit_points(book, part, w, work.levels, work.downs[j], scale, work.points)
+        out[2 * j], out[2 * j + 1] = work.points[0] & 255, work.points[1] & 255
+        out[32 + j] = work.points[0] >> 8 | (work.points[1] >> 8) << 4
+        work.scales[j] = scale
+        lost = lost or not scale >= 0
+        most = most if most > scale else scale
+    return most, lost
+
+
 @njit
 def encode_iq1_m_blocks(x: np.ndarray, importance: np.ndarray, book: Book, out: np.ndarray) -> None:
     """Sixteen sub-blocks of 16: two low bytes of points each, then upper bits and directions, then scales and d."""
-    weights, sums, scales = np.empty(256, _F), np.empty((4, 17), _F), np.empty(16, _F)
-    order, levels, points, words = (
-        np.empty(16, np.int32),
-        np.empty(16, np.int32),
-        np.empty(2, np.int32),
-        np.empty(4, np.int32),
-    )
-    downs, half, empty = np.empty(16, np.int32), np.empty(1, np.uint16), np.empty(0, _F)
+    work = _WorkM(
+        np.empty(256, _F), np.empty(16, _F), np.empty(16, np.int32), np.empty((4, 17), _F), np.empty(16, np.int32),
+        np.empty(16, np.int32), np.empty(2, np.int32),
+    )  # fmt: skip
+    words, half, empty = np.empty(4, np.int32), np.empty(1, np.uint16), np.empty(0, _F)
     for b in range(len(x)):
         out[b] = 0
         mine = importance[b % len(importance)] if len(importance) else empty
-        weigh_block(x[b], mine, _F(2), _F(0), weights)
-        most, lost = _F(0), False
-        for j in range(16):
-            part, w = x[b, 16 * j : 16 * j + 16], weights[16 * j : 16 * j + 16]
-            scales[j], downs[j] = _F(0), 0
-            if _largest(part) < _ZERO_M:
-                continue
-            _sort(part, order)
-            cut_1, cut_2, moves, scale = _cut_m(part, w, order, sums)
-            if moves < 0:
-                continue
-            _set_levels(order, cut_1, cut_2, scale < 0, levels)
-            if scale < 0:
-                scale, moves = -scale, 3 - moves
-            downs[j] = moves >> 1 | (moves & 1) << 1
-            scale = _fit_points(book, part, w, levels, downs[j], scale, points)
-            out[b, 2 * j], out[b, 2 * j + 1] = points[0] & 255, points[1] & 255
-            out[b, 32 + j] = points[0] >> 8 | (points[1] >> 8) << 4
-            scales[j] = scale
-            lost = lost or not scale >= 0
-            most = most if most > scale else scale
+        weigh_block(x[b], mine, _F(2), _F(0), work.weights)
+        most, lost = _fit_m(x[b], work, book, out[b])
         if most == 0 and not lost:
             continue
         d = most / _F(15)
         inverse = divide_1(_F(1), d)
         words[:] = 0
         for j in range(16):
-            levels[j] = _level(inverse, scales[j])
-            words[j // 4] |= levels[j] << (3 * (j % 4))
-            out[b, 32 + j] |= (downs[j] & 1) << 3 | (downs[j] >> 1) << 7
-        d = _F(np.nan) if lost else _rescale(x[b], weights, book, out[b], levels, d)
+            work.levels[j] = _level(inverse, work.scales[j])
+            words[j // 4] |= work.levels[j] << (3 * (j % 4))
+            out[b, 32 + j] |= (work.downs[j] & 1) << 3 | (work.downs[j] >> 1) << 7
+        d = _F(np.nan) if lost else _rescale(x[b], work.weights, book, out[b], work.levels, d)
         put_f16(half.ctypes.data, d * _F(1.1125))
         for k in range(4):
             word = words[k] | (get_u16(half.ctypes.data) >> (4 * k) & 15) << 12
