@@ -62,7 +62,12 @@ def _encode(raw: np.ndarray, source: Format, target: Format, n: int, chunk: int,
     scratch = np.empty(min(n, chunk), np.float32)
     for start in range(0, n, chunk):
         stop = min(n, start + chunk)
-        x = _widen(raw[_span(source, start, stop)], source, scratch[: stop - start])
+        blocks = raw[_span(source, start, stop)]
+        # MXFP4's exponent of 255 is NaN to ggml's check of a file, and a number to its decoder
+        bad = checks.first_not_finite(source.type, blocks) if source.quantized else None
+        if bad is not None:
+            return Rows(memoryview(b""), n, raw.size, start + bad)
+        x = _widen(blocks, source, scratch[: stop - start])
         if not floats.all_finite(x.ctypes.data, x.size):
             first = int(np.flatnonzero(~np.isfinite(x))[0])
             return Rows(memoryview(b""), n, raw.size, start + first)
