@@ -23,11 +23,14 @@ class Writers:
     that the command reads and must not replace.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, large: bool = False) -> None:
+        """`large`: what is converted takes long enough to be stopped in the midst of it."""
         self.folder = folder
+        wide = {"n_layer": 2, "n_embd": 512, "n_ff": 512, "n_head": 8} if large else SMALL
+        self.quantized = write_tiny(folder / "quantized.gguf", **wide)
         self.model = write_tiny(folder / "model.gguf", **SMALL)
         self.dense = write_tiny(folder / "dense.gguf", n_expert=0, **SMALL)
-        self.checkpoint = write_checkpoint(folder / "checkpoint", Tiny(n_layer=1))
+        self.checkpoint = write_checkpoint(folder / "checkpoint", Tiny(n_layer=4 if large else 1))
         self.text = folder / "text.txt"
         self.text.write_text("the red sun is in the day and he is one of the moe expert hello to it " * 30)
         self.recipe = folder / "recipe.yml"
@@ -42,7 +45,7 @@ class Writers:
         measured = ("-m", str(self.model), "-f", str(self.text), "-c", "32", "--chunks", "3")
         checkpoint, model, trace = map(str, (self.checkpoint, self.model, self.trace))
         self.commands: Mapping[str, Command] = {
-            "quantize": lambda out: ("quantize", model, str(out), "Q8_0"),
+            "quantize": lambda out: ("quantize", str(self.quantized), str(out), "Q8_0"),
             "convert": lambda out: ("convert", checkpoint, "-o", str(out), "--type", "F16"),
             "franken": lambda out: ("franken", str(self.recipe), "-o", str(out), "--type", "F16", "--report", "none"),
             "imatrix": lambda out: ("imatrix", *measured, "-o", str(out)),
@@ -54,7 +57,7 @@ class Writers:
         }
         self.suffixes = {"record": ".npz", "export": ".csv", "sessions": ".md"}
         self.inputs: Mapping[str, tuple[Path, ...]] = {
-            "quantize": (self.model,),
+            "quantize": (self.quantized,),
             "convert": tuple(sorted(path for path in self.checkpoint.iterdir())),
             "franken": (self.recipe, self.dense),
             "imatrix": (self.model, self.text),

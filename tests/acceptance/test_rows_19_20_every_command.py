@@ -1,0 +1,129 @@
+"""Rows 19 and 20 for every command that writes: stopped at random moments of the whole run, by each way to stop one.
+
+A moment is a part of the time that the undisturbed command takes, counted from when its program has begun: before, it
+is Python itself that answers. Seeded, so that a failure can be looked at again.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from localmoe.cli import main
+from tests.acceptance.command import contents, environment
+from tests.acceptance.writers import NAMES, OLD, Writers
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="uses signals, and files without a name")
+
+KILLS, INTERRUPTS, TERMINATIONS = 20, 9, 4
+BEGIN = "import sys; from localmoe.cli import main; print('begun', file=sys.stderr, flush=True); sys.exit(main())"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command, where it writes, how long it takes and what it makes."""
+
+    arguments: tuple[str, ...]
+    out: Path
+    seconds: float
+    whole: bytes
+
+
+def start(arguments: tuple[str, ...], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A command that has begun."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", BEGIN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL, env=environment(env), start_new_session=True,
+    )  # fmt: skip
+    assert child.stderr is not None
+    assert child.stderr.readline() == b"begun\n"
+    return child
+
+
+@pytest.fixture(scope="module")
+def writers(tmp_path_factory: pytest.TempPathFactory) -> Writers:
+    return Writers(tmp_path_factory.mktemp("inputs"), large=True)
+
+
+@pytest.fixture(scope="module")
+def cases(writers: Writers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Case]]:
+    """Every command, each with a folder of its own."""
+    found = []
+    for name in NAMES:
+        out = writers.target(tmp_path_factory.mktemp(name), name)
+        arguments = writers.commands[name](out)
+        with pytest.MonkeyPatch.context() as chats:
+            chats.setenv("LOCALMOE_DATA", str(writers.data))
+            assert main(list(arguments)) == 0  # compiles what it needs: the child's time is that of every later one
+        with start(arguments, writers.environment) as child:
+            began = time.monotonic()
+            _, said = child.communicate(timeout=60)
+            seconds = time.monotonic() - began
+        assert child.returncode == 0, said.decode()
+        found.append(Case(arguments, out, seconds, out.read_bytes()))
+    before = contents(writers.folder)
+    yield found
+    assert contents(writers.folder) == before, "an input changed"
+
+
+def stop(case: Case, writers: Writers, moment: float, number: int) -> tuple[int, str]:
+    """Exit code and stderr of a command that gets a signal at a moment (0 to 1); its folder is checked."""
+    case.out.write_bytes(OLD)
+    with start(case.arguments, writers.environment) as child:
+        time.sleep(moment * case.seconds)
+        child.send_signal(number)
+        _, said = child.communicate(timeout=60)
+    left = contents(case.out.parent)
+    assert left == {case.out.name: OLD} or left == {case.out.name: case.whole}, (case.arguments, moment, list(left))
+    assert b"Traceback" not in said, said.decode()
+    return child.returncode, said.decode()
+
+
+def stopped(cases: list[Case], writers: Writers, n: int, number: int) -> Iterator[tuple[Case, int, str]]:
+    """Stop commands in turn until `n` were stopped before they were done; (command, exit code, stderr) of each try.
+
+    A command that was done sooner than it took before says how long it takes on a machine that is less busy.
+    """
+    chance = random.Random(number)
+    waiting, done = deque(cases), 0
+    for _ in range(3 * n):
+        case, moment = waiting.popleft(), chance.random()
+        began = time.monotonic()
+        code, said = stop(case, writers, moment, number)
+        if code == 0:
+            case = replace(case, seconds=min(case.seconds, time.monotonic() - began))
+        waiting.append(case)
+        done += code != 0
+        yield case, code, said
+        if done == n:
+            return
+    raise AssertionError(f"{done} of {3 * n} commands were stopped before they were done, expected {n}")
+
+
+def test_row_19_killed_at_20_random_moments(writers: Writers, cases: list[Case]) -> None:
+    """SIGKILL: the older file or the new one, whole, and nothing beside it."""
+    for case, code, _ in stopped(cases, writers, KILLS, signal.SIGKILL):
+        assert code in (0, -signal.SIGKILL), case.arguments
+
+
+def test_row_20_interrupted_at_random_moments(writers: Writers, cases: list[Case]) -> None:
+    """Ctrl-C: 130 and one line, or it was done."""
+    for case, code, said in stopped(cases, writers, INTERRUPTS, signal.SIGINT):
+        assert code in (0, 130), (case.arguments, code, said)
+        errors = [line for line in said.splitlines() if line.startswith("error")]
+        assert errors == (["error: interrupted"] if code else []), (case.arguments, said)
+
+
+def test_row_20_terminated_at_random_moments(writers: Writers, cases: list[Case]) -> None:
+    """SIGTERM: its code or the signal itself, or it was done."""
+    for case, code, _ in stopped(cases, writers, TERMINATIONS, signal.SIGTERM):
+        assert code in (0, 143, -signal.SIGTERM), case.arguments
