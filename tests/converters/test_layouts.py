@@ -15,11 +15,22 @@ from localmoe.converters.huggingface import load_source
 from localmoe.converters.pipeline import write_model
 from localmoe.errors import BadInputError
 from localmoe.gguf_file import open_gguf
-from tests.checkpoints import Tiny, checkpoint_weights, encode, vocab_size, write_checkpoint, write_safetensors
+from tests.checkpoints import (
+    Tiny,
+    added_token,
+    bpe_tokenizer,
+    bpe_vocab,
+    checkpoint_weights,
+    encode,
+    vocab_size,
+    write_checkpoint,
+    write_safetensors,
+)
 from tests.pickles import write_torch
 
 MIXTRAL = Tiny(dtype="F16", tokenizer="spm", n_expert=4)
 MISTRAL = Tiny("mistral", dtype="F16", tokenizer="spm")
+N_BPE = len(bpe_vocab()) + 1
 Weights = dict[str, np.ndarray]
 
 RENAMES = (
@@ -223,3 +234,24 @@ def test_forms_that_are_not_read_are_named(tmp_path: Path, name: str, reason: st
     write_safetensors(folder / "model-extra.safetensors", extra)
     with pytest.raises(BadInputError, match=rf"model\.layers\.0\.{re.escape(name)}: {reason}"):
         load_source(folder)
+
+
+def test_a_merged_lora_with_added_tokens(tmp_path: Path) -> None:
+    """As a fine-tune leaves it: the adapter's config beside the weights, tokens added, the embedding grown beyond them.
+
+    Converted as the same checkpoint without the adapter's files; the added tokens have their text, and what the
+    embedding has besides is unused, with a note.
+    """
+    added = [added_token(N_BPE, "<|im_start|>"), added_token(N_BPE + 1, "<tool>", special=False)]
+    grown = Tiny(n_vocab=N_BPE + 6)
+    texts = {"tokenizer.json": bpe_tokenizer(added_tokens=[*bpe_tokenizer()["added_tokens"], *added])}
+    plain = write_checkpoint(tmp_path / "plain", grown, texts=texts)
+    folder = write_checkpoint(tmp_path / "merged", grown, texts=texts)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
+    assert list(written(folder, tmp_path / "a.gguf")) == list(written(plain, tmp_path / "b.gguf"))
+    notes: list[str] = []
+    found = load_source(folder, warn=notes.append).metadata
+    tokens, types = found["tokenizer.ggml.tokens"].value, list(found["tokenizer.ggml.token_type"].value)
+    assert tokens[N_BPE:] == ["<|im_start|>", "<tool>", *(f"[PAD{N_BPE + i}]" for i in range(2, 6))]
+    assert types[N_BPE:] == [3, 4, 5, 5, 5, 5]
+    assert notes == [f"vocabulary padded: the tokenizer has {N_BPE + 2} tokens, the embedding {N_BPE + 6} rows"]
