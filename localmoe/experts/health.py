@@ -116,7 +116,8 @@ def _choice(layers: Sequence[LayerHealth]) -> str:
     if not fixed:
         return f"choice: no layer always takes the same experts; {span}"
     some = "; ".join(f"layer {h.layer}: {' and '.join(map(str, h.usual_set))}" for h in fixed[:4])
-    return f"choice: {_of(fixed, layers)} hardly choose: the same for {ALWAYS:.0%} of tokens or more ({some}); {span}"
+    verb = "chooses" if len(fixed) == len(layers) or len(fixed) == 1 else "choose"
+    return f"choice: {_of(fixed, layers)} hardly {verb}: the same for {ALWAYS:.0%} of tokens or more ({some}); {span}"
 
 
 def _of(some: Sequence[LayerHealth], layers: Sequence[LayerHealth]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import localmoe
 from localmoe.engine.recorder import record_generation, record_text
 from localmoe.errors import UsageError
 from localmoe.experts.trace import RoutingTrace
+from localmoe.experts.trace_file import load_recording
 from tests.tiny import write_tiny
 
 IDS = np.random.default_rng(0).integers(3, 250, 70).tolist()
@@ -51,3 +54,17 @@ def test_dense_models_have_nothing_to_record(tmp_path: Path) -> None:
     dense = localmoe.load(str(write_tiny(tmp_path / "d.gguf", n_expert=0)), n_ctx=32)
     with dense, pytest.raises(UsageError, match="no experts"):
         record_text(dense, IDS[:3])
+
+
+def test_the_example_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """docs/experts.md, `From Python`, on a tiny model: a report, a recording that comes back, a divergence."""
+    page = (Path(__file__).parents[2] / "docs/experts.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page[page.index("## From Python") :], re.DOTALL)
+    write_tiny(tmp_path / "model.gguf")
+    (tmp_path / "text.txt").write_text("In the beginning was the word.", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/experts.md", "exec"), {})
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("model.gguf: top-2 of 8, 0:3 left out")
+    assert float(said[-1]) > 0
+    assert not (load_recording(tmp_path / "a.npz").experts[:, 0] == 3).any()

@@ -24,7 +24,7 @@ def test_what_is_found_by_hand() -> None:
     assert text[0].startswith("rows: nearly alike in 1 of 2 layers (above 0.99): experts 0 and 2")
     assert text[1] == "reach: 1 of 6 experts were chosen by none of 3 tokens (layer 0: 2)"
     assert text[2].startswith(
-        "choice: 1 of 2 layers hardly choose: the same for 90% of tokens or more (layer 0: 0 and 1)"
+        "choice: 1 of 2 layers hardly chooses: the same for 90% of tokens or more (layer 0: 0 and 1)"
     )
 
 
