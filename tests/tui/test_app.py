@@ -181,7 +181,8 @@ async def test_the_palette_knows_the_actions():
     """Ctrl+P finds the app's own commands."""
     async with running(FakeModel()) as (app, pilot):
         await pilot.press("ctrl+p")
-        await pilot.pause(0.2)
+        await until(pilot, lambda: "New chat" in screen_text(app), "its own first")
+        assert "Maximize" not in screen_text(app)
         await pilot.press(*"more experts")
         await pilot.pause(0.6)
         await pilot.press("enter")

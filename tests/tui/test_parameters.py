@@ -137,5 +137,5 @@ async def test_the_editor_fits(size: tuple[int, int]):
         await pilot.press("f9")
         await until(pilot, lambda: isinstance(app.screen, ParametersScreen))
         await pilot.pause(0.1)
-        for part in ("temperature", "Default: 0.8", "Take"):
+        for part in ("system prompt", "temperature", "Default: 0.8", "Take"):
             assert part in screen_text(app), part

@@ -275,6 +275,8 @@ async def test_the_list_fits(path: Path, size: tuple[int, int]):
         shown = screen_text(app)
         for part in ("Search the words", "chat number 29", "Go on", "Rename", "Delete"):
             assert part in shown, part
+        numbers = [line.split("chat number ")[1][:2] for line in shown.splitlines() if "now chat number " in line]
+        assert numbers[:8] == [str(n) for n in range(29, 21, -1)]  # a line each
 
 
 def test_ages_are_short():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -189,6 +190,28 @@ def test_quitting_restores_the_terminal(key):
     terminal = Terminal("chat")
     terminal.read_until(b"Message")
     os.write(terminal.end, key)
+    assert terminal.finish() == 0
+    _assert_restored(terminal.output)
+
+
+def test_type_resize_stop_and_quit_in_a_real_terminal():
+    """While a reply is written the terminal grows and shrinks: its last line is drawn, and no row beyond it."""
+    terminal = Terminal("chat")
+    terminal.read_until(b"Message")
+    os.write(terminal.end, b"hello\r")
+    terminal.read_until(b"word")
+    for rows, columns in ((40, 120), (60, 200), (24, 80)):
+        fcntl.ioctl(terminal.end, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        terminal.process.send_signal(signal.SIGWINCH)
+        terminal.read_for(0.5)  # what was on its way
+        begin = len(terminal.output)
+        terminal.read_for(1.5)
+        drawn = [int(row) for row in re.findall(rb"\x1b\[(\d+);\d+H", terminal.output[begin - 20000 :])]
+        assert rows in drawn
+        assert max(int(row) for row in re.findall(rb"\x1b\[(\d+);\d+H", terminal.output[begin:])) <= rows
+    os.write(terminal.end, b"\x1b")
+    terminal.read_until(b"stopped")
+    os.write(terminal.end, b"\x11")
     assert terminal.finish() == 0
     _assert_restored(terminal.output)
 
