@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from localmoe.engine.api import Model, Step
 
 Progress = Callable[..., None]
+DRAWN = 0.15
+"""Seconds that a reply waits at most for its question to be drawn, which takes twice as long beside a busy engine."""
 PART_EVERY = 0.1
 """Seconds between two messages about how far a comparison is."""
 
@@ -118,6 +120,7 @@ class EngineWorker:
         self._jobs: queue.SimpleQueue[Request | Comparison | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._cancel = threading.Event()
+        self._drawn = threading.Event()
         self._state = Progressed()
         self._text: list[str] = []
         self._model: Model | None = None
@@ -127,11 +130,16 @@ class EngineWorker:
         self._thread.start()
 
     def generate(self, request: Request) -> None:
-        """Queue a reply; the one before it must have ended."""
+        """Queue a reply, which begins at `drawn` or soon after; the one before it must have ended."""
         self._cancel.clear()
+        self._drawn.clear()
         with self._lock:
             self._state, self._text = Progressed(), []
         self._jobs.put(request)
+
+    def drawn(self) -> None:
+        """Say that what is to be answered is on the screen."""
+        self._drawn.set()
 
     def compare(self, comparison: Comparison) -> None:
         """Queue a comparison, told of by ComparePart and Compared; a reply before it must have ended."""
@@ -141,10 +149,12 @@ class EngineWorker:
     def stop(self) -> None:
         """End the reply after the token that is being computed."""
         self._cancel.set()
+        self._drawn.set()
 
     def close(self, timeout: float = 2.0) -> None:
         """Stop, close the model and wait a little; a thread that does not answer ends with the process."""
         self._cancel.set()
+        self._drawn.set()
         self._jobs.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout)
@@ -195,6 +205,7 @@ class EngineWorker:
         self.post(LoadProgress(" ".join(words), part))
 
     def _reply(self, model: Model, request: Request) -> None:
+        self._drawn.wait(DRAWN)
         started = time.perf_counter()
 
         def on_prompt(done: int, total: int) -> None:

@@ -192,6 +192,7 @@ class ChatScreen(Screen[None]):
         used = routing.pop("n_expert_used", self.n_used or None)
         self.worker.generate(self.talk.request(used, routing, keep))
         self.refresh_bindings()
+        self.call_after_refresh(self.call_after_refresh, self.worker.drawn)  # a second drawing follows the first
 
     async def go_on_with(self, record: Record) -> None:
         """Show a chat that was kept and read it, so that the next reply begins at once."""
