@@ -1,14 +1,16 @@
 """A team of threads that runs one compiled call together: atomics, a spinning barrier, and how work is shared out.
 
-A barrier spins for a short while and then yields the processor. Work between two barriers is taken in pieces: each
-thread works through a range of its own, front to back, as if the work were simply divided; one that has finished takes
-pieces of what others have left. On an idle machine that costs one atomic addition a piece, and memory is read in the
-same long runs; on a busy one the threads that still have a core do the work of the one that lost its own.
+A barrier spins for a short while and then sleeps (on Linux; elsewhere it yields the processor). Work between two
+barriers is taken in pieces: each thread works through a range of its own, front to back, as if the work were simply
+divided; one that has finished takes pieces of what others have left. On an idle machine that costs one atomic
+addition a piece, and memory is read in the same long runs; on a busy one the threads that still have a core do the
+work of the one that lost its own.
 """
 
 from __future__ import annotations
 
 import ctypes
+import platform
 import sys
 from typing import Any
 
@@ -20,13 +22,20 @@ from localmoe.jit import njit
 from localmoe.kernels.simd import ISA, call_address
 
 _I64 = ir.IntType(64)
-SPINS = 4096  # pauses before a waiting thread yields: about 0.1 ms
+SPINS = 4096  # pauses before a waiting thread sleeps or yields: about 0.1 ms
+HURRIED_SPINS = 256  # and after a wait that was longer: the threads may share a core, where spinning holds up the other
 _ALIGN = 8
+# A thread that yields to a busy program waits for the rest of that one's turn, 4 ms and more, while another that waits
+# for it holds the next core for nothing. One that sleeps leaves its core to it at once.
+HAS_FUTEX = sys.platform == "linux" and sys.maxsize > 1 << 32
+_SYS_FUTEX = 202 if ISA != "neon" and platform.machine() == "x86_64" else 98
+_WAIT_PRIVATE, _WAKE_PRIVATE, _ALL = 128, 129, 0x7FFFFFFF
 
-# A barrier's words, each on cache lines of its own: threads that arrived, and the generation; then for each thread what
-# is taken of its range in each queue: the barrier's generation at that time << 20 | how many pieces. A word of an older
-# generation says that nothing is taken yet, so that nobody has to reset it.
-_GENERATION, _TAKEN = 128, 256
+# A barrier's words, each on cache lines of its own: threads that arrived, whether the last wait was long, the
+# generation, and how many sleep until it changes; then for each thread what is taken of its range in each queue: the
+# barrier's generation at that time << 20 | how many pieces. A word of an older generation says that nothing is taken
+# yet, so that nobody has to reset it.
+_HURRIED, _GENERATION, _SLEEPERS, _TAKEN = 64, 128, 192, 256
 _TAKEN_BYTES = 128
 QUEUES = 4  # lists of work between two barriers at most
 
@@ -103,15 +112,45 @@ def yield_address() -> int:
     return int(ctypes.cast(function, ctypes.c_void_p).value or 0)
 
 
+@intrinsic
+def futex(typingctx: Any, address: Any, operation: Any, value: Any) -> Any:
+    """Linux's futex(2) on the int32 at an address: wait while it is `value`, or wake as many, by `operation`."""
+
+    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        if HAS_FUTEX:
+            function = cgutils.get_or_insert_function(b.module, ir.FunctionType(_I64, [_I64], var_arg=True), "syscall")
+            b.call(function, [_I64(_SYS_FUTEX), *args, _I64(0), _I64(0), _I64(0)])
+        return ctx.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
 @njit
-def wait_while(address: int, value: int, yield_to: int, limit: int) -> bool:
-    """Wait until the int64 at `address` is not `value`; False after `limit` yields (0: no limit)."""
-    spins = 0
+def wake(address: int, sleepers: int) -> None:
+    """Wake who sleeps until the word at `address` changes, which it has."""
+    if HAS_FUTEX and atomic_load(sleepers):
+        futex(address, _WAKE_PRIVATE, _ALL)
+
+
+@njit
+def spin_while(address: int, value: int, spins: int) -> bool:
+    """Whether the int64 at `address` becomes something else than `value` within so many pauses."""
+    for _ in range(spins):
+        if atomic_load(address) != value:
+            return True
+        pause()
+    return atomic_load(address) != value
+
+
+@njit
+def sleep_while(address: int, sleepers: int, value: int, yield_to: int, limit: int) -> bool:
+    """Sleep until `wake`, counted at `sleepers`; where that cannot be, yield; False after `limit` yields (0: never)."""
     yields = 0
     while atomic_load(address) == value:
-        spins += 1
-        if spins <= SPINS:
-            pause()
+        if HAS_FUTEX:
+            atomic_add(sleepers, 1)
+            futex(address, _WAIT_PRIVATE, value & 0xFFFFFFFF)  # returns at once if the word is another by now
+            atomic_add(sleepers, -1)
         else:
             yields += 1
             if limit and yields > limit:
@@ -134,8 +173,16 @@ def barrier(sync: int, n_thread: int, yield_to: int) -> None:
     elif atomic_add(sync, 1) == n_thread - 1:
         atomic_store(sync, 0)
         atomic_store(sync + _GENERATION, generation + 1)
+        wake(sync + _GENERATION, sync + _SLEEPERS)
     else:
-        wait_while(sync + _GENERATION, generation, yield_to, 0)
+        word, hurried = sync + _GENERATION, atomic_load(sync + _HURRIED)
+        if spin_while(word, generation, HURRIED_SPINS if hurried else SPINS):
+            if hurried:
+                atomic_store(sync + _HURRIED, 0)
+        else:
+            if not hurried:
+                atomic_store(sync + _HURRIED, 1)
+            sleep_while(word, sync + _SLEEPERS, generation, yield_to, 0)
 
 
 @njit

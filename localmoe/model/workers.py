@@ -1,7 +1,8 @@
 """The threads of a team: they live as long as a session, spin between steps and sleep when nothing comes.
 
 A step costs no thread start and no lock: the leader raises a counter, workers that spin on it run the same compiled
-call. A worker that has seen nothing for a few milliseconds goes to sleep on a semaphore.
+call. A worker that has seen nothing for a few milliseconds sleeps, within the compiled loop on Linux; elsewhere it
+returns to Python and sleeps on a semaphore.
 """
 
 from __future__ import annotations
@@ -13,14 +14,25 @@ import numpy as np
 
 from localmoe.jit import kernel_address, njit
 from localmoe.kernels.simd import call_address
-from localmoe.kernels.team import atomic_add, atomic_load, atomic_store, wait_while, yield_address
+from localmoe.kernels.team import (
+    SPINS,
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    sleep_while,
+    spin_while,
+    wake,
+    yield_address,
+)
 from localmoe.model.forward import N_ARGS, forward
 
-IDLE_YIELDS = 4000  # a worker sleeps after so many yields: some milliseconds
+IDLE_SPINS = 16 * SPINS  # pauses before a worker sleeps or yields: more than sampling takes
+IDLE_YIELDS = 4000  # where it yields, a worker sleeps after so many: some milliseconds
 _LINE = 16  # int64 between words that different threads write
 
-# words of the control block, in lines: the order counter, stop, wanted; then a worker's seen counter and parked flag
-_ORDER, _STOP, _WANTED, _WORKER = 0, 1, 2, 3
+# words of the control block, in lines: the order counter, stop, wanted, how many sleep until an order; then a worker's
+# seen counter and parked flag
+_ORDER, _STOP, _WANTED, _SLEEPERS, _WORKER = 0, 1, 2, 3, 4
 
 
 @njit
@@ -31,7 +43,8 @@ def serve(thread: int, control: int, yield_to: int, idle: int, step: int, record
     parked_at = seen_at + line
     while True:
         seen = atomic_load(seen_at)
-        if not wait_while(control + line * _ORDER, seen, yield_to, idle):
+        word, sleepers = control + line * _ORDER, control + line * _SLEEPERS
+        if not spin_while(word, seen, IDLE_SPINS) and not sleep_while(word, sleepers, seen, yield_to, idle):
             if atomic_load(control + line * _WANTED):
                 continue
             atomic_store(parked_at, 1)
@@ -46,9 +59,17 @@ def serve(thread: int, control: int, yield_to: int, idle: int, step: int, record
 
 
 @njit
+def order(control: int) -> None:
+    """Let the workers look: a step, or the end if that is set."""
+    line = _LINE * 8
+    atomic_add(control + line * _ORDER, 1)
+    wake(control + line * _ORDER, control + line * _SLEEPERS)
+
+
+@njit
 def lead(control: int, step: int, records: Any) -> None:
     """Order a step and do the leader's share of it."""
-    atomic_add(control + _LINE * 8 * _ORDER, 1)
+    order(control)
     call_address(step, (0, records[0], records[1], records[2], records[3], records[4]))
 
 
@@ -86,11 +107,11 @@ class Workers:
     def _rouse(self) -> None:
         """Wake the workers that sleep; while the wanted word is set none falls asleep again."""
         put(self._address(_WANTED), 1)
-        for i, wake in enumerate(self._wake):
+        for i, semaphore in enumerate(self._wake):
             parked = _LINE * (_WORKER + 2 * i + 1)
             if self._control[parked]:
                 self._control[parked] = 0
-                wake.release()
+                semaphore.release()
 
     def run(self) -> None:
         """One step on every thread; returns when all are done."""
@@ -105,16 +126,16 @@ class Workers:
 
     def start(self) -> None:
         """Let the workers enter their loop for the first time."""
-        for wake in self._wake:
-            wake.release()
+        for semaphore in self._wake:
+            semaphore.release()
 
     def stop(self) -> None:
         """End all threads; nothing can be run afterwards."""
         put(self._address(_STOP), 1)
         put(self._address(_WANTED), 1)
-        put(self._address(_ORDER), int(self._control[_LINE * _ORDER]) + 1)
-        for wake in self._wake:
-            wake.release()
+        order(self._address(0))
+        for semaphore in self._wake:
+            semaphore.release()
         for thread in self._threads:
             if thread is not threading.current_thread():  # where a worker's own garbage collection ended the model
                 thread.join()
