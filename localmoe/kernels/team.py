@@ -1,10 +1,10 @@
 """A team of threads that runs one compiled call together: atomics, a spinning barrier, and how work is shared out.
 
-A barrier spins for a short while and then sleeps (on Linux; elsewhere it yields the processor). Work between two
-barriers is taken in pieces: each thread works through a range of its own, front to back, as if the work were simply
-divided; one that has finished takes pieces of what others have left. On an idle machine that costs one atomic
-addition a piece, and memory is read in the same long runs; on a busy one the threads that still have a core do the
-work of the one that lost its own.
+A barrier spins for a short while and then sleeps or yields the processor. Work between two barriers is taken in
+pieces: each thread works through a range of its own, front to back, as if the work were simply divided; one that has
+finished takes pieces of what others have left. On an idle machine that costs one atomic addition a piece, and memory
+is read in the same long runs; on a busy one the threads that still have a core do the work of the one that lost its
+own.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _I64 = ir.IntType(64)
 SPINS = 4096  # pauses before a waiting thread sleeps or yields: about 0.1 ms
 HURRIED_SPINS = 256  # and after a wait that was longer: the threads may share a core, where spinning holds up the other
 _ALIGN = 8
-# A thread that yields to a busy program waits for the rest of that one's turn, 4 ms and more, while another that waits
-# for it holds the next core for nothing. One that sleeps leaves its core to it at once.
+# A thread that a busy program has pushed off its core waits for the rest of that one's turn, 4 ms and more. Another
+# that sleeps until it comes leaves it its core at once; one that yields keeps it, and each has its own afterwards.
 HAS_FUTEX = sys.platform == "linux" and sys.maxsize > 1 << 32
 _SYS_FUTEX = 202 if ISA != "neon" and platform.machine() == "x86_64" else 98
 _WAIT_PRIVATE, _WAKE_PRIVATE, _ALL = 128, 129, 0x7FFFFFFF
@@ -144,10 +144,10 @@ def spin_while(address: int, value: int, spins: int) -> bool:
 
 @njit
 def sleep_while(address: int, sleepers: int, value: int, yield_to: int, limit: int) -> bool:
-    """Sleep until `wake`, counted at `sleepers`; where that cannot be, yield; False after `limit` yields (0: never)."""
+    """Sleep until `wake`, counted at `sleepers`, or yield by a `yield_to`; False after `limit` yields (0: never)."""
     yields = 0
     while atomic_load(address) == value:
-        if HAS_FUTEX:
+        if yield_to == 0:
             atomic_add(sleepers, 1)
             futex(address, _WAIT_PRIVATE, value & 0xFFFFFFFF)  # returns at once if the word is another by now
             atomic_add(sleepers, -1)
@@ -166,7 +166,10 @@ def sync_ints(n_thread: int) -> int:
 
 @njit
 def barrier(sync: int, n_thread: int, yield_to: int) -> None:
-    """Return once all `n_thread` threads have called it; `sync` is the address of `sync_ints(n_thread)` zeros."""
+    """Return once all `n_thread` threads have called it; `sync` is the address of `sync_ints(n_thread)` zeros.
+
+    Who waits for long yields by `yield_to`, or where that is 0 (and HAS_FUTEX), sleeps.
+    """
     generation = atomic_load(sync + _GENERATION)
     if n_thread == 1:
         atomic_store(sync + _GENERATION, generation + 1)

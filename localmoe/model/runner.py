@@ -26,7 +26,7 @@ from localmoe.kernels.attention_pairs import (
 from localmoe.kernels.attention_tiles import MAX_ROWS, padded, scores_address, values_address
 from localmoe.kernels.matmul_driver import matmul_scratch_bytes
 from localmoe.kernels.table import KERNELS, matmul_address, matvec_address
-from localmoe.kernels.team import sync_ints, yield_address
+from localmoe.kernels.team import HAS_FUTEX, sync_ints, yield_address
 from localmoe.model.config import ModelConfig, rope_frequencies
 from localmoe.model.forward_attention import MAX_CHUNKS
 from localmoe.model.forward_experts import PART_BYTES
@@ -306,6 +306,8 @@ class Runner:
         step["limits"] = 0 if rules is None else rules.limits.ctypes.data
         step["threshold"] = 0.0 if rules is None else rules.threshold
         step["failed_layer"] = 0
+        # steps of one token are shorter than a busy program's turn on a core, those of many longer
+        self._model[0]["yield_to"] = 0 if n_tok == 1 and HAS_FUTEX else yield_address()
         began = time.perf_counter()
         self._workers.run()
         taken = time.perf_counter() - began

@@ -15,6 +15,7 @@ import numpy as np
 from localmoe.jit import kernel_address, njit
 from localmoe.kernels.simd import call_address
 from localmoe.kernels.team import (
+    HAS_FUTEX,
     SPINS,
     atomic_add,
     atomic_load,
@@ -89,7 +90,7 @@ class Workers:
         self._forward = kernel_address(forward, N_ARGS)
         self._control = np.zeros(_LINE * (_WORKER + 2 * n_thread), np.int64)
         self._wake = [threading.Semaphore(0) for _ in range(n_thread - 1)]
-        self._yield = yield_address()
+        self._yield = 0 if HAS_FUTEX else yield_address()
         self._threads = [
             threading.Thread(target=self._work, args=(i + 1,), name=f"localmoe-{i + 1}", daemon=True)
             for i in range(n_thread - 1)

@@ -9,7 +9,7 @@ import pytest
 
 from localmoe.jit import njit
 from localmoe.kernels.simd import ld_i32, st_i32
-from localmoe.kernels.team import atomic_add, barrier, share, sync_ints, take, yield_address
+from localmoe.kernels.team import HAS_FUTEX, atomic_add, barrier, share, sync_ints, take, yield_address
 
 
 @njit
@@ -34,9 +34,8 @@ def run_team(n_thread: int, n: int, unit: int, pieces: int, idle: bool) -> np.nd
     """How often each of n was taken, (rounds * queues, n)."""
     sync, counts = np.zeros(sync_ints(n_thread), np.int64), np.zeros((100, n), np.int32)
     args = (sync.ctypes.data, counts.ctypes.data, n, unit, pieces, int(idle))
-    threads = [
-        threading.Thread(target=rounds, args=(*args, thread, n_thread, yield_address())) for thread in range(n_thread)
-    ]
+    yield_to = 0 if idle and HAS_FUTEX else yield_address()  # both ways of waiting
+    threads = [threading.Thread(target=rounds, args=(*args, thread, n_thread, yield_to)) for thread in range(n_thread)]
     for thread in threads:
         thread.start()
     for thread in threads:
