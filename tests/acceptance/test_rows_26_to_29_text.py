@@ -77,7 +77,7 @@ def test_row_27_broken_vocabularies_are_refused(tmp_path: Path) -> None:
 def test_row_27_invalid_utf8_is_named(tmp_path: Path, models: dict[str, Path]) -> None:
     """On standard input, in a prompt's file, and as an argument."""
     data = b"ab\xffcd"
-    localmoe("tokenize", "-m", models["spm"], "--stdin", stdin=data).failed(3, "standard input", "0xff at 2")
+    localmoe("tokenize", "-m", models["spm"], "--stdin", stdin=data).failed(3, "standard input", "byte 2", "UTF-8")
     prompt = tmp_path / "prompt"
     prompt.write_bytes(data)
     localmoe("run", "-m", models["spm"], "-f", prompt).failed(3, prompt, "byte 2", "UTF-8")
