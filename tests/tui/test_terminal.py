@@ -86,6 +86,8 @@ class Terminal:
         fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         root = Path(__file__).parents[2]
         env = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join([str(root), *_extra_path()])}
+        for size in ("COLUMNS", "LINES"):  # where they are set, they hold against the terminal's own size
+            env.pop(size, None)
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, *what], stdin=child, stdout=child, stderr=child, env=env, cwd=root
         )
@@ -194,6 +196,10 @@ def test_quitting_restores_the_terminal(key):
     _assert_restored(terminal.output)
 
 
+def _rows_drawn(output: bytes) -> list[int]:
+    return [int(row) for row in re.findall(rb"\x1b\[(\d+);\d+H", output)]
+
+
 def test_type_resize_stop_and_quit_in_a_real_terminal():
     """While a reply is written the terminal grows and shrinks: its last line is drawn, and no row beyond it."""
     terminal = Terminal("chat")
@@ -201,14 +207,19 @@ def test_type_resize_stop_and_quit_in_a_real_terminal():
     os.write(terminal.end, b"hello\r")
     terminal.read_until(b"word")
     for rows, columns in ((40, 120), (60, 200), (24, 80)):
+        begin = len(terminal.output)
         fcntl.ioctl(terminal.end, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         terminal.process.send_signal(signal.SIGWINCH)
-        terminal.read_for(0.5)  # what was on its way
-        begin = len(terminal.output)
-        terminal.read_for(1.5)
-        drawn = [int(row) for row in re.findall(rb"\x1b\[(\d+);\d+H", terminal.output[begin - 20000 :])]
-        assert rows in drawn
-        assert max(int(row) for row in re.findall(rb"\x1b\[(\d+);\d+H", terminal.output[begin:])) <= rows
+        end = time.monotonic() + 20
+        while rows not in _rows_drawn(terminal.output[begin:]):
+            assert time.monotonic() < end, f"row {rows} of {columns} columns was not drawn"
+            terminal.read_for(0.2)
+        while True:  # what was on its way may still come
+            begin = len(terminal.output)
+            terminal.read_for(1.0)
+            if max(_rows_drawn(terminal.output[begin:]), default=rows + 1) <= rows:
+                break
+            assert time.monotonic() < end, f"still drawn beyond row {rows}"
     os.write(terminal.end, b"\x1b")
     terminal.read_until(b"stopped")
     os.write(terminal.end, b"\x11")
