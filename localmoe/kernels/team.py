@@ -31,11 +31,11 @@ HAS_FUTEX = sys.platform == "linux" and sys.maxsize > 1 << 32
 _SYS_FUTEX = 202 if ISA != "neon" and platform.machine() == "x86_64" else 98
 _WAIT_PRIVATE, _WAKE_PRIVATE, _ALL = 128, 129, 0x7FFFFFFF
 
-# A barrier's words, each on cache lines of its own: threads that arrived, whether the last wait was long, the
-# generation, and how many sleep until it changes; then for each thread what is taken of its range in each queue: the
-# barrier's generation at that time << 20 | how many pieces. A word of an older generation says that nothing is taken
-# yet, so that nobody has to reset it.
-_HURRIED, _GENERATION, _SLEEPERS, _TAKEN = 64, 128, 192, 256
+# A barrier's words, on cache lines of their own: threads that arrived; whether the last wait was long, and how
+# many were since the start; the generation; how many sleep until it changes. Then for each thread what is taken of
+# its range in each queue: the barrier's generation at that time << 20 | how many pieces. A word of an older generation
+# says that nothing is taken yet, so that nobody has to reset it.
+_HURRIED, LONG_WAITS, _GENERATION, _SLEEPERS, _TAKEN = 64, 72, 128, 192, 256
 _TAKEN_BYTES = 128
 QUEUES = 4  # lists of work between two barriers at most
 
@@ -185,6 +185,7 @@ def barrier(sync: int, n_thread: int, yield_to: int) -> None:
         else:
             if not hurried:
                 atomic_store(sync + _HURRIED, 1)
+            atomic_add(sync + LONG_WAITS, 1)
             sleep_while(word, sync + _SLEEPERS, generation, yield_to, 0)
 
 

@@ -165,7 +165,7 @@ def run_step(thread: int, models: Any, layers: Any, buffers: Any, steps: Any, fr
     m, step = models[0], steps[0]
     begin(m, thread)
     one = step.n_tok == 1
-    mine = buffers[thread] if one else buffers[m.n_thread]
+    mine = buffers[thread] if one else buffers[m.n_team]
     if one and thread:
         copy_scaled(buffers[0].x, 1.0, mine.x, m.n_embd)
     for t in range(step.n_tok * thread // m.n_thread, step.n_tok * (thread + 1) // m.n_thread):
@@ -184,9 +184,9 @@ def run_step(thread: int, models: Any, layers: Any, buffers: Any, steps: Any, fr
 
 
 def forward(thread: int, models: int, layers: int, buffers: int, steps: int, frequencies: int) -> None:
-    """One step on one of the team's threads; all of them must call it. Arguments are addresses.
+    """One step on one of its `n_thread` threads; all of them must call it. Arguments are addresses.
 
-    models: (1,) MODEL. layers: (n_layer,) LAYER. buffers: (n_thread + 1,) BUFFERS, one a thread and the shared one,
+    models: (1,) MODEL. layers: (n_layer,) LAYER. buffers: (n_team + 1,) BUFFERS, one a thread and the shared one,
     whose `x` holds the tokens' embeddings (thread 0's for a single token). steps: (1,) STEP. frequencies: (2, pairs)
     float64, radians a position of each rotary pair and their ratio to the unscaled ones. The KV cache, the trace's
     rows, logits and `failed_layer` are written.
@@ -194,7 +194,7 @@ def forward(thread: int, models: int, layers: int, buffers: int, steps: int, fre
     model = carray(as_pointer(models), 1, MODEL)
     m = model[0]
     layer_array = carray(as_pointer(layers), m.n_layer, LAYER)
-    buffer_array = carray(as_pointer(buffers), m.n_thread + 1, BUFFERS)
+    buffer_array = carray(as_pointer(buffers), m.n_team + 1, BUFFERS)
     step_array = carray(as_pointer(steps), 1, STEP)
     pairs = carray(as_pointer(frequencies), (2, m.rope_dim // 2), np.float64)
     run_step(thread, model, layer_array, buffer_array, step_array, pairs)

@@ -105,7 +105,8 @@ MODEL = record(
     "stats",  # decode attention: maximum and sum of every chunk and query row
     "partial",  # decode attention: accumulators of the same
     # threads
-    "n_thread",
+    "n_team",
+    "n_thread",  # the first of them, which take this step
     "sync",
     "yield_to",
     "scratch",

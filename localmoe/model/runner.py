@@ -26,13 +26,14 @@ from localmoe.kernels.attention_pairs import (
 from localmoe.kernels.attention_tiles import MAX_ROWS, padded, scores_address, values_address
 from localmoe.kernels.matmul_driver import matmul_scratch_bytes
 from localmoe.kernels.table import KERNELS, matmul_address, matvec_address
-from localmoe.kernels.team import HAS_FUTEX, sync_ints, yield_address
+from localmoe.kernels.team import HAS_FUTEX, LONG_WAITS, sync_ints, yield_address
 from localmoe.model.config import ModelConfig, rope_frequencies
 from localmoe.model.forward_attention import MAX_CHUNKS
 from localmoe.model.forward_experts import PART_BYTES
 from localmoe.model.forward_profile import ROW
 from localmoe.model.kv_cache import KVCache, new_cache
 from localmoe.model.plan import BUFFERS, LAYER, MODEL, STEP
+from localmoe.model.team_size import TeamSize
 from localmoe.model.weights import LayerWeights, Weight, Weights
 from localmoe.model.workers import Workers
 from localmoe.quants.decode import decode
@@ -98,6 +99,9 @@ class Runner:
         self._buffers = np.zeros(n_thread + 1, BUFFERS)
         self._step = np.zeros(1, STEP)
         self._cache_types = (type_k, type_v)
+        self._sync = self._array(sync_ints(n_thread), np.int64)
+        self._team = TeamSize(n_thread)
+        self._yield_to = yield_address()
         self._fill_model(weights)
         for i, layer in enumerate(weights.layers):
             self._fill_layer(i, layer)
@@ -161,7 +165,7 @@ class Runner:
             "rope_magnitude": config.rope_scaling.mscale,
             "rope_step": np.float32(config.rope_freq_base) ** np.float32(-2.0 / config.rope_dim),
             "output_norm": self._constant(weights.output_norm), "output": self._weight_row(weights.output),
-            "needs_logits": _needs(weights.output), "n_thread": self.n_thread, "yield_to": yield_address(),
+            "needs_logits": _needs(weights.output), "n_team": self.n_thread,
         }  # fmt: skip
 
     def _attention(self) -> dict[str, int]:
@@ -212,7 +216,7 @@ class Runner:
             "slot_tokens": self._address(self.n_slot, np.int32),
             "starts": self._address(max(config.n_expert, 1) + 2, np.int32), "iota": iota.ctypes.data,
             "angles": self._address((BATCH, config.rope_dim)),
-            "sync": self._address(sync_ints(self.n_thread), np.int64),
+            "sync": self._sync.ctypes.data,
             "scratch": self._address((self.n_thread, scratch), np.uint8), "scratch_bytes": scratch,
         }  # fmt: skip
 
@@ -306,11 +310,7 @@ class Runner:
         step["limits"] = 0 if rules is None else rules.limits.ctypes.data
         step["threshold"] = 0.0 if rules is None else rules.threshold
         step["failed_layer"] = 0
-        # steps of one token are shorter than a busy program's turn on a core, those of many longer
-        self._model[0]["yield_to"] = 0 if n_tok == 1 and HAS_FUTEX else yield_address()
-        began = time.perf_counter()
-        self._workers.run()
-        taken = time.perf_counter() - began
+        taken = self._run(n_tok == 1)
         if step["failed_layer"]:
             layer = int(step["failed_layer"]) - 1
             raise LocalMoeError(f"the router of layer {layer} gave scores that are not finite: the weights are damaged")
@@ -320,6 +320,19 @@ class Runner:
             self._observe(n_tok, pos, n_out, experts, taken)
         probs = self._probs[:n_tok, :, : config.n_expert]
         return StepResult(self._logits[:n_out], experts, self._weights_out[:n_tok, :, :n_used], probs, hidden)
+
+    def _run(self, one: bool) -> float:
+        """Run the step that the records describe; its seconds."""
+        model, long_waits = self._model[0], self._sync[LONG_WAITS // 8]
+        n_thread = self._team.choose() if one else self.n_thread
+        # steps of one token are shorter than a busy program's turn on a core, those of many longer
+        model["n_thread"], model["yield_to"] = n_thread, 0 if one and HAS_FUTEX else self._yield_to
+        began, on_core = time.perf_counter(), time.thread_time()
+        self._workers.run(n_thread)
+        taken, on_core = time.perf_counter() - began, time.thread_time() - on_core
+        if one:
+            self._team.observe(n_thread, taken, on_core, int(self._sync[LONG_WAITS // 8] - long_waits))
+        return taken
 
     def watch(self, ticks: npt.NDArray[np.int64] | None, observe: Observe | None) -> None:
         """Add every thread's clock ticks by step to its row of (threads, ROW) `ticks`, and tell each pass; or stop."""
