@@ -10,10 +10,13 @@ own.
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import sys
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.extending import intrinsic
@@ -23,19 +26,24 @@ from localmoe.kernels.simd import ISA, call_address
 
 _I64 = ir.IntType(64)
 SPINS = 4096  # pauses before a waiting thread sleeps or yields: about 0.1 ms
+PATIENCE = 8  # times as many before a thread sleeps that has to part afterwards
 HURRIED_SPINS = 256  # and after a wait that was longer: the threads may share a core, where spinning holds up the other
 _ALIGN = 8
 # A thread that a busy program has pushed off its core waits for the rest of that one's turn, 4 ms and more. Another
-# that sleeps until it comes leaves it its core at once; one that yields keeps it, and each has its own afterwards.
+# that sleeps until it comes leaves it its core at once. The two then share that core, and the system leaves them there:
+# who slept must part from the other for another core. In a step of one token that costs more than it brings.
 HAS_FUTEX = sys.platform == "linux" and sys.maxsize > 1 << 32
 _SYS_FUTEX = 202 if ISA != "neon" and platform.machine() == "x86_64" else 98
 _WAIT_PRIVATE, _WAKE_PRIVATE, _ALL = 128, 129, 0x7FFFFFFF
+SLEEP, PART = 0, -1  # how a barrier waits for long; with the address of a function: it yields
 
 # A barrier's words, on cache lines of their own: threads that arrived; whether the last wait was long, and how
 # many were since the start; the generation; how many sleep until it changes. Then for each thread what is taken of
 # its range in each queue: the barrier's generation at that time << 20 | how many pieces. A word of an older generation
 # says that nothing is taken yet, so that nobody has to reset it.
-_HURRIED, LONG_WAITS, _GENERATION, _SLEEPERS, _TAKEN = 64, 72, 128, 192, 256
+_HURRIED, LONG_WAITS, _GENERATION, _SLEEPERS, _LAST_CORE = 64, 72, 128, 192, 200
+_ALLOWED, _OTHERS, _TAKEN = 256, 384, 512  # sets of cores, for `part`
+CORES = 1024  # bits of a set
 _TAKEN_BYTES = 128
 QUEUES = 4  # lists of work between two barriers at most
 
@@ -125,6 +133,33 @@ def futex(typingctx: Any, address: Any, operation: Any, value: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
+@intrinsic
+def current_core(typingctx: Any) -> Any:
+    """The core that the calling thread runs on, by Linux's sched_getcpu(3); 0 where HAS_FUTEX is not."""
+
+    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        if not HAS_FUTEX:
+            return _I64(0)
+        function = cgutils.get_or_insert_function(b.module, ir.FunctionType(ir.IntType(32), []), "sched_getcpu")
+        return b.sext(b.call(function, []), _I64)
+
+    return types.int64(), codegen
+
+
+@intrinsic
+def set_cores(typingctx: Any, mask: Any) -> Any:
+    """Let the calling thread run on the cores of the bits at `mask`, CORES of them, by sched_setaffinity(2)."""
+
+    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        if HAS_FUTEX:
+            signature = ir.FunctionType(ir.IntType(32), [ir.IntType(32), _I64, _I64])
+            function = cgutils.get_or_insert_function(b.module, signature, "sched_setaffinity")
+            b.call(function, [ir.IntType(32)(0), _I64(CORES // 8), args[0]])
+        return ctx.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
 @njit
 def wake(address: int, sleepers: int) -> None:
     """Wake who sleeps until the word at `address` changes, which it has."""
@@ -144,10 +179,10 @@ def spin_while(address: int, value: int, spins: int) -> bool:
 
 @njit
 def sleep_while(address: int, sleepers: int, value: int, yield_to: int, limit: int) -> bool:
-    """Sleep until `wake`, counted at `sleepers`, or yield by a `yield_to`; False after `limit` yields (0: never)."""
+    """Sleep (SLEEP) until `wake`, counted at `sleepers`, or yield by `yield_to`; False after `limit` yields."""
     yields = 0
     while atomic_load(address) == value:
-        if yield_to == 0:
+        if yield_to == SLEEP:
             atomic_add(sleepers, 1)
             futex(address, _WAIT_PRIVATE, value & 0xFFFFFFFF)  # returns at once if the word is another by now
             atomic_add(sleepers, -1)
@@ -164,29 +199,63 @@ def sync_ints(n_thread: int) -> int:
     return (_TAKEN + n_thread * _TAKEN_BYTES) // 8
 
 
+def allow_cores(sync: npt.NDArray[np.int64]) -> None:
+    """Write down for `part` which cores the calling thread may use, the first CORES of them."""
+    if HAS_FUTEX:
+        allowed = np.zeros(CORES, np.uint8)
+        allowed[[core for core in os.sched_getaffinity(0) if core < CORES]] = 1
+        sync[_ALLOWED // 8 :][: CORES // 64] = np.packbits(allowed, bitorder="little").view(np.int64)
+
+
+@njit
+def part(sync: int) -> None:
+    """Leave the core of the thread that came last to the barrier for another one, if the system has put both on it."""
+    core = current_core()
+    if core != atomic_load(sync + _LAST_CORE):
+        return
+    left = 0
+    for i in range(CORES // 64):  # who does this at the same time leaves the same core
+        bits = atomic_load(sync + _ALLOWED + 8 * i)
+        if i == core >> 6:
+            bits &= ~(1 << (core & 63))
+        atomic_store(sync + _OTHERS + 8 * i, bits)
+        left |= bits
+    if left:
+        set_cores(sync + _OTHERS)
+        set_cores(sync + _ALLOWED)
+
+
 @njit
 def barrier(sync: int, n_thread: int, yield_to: int) -> None:
     """Return once all `n_thread` threads have called it; `sync` is the address of `sync_ints(n_thread)` zeros.
 
-    Who waits for long yields by `yield_to`, or where that is 0 (and HAS_FUTEX), sleeps.
+    Who waits for long yields by `yield_to`, or sleeps where that is SLEEP or PART (with HAS_FUTEX alone). After PART,
+    for which `allow_cores` has been called, it goes to another core if the thread it waited for has come to its own.
     """
     generation = atomic_load(sync + _GENERATION)
     if n_thread == 1:
         atomic_store(sync + _GENERATION, generation + 1)
     elif atomic_add(sync, 1) == n_thread - 1:
         atomic_store(sync, 0)
+        if yield_to == PART:
+            atomic_store(sync + _LAST_CORE, current_core())
         atomic_store(sync + _GENERATION, generation + 1)
         wake(sync + _GENERATION, sync + _SLEEPERS)
     else:
         word, hurried = sync + _GENERATION, atomic_load(sync + _HURRIED)
-        if spin_while(word, generation, HURRIED_SPINS if hurried else SPINS):
+        spins = HURRIED_SPINS if hurried else SPINS
+        if yield_to == PART:
+            spins *= PATIENCE
+        if spin_while(word, generation, spins):
             if hurried:
                 atomic_store(sync + _HURRIED, 0)
         else:
             if not hurried:
                 atomic_store(sync + _HURRIED, 1)
             atomic_add(sync + LONG_WAITS, 1)
-            sleep_while(word, sync + _SLEEPERS, generation, yield_to, 0)
+            sleep_while(word, sync + _SLEEPERS, generation, SLEEP if yield_to == PART else yield_to, 0)
+            if yield_to == PART:
+                part(sync)
 
 
 @njit

@@ -26,7 +26,7 @@ from localmoe.kernels.attention_pairs import (
 from localmoe.kernels.attention_tiles import MAX_ROWS, padded, scores_address, values_address
 from localmoe.kernels.matmul_driver import matmul_scratch_bytes
 from localmoe.kernels.table import KERNELS, matmul_address, matvec_address
-from localmoe.kernels.team import HAS_FUTEX, LONG_WAITS, sync_ints, yield_address
+from localmoe.kernels.team import HAS_FUTEX, LONG_WAITS, PART, SLEEP, allow_cores, sync_ints, yield_address
 from localmoe.model.config import ModelConfig, rope_frequencies
 from localmoe.model.forward_attention import MAX_CHUNKS
 from localmoe.model.forward_experts import PART_BYTES
@@ -101,7 +101,9 @@ class Runner:
         self._cache_types = (type_k, type_v)
         self._sync = self._array(sync_ints(n_thread), np.int64)
         self._team = TeamSize(n_thread)
-        self._yield_to = yield_address()
+        # how barriers wait in steps of one token, which are shorter than a busy program's turn on a core, and of many
+        self._waits = (SLEEP, PART) if HAS_FUTEX else (yield_address(), yield_address())
+        allow_cores(self._sync)
         self._fill_model(weights)
         for i, layer in enumerate(weights.layers):
             self._fill_layer(i, layer)
@@ -325,8 +327,7 @@ class Runner:
         """Run the step that the records describe; its seconds."""
         model, long_waits = self._model[0], self._sync[LONG_WAITS // 8]
         n_thread = self._team.choose() if one else self.n_thread
-        # steps of one token are shorter than a busy program's turn on a core, those of many longer
-        model["n_thread"], model["yield_to"] = n_thread, 0 if one and HAS_FUTEX else self._yield_to
+        model["n_thread"], model["yield_to"] = n_thread, self._waits[0 if one else 1]
         began, on_core = time.perf_counter(), time.thread_time()
         self._workers.run(n_thread)
         taken, on_core = time.perf_counter() - began, time.thread_time() - on_core

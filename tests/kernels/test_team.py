@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import numpy as np
@@ -9,7 +10,21 @@ import pytest
 
 from localmoe.jit import njit
 from localmoe.kernels.simd import ld_i32, st_i32
-from localmoe.kernels.team import HAS_FUTEX, atomic_add, barrier, share, sync_ints, take, yield_address
+from localmoe.kernels.team import (
+    _LAST_CORE,
+    HAS_FUTEX,
+    PART,
+    SLEEP,
+    allow_cores,
+    atomic_add,
+    barrier,
+    current_core,
+    part,
+    share,
+    sync_ints,
+    take,
+    yield_address,
+)
 
 
 @njit
@@ -30,12 +45,12 @@ def rounds(
         barrier(sync, n_thread, yield_to)
 
 
-def run_team(n_thread: int, n: int, unit: int, pieces: int, idle: bool) -> np.ndarray:
+def run_team(n_thread: int, n: int, unit: int, pieces: int, idle: bool, wait: int) -> np.ndarray:
     """How often each of n was taken, (rounds * queues, n)."""
     sync, counts = np.zeros(sync_ints(n_thread), np.int64), np.zeros((100, n), np.int32)
     args = (sync.ctypes.data, counts.ctypes.data, n, unit, pieces, int(idle))
-    yield_to = 0 if idle and HAS_FUTEX else yield_address()  # both ways of waiting
-    threads = [threading.Thread(target=rounds, args=(*args, thread, n_thread, yield_to)) for thread in range(n_thread)]
+    allow_cores(sync)
+    threads = [threading.Thread(target=rounds, args=(*args, thread, n_thread, wait)) for thread in range(n_thread)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -43,13 +58,14 @@ def run_team(n_thread: int, n: int, unit: int, pieces: int, idle: bool) -> np.nd
     return counts
 
 
+@pytest.mark.parametrize("wait", [yield_address(), *((SLEEP, PART) if HAS_FUTEX else ())])
 @pytest.mark.parametrize("idle", [False, True])
 @pytest.mark.parametrize("sizes", [(2, 100, 16, 4), (3, 7, 1, 5), (2, 33, 32, 8), (4, 3, 1, 1), (1, 50, 8, 3)])
-def test_every_piece_is_taken_once(sizes: tuple[int, int, int, int], idle: bool) -> None:
+def test_every_piece_is_taken_once(sizes: tuple[int, int, int, int], idle: bool, wait: int) -> None:
     """Also when one thread takes nothing: the others do its part."""
     if idle and sizes[0] == 1:
         return
-    assert (run_team(*sizes, idle) == 1).all()
+    assert (run_team(*sizes, idle, wait) == 1).all()
 
 
 @njit
@@ -86,3 +102,44 @@ def test_additions_by_several_threads_all_count() -> None:
 @njit
 def atomic(address: int) -> int:
     return atomic_add(address, 1)
+
+
+@njit
+def where() -> int:
+    return current_core()
+
+
+@njit
+def part_from(sync: int) -> int:
+    """Part, and the core afterwards."""
+    part(sync)
+    return current_core()
+
+
+@pytest.mark.skipif(not HAS_FUTEX, reason="no affinities here")
+def test_who_shares_a_core_parts_for_another_that_it_may_use() -> None:
+    allowed = os.sched_getaffinity(0)
+    sync = np.zeros(sync_ints(2), np.int64)
+    allow_cores(sync)
+    part_from(sync.ctypes.data)
+    where()  # both are compiled now, which takes long enough to be moved
+    for _ in range(20):
+        here = where()
+        sync[_LAST_CORE // 8] = here
+        assert (part_from(sync.ctypes.data) != here) == (len(allowed) > 1)
+        assert os.sched_getaffinity(0) == allowed
+
+
+@pytest.mark.skipif(not HAS_FUTEX, reason="no affinities here")
+def test_a_thread_of_one_core_stays_there() -> None:
+    allowed = os.sched_getaffinity(0)
+    core = min(allowed)
+    try:
+        os.sched_setaffinity(0, {core})
+        sync = np.zeros(sync_ints(2), np.int64)
+        allow_cores(sync)
+        sync[_LAST_CORE // 8] = core
+        assert part_from(sync.ctypes.data) == core
+        assert os.sched_getaffinity(0) == {core}
+    finally:
+        os.sched_setaffinity(0, allowed)

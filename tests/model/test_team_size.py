@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import localmoe
-from localmoe.model.team_size import FIRST_PROBE, LAST_PROBE, TeamSize, move_to_another_core
+from localmoe.model.team_size import FIRST_PROBE, LAST_PROBE, SUSPECT, TeamSize, move_to_another_core
 from tests.tiny import write_tiny
 
 
@@ -34,8 +34,9 @@ def test_a_single_thread_stays_one() -> None:
 def test_one_thread_rests_while_another_program_holds_it_up_and_comes_back_after() -> None:
     team = TeamSize(2)
     busy = simulate({2: 2.0, 1: 1.4}, {2}, 100, team)
-    assert busy[:2] == [2, 2]  # one step alone may be chance
-    assert busy.count(2) <= 2 + 100 // FIRST_PROBE
+    assert busy[:SUSPECT] == [2] * SUSPECT  # one step alone may be chance
+    assert busy[SUSPECT : SUSPECT + FIRST_PROBE + 1] == [1] * (FIRST_PROBE + 1)
+    assert busy.count(2) <= SUSPECT + 5  # tried after 4, 8, 16, 32, 64
     idle = simulate({2: 1.0, 1: 1.4}, set(), LAST_PROBE + 20, team)
     assert set(idle[LAST_PROBE + 1 :]) == {2}
 
@@ -43,7 +44,7 @@ def test_one_thread_rests_while_another_program_holds_it_up_and_comes_back_after
 def test_a_leader_that_shares_its_core_moves_once_and_is_timed_afterwards() -> None:
     moves: list[int] = []
     team = TeamSize(2, lambda: moves.append(1))
-    for _ in range(2):
+    for _ in range(SUSPECT):
         team.observe(team.choose(), 2.0, 1.0, 3)
     assert team.choose() == 1
     team.observe(1, 2.8, 1.4, 0)  # shared: says nothing of what one thread can do
