@@ -20,6 +20,7 @@ from localmoe.engine import sampler_steps as steps
 from localmoe.engine.sampler_history import LARGEST, Breakers, Vocabulary, dry, find_breakers, penalize
 from localmoe.engine.sampler_steps import Candidates
 from localmoe.errors import LocalMoeError, UsageError
+from localmoe.kernels.candidates import MOST
 
 INF = math.inf
 # Inclusive ranges; float fields must be finite besides.
@@ -151,6 +152,10 @@ class Sampler:
         self.params = params
         self.n_vocab = n_vocab
         self.seed = secrets.randbits(32) if params.seed is None or params.seed < 0 else int(params.seed)
+        changed = params.repeats_matter or params.dry_matters or params.logit_bias
+        self._only_greedy = params.is_greedy and not changed
+        chain = not (changed or params.is_greedy or params.mirostat or params.top_n_sigma > 0)
+        self._starts_with_top_k = chain and 0 < params.top_k <= MOST
         self._breakers: Breakers = {}
         if params.dry_matters and tokenizer is not None:
             self._breakers = find_breakers(params.dry_sequence_breakers, tokenizer)
@@ -193,10 +198,16 @@ class Sampler:
         """
         assert logits.shape == (self.n_vocab,)
         logits = logits.astype(np.float32, copy=False)
+        if self._only_greedy:
+            return self._likeliest(logits)
         with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
-            _check_logits(logits)
-            logits = self._biased(logits)
-            kept = self._mirostat(logits) if self.params.mirostat else self._chain(logits)
+            first = steps.likeliest(logits, self.params.top_k) if self._starts_with_top_k else None
+            if first is not None:  # and all logits are finite
+                kept = self._after_top_k(first)
+            else:
+                _check_logits(logits)
+                logits = self._biased(logits)
+                kept = self._mirostat(logits) if self.params.mirostat else self._chain(logits)
             probs = steps.probabilities(kept.logits)
             index = steps.draw_index(probs, self._rng.random())
             if self.params.mirostat:
@@ -204,6 +215,14 @@ class Sampler:
                 self._mu -= self.params.mirostat_eta * (surprise - self.params.mirostat_tau)
         self._last = (kept.ids, probs)
         return int(kept.ids[index])
+
+    def _likeliest(self, logits: NDArray[np.float32]) -> int:
+        """Greedy, with nothing that changes a logit: one pass over them. NaN is greater than all."""
+        best = int(logits.argmax())
+        if not math.isfinite(logits[best]):
+            _check_logits(logits)
+        self._last = np.array([best]), np.ones(1)
+        return best
 
     def _biased(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """The logits after bias; the same array where there is none."""
@@ -228,7 +247,10 @@ class Sampler:
             dry(logits, self._dry, p.dry_multiplier, p.dry_base, p.dry_allowed_length, self._breakers)
         if p.is_greedy:
             return steps.greedy(logits)
-        kept = steps.from_vocabulary(steps.top_n_sigma(logits, p.top_n_sigma), p.top_k)
+        return self._after_top_k(steps.from_vocabulary(steps.top_n_sigma(logits, p.top_n_sigma), p.top_k))
+
+    def _after_top_k(self, kept: Candidates) -> Candidates:
+        p = self.params
         kept = steps.typical(kept, p.typical_p, p.min_keep)
         kept = steps.top_p(kept, p.top_p, p.min_keep)
         kept = steps.min_p(kept, p.min_p, p.min_keep)

@@ -409,3 +409,17 @@ def test_a_large_vocabulary_is_not_sorted() -> None:
         sampler.sample(logits)
         times.append(time.perf_counter() - start)
     assert min(times) < 1e-3
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 2000), st.integers(1, 200), st.booleans())
+def test_the_quick_way_to_the_likeliest_chooses_the_same(seed: int, n: int, k: int, ties: bool) -> None:
+    """A logit bias of nothing takes the long way, with the same numbers drawn."""
+    rng = np.random.default_rng(seed)
+    logits = (rng.integers(0, 9, n) if ties else rng.normal(size=n) * 3).astype(np.float32)
+    for temperature in (0.0, 0.8):
+        quick = Sampler(SamplingParams(top_k=k, temperature=temperature, seed=seed), n)
+        long = Sampler(SamplingParams(top_k=k, temperature=temperature, seed=seed, logit_bias={0: 0.0}), n)
+        for _ in range(3):
+            assert quick.sample(logits) == long.sample(logits)
+            for ours, theirs in zip(quick.candidates(), long.candidates(), strict=True):
+                np.testing.assert_array_equal(ours, theirs)
