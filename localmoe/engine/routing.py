@@ -12,7 +12,7 @@ import numpy as np
 
 from localmoe.errors import UsageError
 from localmoe.model.config import ModelConfig
-from localmoe.model.runner import RoutingRules
+from localmoe.model.step import RoutingRules
 
 ExpertsByLayer = Mapping[int, Sequence[int]] | Sequence[str]  # {3: [1, 5]} or ["3:1,5"]
 _Chosen = tuple[tuple[int, tuple[int, ...]], ...]

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from localmoe.engine.routing import Routing, make_routing
 from localmoe.errors import BadInputError, LocalMoeError, UsageError
 from localmoe.experts.trace import DECODE, PREFILL, RoutingTrace
-from localmoe.model.runner import Runner, StepResult
+from localmoe.model.runner import Runner
+from localmoe.model.step import StepResult
 
 OnPrompt = Callable[[int, int], None]
 
@@ -121,7 +122,10 @@ class Session:
 
     def decode(self, token: int) -> StepResult:
         """Run one generated token; `logits` is (1, V). Views that the next step overwrites."""
-        return self._run(self._check([token]), 1, DECODE)
+        self._check_room(1)
+        if not 0 <= token < self.n_vocab:
+            raise _no_such_token(token, self.n_vocab)
+        return self._run(np.array([token], np.int32), 1, DECODE)
 
     def prefill_scored(self, ids: Sequence[int], first: int, most: int) -> Iterator[npt.NDArray[np.float32]]:
         """Run `ids` after what is cached; logits of those from number `first` on, at most `most` rows at a time.
@@ -143,12 +147,12 @@ class Session:
         """Run `ids` after what is cached; steps add their inputs' squares to `squares` (model/forward_squares.py)."""
         array = self._check(ids)
         n_step = -(-len(array) // self._runner.batch_size(self.n_used))
-        self._runner.squares = squares
+        self._runner.add_squares_to(squares)
         try:
             for batch in np.array_split(array, n_step):
                 yield self._run(batch, 0, PREFILL)
         finally:
-            self._runner.squares = None
+            self._runner.add_squares_to(None)
 
     def run_all(self, ids: Sequence[int], *, want_logits: bool = True, want_hidden: bool = False) -> list[StepResult]:
         """Run `ids`, with logits (or hidden states) of every token; copies, one result a batch."""
@@ -164,13 +168,16 @@ class Session:
 
     def _check(self, ids: Sequence[int]) -> npt.NDArray[np.int32]:
         """`token_ids` as int32; UsageError when the context has no room for them, or the model is closed."""
+        array = token_ids(ids, self.n_vocab)
+        self._check_room(array.size)
+        return array
+
+    def _check_room(self, n: int) -> None:
         if self._runner.closed:
             raise UsageError("the model is closed")
-        array = token_ids(ids, self.n_vocab)
-        if self.n_past + array.size > self.n_ctx:
-            needed = self.n_past + array.size
+        needed = self.n_past + n
+        if needed > self.n_ctx:
             raise UsageError("the context is full", got=f"{needed} tokens", expected=f"at most {self.n_ctx}")
-        return array
 
     def _run(self, batch: npt.NDArray[np.int32], n_out: int, phase: int, *, want_hidden: bool = False) -> StepResult:
         if not self.tokens:
@@ -181,8 +188,6 @@ class Session:
             )
         except LocalMoeError as damaged:  # the runner knows the layer, not the file
             raise BadInputError(damaged.reason, file=self._file) from None
-        if n_out and not np.isfinite(result.logits[-1]).all():
-            raise BadInputError("the model gave logits that are not finite: the weights are damaged", file=self._file)
         self.tokens.extend(batch.tolist())
         if result.experts.size:
             self.trace.append(batch, phase, result.experts, result.weights, result.router)
@@ -200,5 +205,9 @@ def token_ids(ids: Sequence[int], n_vocab: int) -> npt.NDArray[np.int32]:
         raise UsageError("token ids must be a sequence of whole numbers", got=got)
     bad = array[(array < 0) | (array >= n_vocab)]
     if bad.size:
-        raise UsageError("token id outside the vocabulary", got=int(bad[0]), expected=f"0 to {n_vocab - 1}")
+        raise _no_such_token(int(bad[0]), n_vocab)
     return array.astype(np.int32)
+
+
+def _no_such_token(token: int, n_vocab: int) -> UsageError:
+    return UsageError("token id outside the vocabulary", got=token, expected=f"0 to {n_vocab - 1}")

@@ -100,6 +100,20 @@ def zero_row(x: int, n: int) -> None:
 
 
 @njit(fast=True)
+def all_finite(x: int, n: int) -> bool:
+    """Whether none of n float32 is infinite or NaN: either makes NaN of a sum of zeros."""
+    whole = n - n % LANES
+    zero = zero_f32()
+    zeros = zero_f32()
+    for i in range(0, whole, LANES):
+        zeros = fma(load_f32(x + 4 * i), zero, zeros)
+    total = hsum_f64(zeros)
+    for i in range(whole, n):
+        total += np.float64(ld_f32(x + 4 * i) * np.float32(0.0))
+    return total == 0.0
+
+
+@njit(fast=True)
 def round_row_f16(x: int, n: int) -> None:
     """Round n float32 through float16, in place."""
     for i in range(n):

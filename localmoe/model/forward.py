@@ -14,7 +14,7 @@ from numba import carray
 
 from localmoe.jit import njit
 from localmoe.kernels.bfloat16 import round_row
-from localmoe.kernels.elementwise import copy_scaled, rope_angles, rope_angles_ggml
+from localmoe.kernels.elementwise import all_finite, copy_scaled, rope_angles, rope_angles_ggml
 from localmoe.kernels.team import as_pointer, take
 from localmoe.model.forward_attention import attention_many, attention_one, write_cache
 from localmoe.model.forward_experts import (
@@ -52,7 +52,7 @@ from localmoe.model.forward_profile import (
     meet,
 )
 from localmoe.model.forward_squares import add_attention_squares, add_layer_squares
-from localmoe.model.plan import BUFFERS, LAYER, MODEL, STEP
+from localmoe.model.plan import BAD_LOGITS, BUFFERS, LAYER, MODEL, STEP
 
 N_ARGS = 6
 
@@ -156,6 +156,8 @@ def logits_step(m: Any, step: Any, mine: Any, thread: int) -> None:
             multiply_one(m.output, 0, mine.normed, step.n_tok - 1, step.logits, first, last)
         else:
             multiply_many(m.output, 0, mine.normed, inputs, step.logits, m.iota, step.n_out, first, last, scratch)
+        if not all_finite(step.logits + ((step.n_out - 1) * m.n_vocab + first) * 4, last - first):
+            step.failed_layer = BAD_LOGITS
         first, last = take(m.sync, 0, m.n_vocab, unit, pieces, thread, m.n_thread)
 
 

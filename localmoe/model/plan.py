@@ -114,12 +114,18 @@ MODEL = record(
     "profile",  # 0, or (n_thread, forward_profile.ROW) int64 to add times of steps to
 )
 
-# One step: n_tok tokens from position `pos`; logits of the last n_out of them are written to `logits`.
-STEP = record(
+# One step: n_tok tokens from position `pos`; logits of the last n_out of them are written to `logits`. What every step
+# passes anew comes first.
+PASSED = (
     "n_tok",
     "pos",
     "n_used",
     "n_out",
+    "failed_layer",  # out: 1 + the first layer whose router was not finite, BAD_LOGITS, or 0
+)
+BAD_LOGITS = -1
+STEP = record(
+    *PASSED,
     "logits",
     "hidden",  # 0, or (n_layer + 1, n_tok, n_embd) float32 to fill
     "squares",  # 0, or (n_layer, squares_width) float32 to add to: see forward_squares.py
@@ -131,5 +137,4 @@ STEP = record(
     "rules",  # 0, or (n_layer, n_expert) int32: -1 never chosen, 0 free, 1 always chosen
     "limits",  # with rules: (n_layer,) int32, experts of a token at most
     ("threshold", F4),  # with rules: a weight below it is dropped
-    "failed_layer",  # out: 1 + the first layer whose router was not finite, or 0
 )

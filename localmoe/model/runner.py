@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,44 +27,20 @@ from localmoe.kernels.matmul_driver import matmul_scratch_bytes
 from localmoe.kernels.table import KERNELS, matmul_address, matvec_address
 from localmoe.kernels.team import HAS_FUTEX, LONG_WAITS, PART, SLEEP, allow_cores, sync_ints, yield_address
 from localmoe.model.config import ModelConfig, rope_frequencies
+from localmoe.model.embeddings import Embeddings
 from localmoe.model.forward_attention import MAX_CHUNKS
 from localmoe.model.forward_experts import PART_BYTES
 from localmoe.model.forward_profile import ROW
 from localmoe.model.kv_cache import KVCache, new_cache
-from localmoe.model.plan import BUFFERS, LAYER, MODEL, STEP
+from localmoe.model.plan import BAD_LOGITS, BUFFERS, LAYER, MODEL, PASSED, STEP
+from localmoe.model.step import RoutingRules, StepResult
 from localmoe.model.team_size import TeamSize
 from localmoe.model.weights import LayerWeights, Weight, Weights
 from localmoe.model.workers import Workers
-from localmoe.quants.decode import decode
 
 BATCH = 512  # tokens of one step at most
 Observe = Callable[[int, int, int, npt.NDArray[np.int32], float], None]  # n_tok, pos, n_out, experts, seconds
 _FORMS = {"f32": 0, "q8_0": 1, "q8_k": 2}
-
-
-@dataclass(frozen=True)
-class RoutingRules:
-    """What a step's router may choose: of_expert (L, E) int32, -1 never, 0 freely, 1 always; limits (L,) int32, experts
-    of a token at most; a weight below `threshold` is dropped. Contiguous; at least one expert a layer is not -1.
-    """
-
-    of_expert: npt.NDArray[np.int32]
-    limits: npt.NDArray[np.int32]
-    threshold: float
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """logits: (n_out, V) float32. experts, weights: (T, L, K). router: (T, L, E). hidden: (L + 1, T, D) or None.
-
-    All are views of buffers that the next step overwrites.
-    """
-
-    logits: npt.NDArray[np.float32]
-    experts: npt.NDArray[np.int32]
-    weights: npt.NDArray[np.float32]
-    router: npt.NDArray[np.float32]
-    hidden: npt.NDArray[np.float32] | None
 
 
 def _needs(*weights: Weight) -> int:
@@ -88,9 +63,8 @@ class Runner:
         self.n_thread = n_thread
         self.n_slot = max(BATCH * max(config.n_expert_used, 1), config.n_expert)
         self.cache: KVCache = new_cache(config, n_ctx, type_k, type_v)
-        # (n_layer, squares_width) that steps add their inputs' squares to (forward_squares.py); None: they do not
-        self.squares: npt.NDArray[np.float32] | None = None
         self._alive: list[np.ndarray] = []
+        self._squares: npt.NDArray[np.float32] | None = None
         self._replaced: dict[int, tuple[np.void, np.ndarray]] = {}  # a router's own record, and what stands for it
         self._observe: Observe | None = None
         self._n_ff = config.n_ff_exp if config.n_expert else config.n_ff
@@ -98,6 +72,11 @@ class Runner:
         self._layers = np.zeros(config.n_layer, LAYER)
         self._buffers = np.zeros(n_thread + 1, BUFFERS)
         self._step = np.zeros(1, STEP)
+        self._passed = self._step.view(np.uint8)[: 8 * len(PASSED)].view(np.int64)  # what every step passes
+        self._rules: RoutingRules | None = None
+        self._embeddings = Embeddings(weights.token_embd)
+        self._last_result: tuple[tuple[int, int, int], StepResult] | None = None
+        self._told = (0, 0)  # how many threads take a step, and how they wait
         self._cache_types = (type_k, type_v)
         self._sync = self._array(sync_ints(n_thread), np.int64)
         self._team = TeamSize(n_thread)
@@ -151,6 +130,9 @@ class Runner:
         self._experts = self._array(trace, np.int32)
         self._weights_out = self._array(trace, np.float32)
         self._probs = self._array(trace, np.float32)
+        step = self._step[0]
+        step["experts"], step["weights"] = self._experts.ctypes.data, self._weights_out.ctypes.data
+        step["probs"], step["trace_width"] = self._probs.ctypes.data, trace[2]
         for name, value in {**self._numbers(weights), **self._attention(), **self._shared_buffers()}.items():
             self._model[0][name] = value
 
@@ -287,53 +269,82 @@ class Runner:
     ) -> StepResult:
         """Run tokens `ids` at positions pos, pos + 1, ...; logits of the last `n_out` of them.
 
-        The caller has checked ids, positions, `n_used` and `rules`. Raises LocalMoeError when a router's scores are
-        not finite.
+        The caller has checked ids, positions, `n_used` and `rules`. Raises LocalMoeError when a router's scores or the
+        last token's logits are not finite.
         """
         config, step = self.config, self._step[0]
         n_tok = len(ids)
         assert 1 <= n_tok <= self.batch_size(n_used)
         assert pos + n_tok <= self.n_ctx
         assert 0 <= n_out <= n_tok
-        x = self._x_one[:1] if n_tok == 1 else self._x_many[:n_tok]
-        x[:] = decode(self.weights.token_embd.type, self.weights.token_embd.data[ids])
+        if n_tok == 1:
+            self._x_one[0] = self._embeddings.row(int(ids[0]))
+        else:
+            self._x_many[:n_tok] = self._embeddings.rows(ids)
         if len(self._logits) < n_out:
-            self._logits = np.empty((n_out, config.n_vocab), np.float32)
+            self._logits, self._last_result = np.empty((n_out, config.n_vocab), np.float32), None
+            step["logits"] = self._logits.ctypes.data
         hidden = np.empty((config.n_layer + 1, n_tok, config.n_embd), np.float32) if want_hidden else None
-        step["n_tok"], step["pos"], step["n_out"] = n_tok, pos, n_out
-        step["n_used"] = n_used if config.n_expert else 1
-        step["logits"] = self._logits.ctypes.data
-        step["hidden"] = 0 if hidden is None else hidden.ctypes.data
-        step["squares"] = 0 if self.squares is None else self.squares.ctypes.data
-        step["squares_width"] = 0 if self.squares is None else self.squares.shape[1]
-        step["experts"], step["weights"] = self._experts.ctypes.data, self._weights_out.ctypes.data
-        step["probs"], step["trace_width"] = self._probs.ctypes.data, max(config.n_expert, 1)
+        if hidden is not None or step["hidden"]:
+            step["hidden"] = 0 if hidden is None else hidden.ctypes.data
+        if rules is not self._rules:
+            self._follow(rules)
+        self._passed[:] = n_tok, pos, n_used if config.n_expert else 1, n_out, 0
+        taken = self._run(n_tok == 1)
+        if step["failed_layer"]:
+            raise LocalMoeError(self._why_failed(int(step["failed_layer"])))
+        result = self._result(n_tok, n_out, n_used if config.n_expert else 0, hidden)
+        if self._observe is not None:
+            self._observe(n_tok, pos, n_out, result.experts, taken)
+        return result
+
+    def _result(self, n_tok: int, n_out: int, n_used: int, hidden: npt.NDArray[np.float32] | None) -> StepResult:
+        """Views of what a step wrote; those of the last step if it was as large, as in decode."""
+        kept, size = self._last_result, (n_tok, n_out, n_used)
+        if kept is not None and kept[0] == size and hidden is None:
+            return kept[1]
+        probs = self._probs[:n_tok, :, : self.config.n_expert]
+        experts, weights = self._experts[:n_tok, :, :n_used], self._weights_out[:n_tok, :, :n_used]
+        result = StepResult(self._logits[:n_out], experts, weights, probs, hidden)
+        self._last_result = (size, result) if hidden is None else None
+        return result
+
+    def _follow(self, rules: RoutingRules | None) -> None:
+        """Choose by `rules` from the next step on."""
+        step, self._rules = self._step[0], rules
         step["rules"] = 0 if rules is None else rules.of_expert.ctypes.data
         step["limits"] = 0 if rules is None else rules.limits.ctypes.data
         step["threshold"] = 0.0 if rules is None else rules.threshold
-        step["failed_layer"] = 0
-        taken = self._run(n_tok == 1)
-        if step["failed_layer"]:
-            layer = int(step["failed_layer"]) - 1
-            raise LocalMoeError(f"the router of layer {layer} gave scores that are not finite: the weights are damaged")
-        n_used = n_used if config.n_expert else 0
-        experts = self._experts[:n_tok, :, :n_used]
-        if self._observe is not None:
-            self._observe(n_tok, pos, n_out, experts, taken)
-        probs = self._probs[:n_tok, :, : config.n_expert]
-        return StepResult(self._logits[:n_out], experts, self._weights_out[:n_tok, :, :n_used], probs, hidden)
+
+    def _why_failed(self, layer: int) -> str:
+        if layer == BAD_LOGITS:
+            return "the model gave logits that are not finite: the weights are damaged"
+        return f"the router of layer {layer - 1} gave scores that are not finite: the weights are damaged"
 
     def _run(self, one: bool) -> float:
         """Run the step that the records describe; its seconds."""
-        model, long_waits = self._model[0], self._sync[LONG_WAITS // 8]
+        long_waits = int(self._sync[LONG_WAITS // 8])
         n_thread = self._team.choose() if one else self.n_thread
-        model["n_thread"], model["yield_to"] = n_thread, self._waits[0 if one else 1]
-        began, on_core = time.perf_counter(), time.thread_time()
+        told = n_thread, self._waits[0 if one else 1]
+        if told != self._told:
+            self._told = told
+            self._model[0]["n_thread"], self._model[0]["yield_to"] = told
+        fewer = n_thread < self.n_thread
+        on_core = time.thread_time() if fewer else 0.0
+        began = time.perf_counter()
         self._workers.run(n_thread)
-        taken, on_core = time.perf_counter() - began, time.thread_time() - on_core
+        taken = time.perf_counter() - began
+        on_core = time.thread_time() - on_core if fewer else taken
         if one:
-            self._team.observe(n_thread, taken, on_core, int(self._sync[LONG_WAITS // 8] - long_waits))
+            self._team.observe(n_thread, taken, on_core, int(self._sync[LONG_WAITS // 8]) - long_waits)
         return taken
+
+    def add_squares_to(self, squares: npt.NDArray[np.float32] | None) -> None:
+        """Let steps add their inputs' squares to (n_layer, width) `squares` (forward_squares.py), or no longer."""
+        self._squares = squares
+        step = self._step[0]
+        step["squares"] = 0 if squares is None else squares.ctypes.data
+        step["squares_width"] = 0 if squares is None else squares.shape[1]
 
     def watch(self, ticks: npt.NDArray[np.int64] | None, observe: Observe | None) -> None:
         """Add every thread's clock ticks by step to its row of (threads, ROW) `ticks`, and tell each pass; or stop."""
