@@ -29,8 +29,8 @@ from localmoe.quants.decode import decode
 from localmoe.quants.formats import FORMATS
 
 from .convert_rows import convert
+from .franken_compare import Source
 from .franken_recipe import RANDOM_MODES, Recipe
-from .franken_source import Source
 from .pipeline import write_model
 from .source import MetaValue, SourceTensor
 

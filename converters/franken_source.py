@@ -7,7 +7,7 @@ Mixtral output (mergekit/moe/mixtral.py); there and here noise is added before a
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,48 +18,22 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 from localmoe.errors import BadInputError, UsageError
-from localmoe.gguf_file import GGUFFile, open_gguf, visible
+from localmoe.gguf_file import open_gguf, visible
 from localmoe.quants.encode import encode
 from localmoe.quants.formats import FORMATS
 
 from .convert_rows import convert
+from .franken_compare import Source, check_dense, check_fits
 from .franken_recipe import Recipe, RecipeExpert
 from .gguf_source import gguf_source
+from .hparams import Warn
 from .huggingface import load_source
 from .recipe import COPY, may_quantize
-from .source import Piece, SourceModel, SourceTensor
+from .source import Piece, SourceTensor
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Warn = Callable[[str], None]
 FFN = ("ffn_gate", "ffn_up", "ffn_down")
-# The keys in which a base and its experts must agree, each with what a missing one means.
-_KEYS: tuple[tuple[str, Any], ...] = (
-    ("llama.block_count", None),
-    ("llama.embedding_length", None),
-    ("llama.feed_forward_length", None),
-    ("llama.attention.head_count", None),
-    ("llama.attention.head_count_kv", "llama.attention.head_count"),
-    ("llama.attention.key_length", None),
-    ("llama.attention.value_length", None),
-    ("llama.rope.dimension_count", None),
-    ("llama.rope.freq_base", 10000.0),
-    ("llama.rope.scaling.type", "none"),
-    ("llama.rope.scaling.factor", 1.0),
-)
 _CASTS = {"float16": Type.F16, "bfloat16": Type.BF16}
-
-
-@dataclass(frozen=True)
-class Source:
-    """An opened model; `gguf` is None for a checkpoint folder."""
-
-    path: Path
-    model: SourceModel
-    gguf: GGUFFile | None
-
-    @property
-    def tensors(self) -> dict[str, SourceTensor]:
-        return {tensor.name: tensor for tensor in self.model.tensors}
 
 
 @dataclass(frozen=True)
@@ -77,109 +51,22 @@ def open_sources(recipe: Recipe, stack: ExitStack, *, pre: str | None, warn: War
     def source(path: Path) -> Source:
         real = path.resolve()
         if real not in opened:
-            opened[real] = _open(path, stack, pre, warn)
+            opened[real] = _open(path, stack, pre, warn, is_base=not opened)
         return opened[real]
 
     sources = Sources(source(recipe.base), tuple(source(expert.source) for expert in recipe.experts))
     for other in opened.values():
-        _check_dense(other)
-        _check_same(sources.base, other)
+        check_dense(other)
+        check_fits(sources.base, other, warn)
     return sources
 
 
-def _open(path: Path, stack: ExitStack, pre: str | None, warn: Warn) -> Source:
+def _open(path: Path, stack: ExitStack, pre: str | None, warn: Warn, *, is_base: bool) -> Source:
     if path.is_dir():
-        return Source(path, load_source(path, pre=pre, warn=lambda line: warn(f"{path}: {line}")), None)
+        model = load_source(path, pre=pre, tokenizer=is_base, warn=lambda line: warn(f"{path}: {line}"))
+        return Source(path, model, None)
     gguf = stack.enter_context(open_gguf(path))
     return Source(path, gguf_source(gguf), gguf)
-
-
-def _check_dense(source: Source) -> None:
-    """BadInputError unless it is a dense Llama or Mistral with all its feed-forward matrices."""
-    arch = source.model.metadata["general.architecture"].value
-    if arch != "llama":
-        got = visible(str(arch), 40)
-        raise BadInputError(
-            "cannot be merged",
-            file=source.path,
-            item="general.architecture",
-            got=got,
-            expected="llama (Llama, Mistral)",
-        )
-    if source.model.n_expert:
-        raise BadInputError(
-            "is a mixture of experts already, and only dense models can be merged",
-            file=source.path, item="llama.expert_count", got=source.model.n_expert, expected="none",
-        )  # fmt: skip
-
-
-def _check_same(base: Source, other: Source) -> None:
-    """BadInputError for the first key, or token, in which `other` is not like the base."""
-    if base is other:
-        return
-    for key, default in _KEYS:
-        wanted, got = _key(base, key, default), _key(other, key, default)
-        if not np.array_equal(wanted, got):
-            raise _difference(base, other, key, got, wanted)
-    wanted, got = (_vocabulary(source, "tokenizer.ggml.model", str) for source in (base, other))
-    if wanted != got:
-        raise _difference(base, other, "tokenizer.ggml.model", got, wanted)
-    _check_vocabulary(base, other)
-
-
-def _key(source: Source, key: str, default: Any) -> Any:
-    """A key's value with llama.cpp's defaults."""
-    meta = source.model.metadata
-    if key not in meta and key.endswith(("key_length", "value_length", "dimension_count")):
-        heads = np.max(meta["llama.attention.head_count"].value)
-        return meta["llama.embedding_length"].value // int(heads)
-    if key not in meta and isinstance(default, str) and default in meta:
-        return meta[default].value
-    return meta[key].value if key in meta else default
-
-
-def _difference(base: Source, other: Source, item: str, got: object, wanted: object) -> BadInputError:
-    shown = [visible(str(value), 60) for value in (got, f"{wanted}, from {base.path}")]
-    return BadInputError("cannot be merged with the base", file=other.path, item=item, got=shown[0], expected=shown[1])
-
-
-def _check_vocabulary(base: Source, other: Source) -> None:
-    wanted, got = _tokens(base), _tokens(other)
-    if wanted == got:
-        return
-    shared = min(len(wanted), len(got))
-    if wanted[:shared] == got[:shared]:
-        longer = wanted if len(wanted) > shared else got
-        whose = "the base has" if longer is wanted else "it has"
-        names = ", ".join(visible(repr(token), 30) for token in longer[shared : shared + 4])
-        reason = f"cannot be merged with the base: {whose} {len(longer) - shared} more tokens at the end ({names}"
-        reason += ", ...)" if len(longer) - shared > 4 else ")"
-        raise BadInputError(
-            reason,
-            file=other.path,
-            item="tokenizer.ggml.tokens",
-            got=len(got),
-            expected=f"{len(wanted)}, from {base.path}",
-        )
-    first = next(i for i in range(shared) if wanted[i] != got[i])
-    item = f"tokenizer.ggml.tokens[{first}]"
-    raise _difference(base, other, item, repr(got[first]), repr(wanted[first]))
-
-
-def _vocabulary(source: Source, key: str, kind: type) -> Any:
-    """A key of the vocabulary; BadInputError where there is none."""
-    entry = source.model.metadata.get(key)
-    if entry is None or not isinstance(entry.value, kind):
-        raise BadInputError("the key is missing or of the wrong type", file=source.path, item=key)
-    return entry.value
-
-
-def _tokens(source: Source) -> list[str]:
-    """The vocabulary without the padding that only fills up the embedding."""
-    tokens = list(_vocabulary(source, "tokenizer.ggml.tokens", list))
-    while tokens and tokens[-1].startswith("[PAD") and tokens[-1][4:-1].isdigit():
-        tokens.pop()
-    return tokens
 
 
 # --- the joined tensors ---

@@ -23,7 +23,7 @@ from .hparams import HParams, Warn, model_keys, read_hparams, rope_factors
 from .layouts import open_layout
 from .source import Piece, SourceModel, SourceTensor, row_runs
 from .tokenizer_files import read_files
-from .vocab import read_vocabulary, vocabulary_keys
+from .vocab import has_tokenizer, read_vocabulary, vocabulary_keys
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Slot = tuple[str, int | None]  # stem and layer of an output tensor
@@ -55,12 +55,14 @@ def load_source(
     *,
     pre: str | None = None,
     allow_pickle: bool = False,
+    tokenizer: bool = True,
     warn: Warn = logging.getLogger(__name__).warning,
 ) -> SourceModel:
     """The checkpoint in `folder`, validated; its weights are read only when pieces are called.
 
     `pre` overrides the recognised pre-tokenizer; `allow_pickle` reads the tensors of pickled files, and runs nothing
-    that they hold. `warn` is told, in a line each, what was padded, cut or left out.
+    that they hold; without `tokenizer`, a folder that has none gives a model without a vocabulary. `warn` is told, in a
+    line each, what was padded, cut or left out.
     Raises BadInputError, FileError, or UsageError for a `pre` that llama.cpp does not know.
     """
     if pre is not None and pre not in pretokenizers.KNOWN:
@@ -81,9 +83,10 @@ def load_source(
     if factors is not None:
         tensors.insert(0, _computed("rope_freqs.weight", factors))
     files = read_files(folder, config)
-    vocabulary = read_vocabulary(files, hparams.vocab_size, pre, warn)
-    metadata = general_keys(folder, config, tensors, warn)
-    metadata |= model_keys(hparams) | vocabulary_keys(vocabulary, files, warn)
+    metadata = general_keys(folder, config, tensors, warn) | model_keys(hparams)
+    if tokenizer or has_tokenizer(files):
+        vocabulary = read_vocabulary(files, hparams.vocab_size, pre, warn)
+        metadata |= vocabulary_keys(vocabulary, files, warn)
     shards = sorted({tensor.file for file in layout.files for tensor in file.values()})
     return SourceModel(
         metadata=metadata,

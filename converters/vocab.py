@@ -21,15 +21,21 @@ from .special_tokens import special_keys
 from .tokenizer_files import TokenizerFiles, Vocabulary
 
 PAD_SCORE = -10000.0
+SPM = "tokenizer.model"
 CODELLAMA_VOCAB, CODELLAMA_FILL = 32016, {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
 GRANITE_VOCAB = 49152
+
+
+def has_tokenizer(files: TokenizerFiles) -> bool:
+    """Whether the folder holds any of the tokenizer files that are read."""
+    return files.tokenizer is not None or any(find_file(files.folder, name) for name in (vocab_tekken.TEKKEN, SPM))
 
 
 def read_vocabulary(files: TokenizerFiles, n_vocab: int, pre: str | None, warn: Warn) -> Vocabulary:
     """The vocabulary in exactly `n_vocab` pieces, padded or cut with a warning; `pre` overrides the recognition."""
     if files.tokenizer is None and find_file(files.folder, vocab_tekken.TEKKEN) is not None:
         vocabulary = vocab_tekken.from_tekken(files, pre)
-    elif find_file(files.folder, "tokenizer.model") is not None:
+    elif find_file(files.folder, SPM) is not None:
         vocabulary = vocab_spm.from_sentencepiece(files, warn)
     elif files.tokenizer is None:
         raise BadInputError("no tokenizer: neither tokenizer.model, tokenizer.json nor tekken.json", file=files.folder)

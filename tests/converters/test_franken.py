@@ -11,7 +11,6 @@ import gguf
 import numpy as np
 import pytest
 import yaml
-from gguf import GGUFValueType
 
 import localmoe
 from localmoe.converters.franken import Franken, build
@@ -307,8 +306,7 @@ DIFFERENT: list[tuple[dict[str, Any], str]] = [
     ({"n_ff": 128}, "llama.feed_forward_length: .*got 128, expected 96"),
     ({"n_head": 8}, "llama.attention.head_count: .*got 8, expected 4"),
     ({"n_head_kv": 4}, "llama.attention.head_count_kv: .*got 4, expected 2"),
-    ({"rope_freq_base": 5e5}, "llama.rope.freq_base: .*got 500000.0, expected 10000.0"),
-    ({"vocab": "bpe"}, "tokenizer.ggml.model: .*got gpt2, expected llama"),
+    ({"vocab": "bpe"}, r"tokenizer.ggml.tokens: .*got \d+ of \d+ tokens are the base's, expected at least half of \d+"),
     ({"n_expert": 4}, "llama.expert_count: is a mixture of experts already"),
 ]
 
@@ -320,44 +318,6 @@ def test_models_that_differ_are_refused_by_name(tmp_path: Path, fields: dict[str
     with pytest.raises(BadInputError, match=message) as raised:
         make(tmp_path)
     assert raised.value.file == str(tmp_path / "b.gguf")
-
-
-def with_tokens(path: Path, tokens: list[str], **fields: Any) -> None:
-    """A tiny model whose vocabulary is `tokens`."""
-    _, scores, types = vocabulary("spm")
-    more = len(tokens) - len(scores)
-    array = GGUFValueType.ARRAY
-    extra = {
-        "tokenizer.ggml.tokens": (tokens, array, GGUFValueType.STRING),
-        "tokenizer.ggml.scores": ([*scores, *[-1000.0] * more], array, GGUFValueType.FLOAT32),
-        "tokenizer.ggml.token_type": ([*types, *[4] * more], array, GGUFValueType.INT32),
-    }
-    write_tiny(path, **(DENSE | {"n_vocab": len(tokens)} | fields), extra_metadata=extra)
-
-
-def test_vocabularies_that_differ_are_refused_by_token(tmp_path: Path) -> None:
-    own = vocabulary("spm")[0]
-    write_tiny(tmp_path / "a.gguf", **DENSE)
-    with_tokens(tmp_path / "b.gguf", [*own, "<|user|>", "<|bot|>"])
-    with pytest.raises(BadInputError, match=r"it has 2 more tokens at the end \('<\|user\|>', '<\|bot\|>'\)"):
-        make(tmp_path)
-    with_tokens(tmp_path / "b.gguf", [*own[:300], "other", *own[301:]])
-    with pytest.raises(BadInputError, match=r"tokens\[300\]: .*got 'other', expected"):
-        make(tmp_path)
-
-
-def test_a_model_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
-    models(tmp_path)
-    write_tiny(tmp_path / "b.gguf", **DENSE, n_vocab=len(vocabulary("spm")[0]), vocab=None)
-    with pytest.raises(BadInputError, match=r"b\.gguf: tokenizer\.ggml\.model: the key is missing"):
-        make(tmp_path)
-
-
-def test_padding_is_no_difference(tmp_path: Path) -> None:
-    write_tiny(tmp_path / "a.gguf", **DENSE)
-    write_tiny(tmp_path / "b.gguf", **DENSE, n_vocab=len(vocabulary("spm")[0]) + 8)
-    make(tmp_path, gate_mode="random")
-    assert config_of(tmp_path / "out.gguf").n_vocab == len(vocabulary("spm")[0])
 
 
 @pytest.mark.parametrize("problem", ["nan", "empty prompt", "target"])
