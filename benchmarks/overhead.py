@@ -3,7 +3,8 @@
     python benchmarks/overhead.py MODEL.gguf [-n 128] [-p 0] [-c 4096] [-t 2] [--temp 0.8]
 
 A token's wall time is taken outside the engine, sampling, text and routing trace included. `barriers` and `steps` are
-those of the compiled call by its own clock (the mean of the threads), `outside` is all that is neither, as a share.
+those of the compiled call by its own clock, on the thread that calls it and samples too: others may be left out of a
+token, and wait for the next. `outside` is all that is neither, as a share.
 `-p` reads a prompt of so many pseudo-random tokens first. Memory in MB, from /proc: Linux alone.
 """
 
@@ -47,7 +48,7 @@ def main() -> None:
         n = sum(1 for _ in steps)
         wall = time.perf_counter() - began
         profile.stop()
-        spent = profile.step_s.mean(axis=0)
+        spent = profile.step_s[0]
         cache = model.memory_map["KV cache"]
     waited = float(spent[WAIT])
     worked = float(spent.sum()) - waited
