@@ -1,6 +1,7 @@
-"""Any source model to one GGUF file: choose types, read, encode on a few threads, write in order.
+"""Any source model to one GGUF file: choose types, read and encode on a few threads each, write in order.
 
-One pass and no file in between. In memory are at most a few pieces (`source.PIECE_BYTES`) and what became of them.
+One pass and no file in between; reading, encoding and writing go on at the same time. In memory are at most a few
+pieces (`source.PIECE_BYTES`) and what became of them.
 """
 
 from __future__ import annotations
@@ -184,7 +185,11 @@ def _metadata(model: SourceModel, file_type: str, imatrix: Imatrix | None) -> di
 
 
 class _Work:
-    """Pieces through the threads and back in order; at most one more in flight than there are threads."""
+    """Pieces through the threads and back in order; at most two more in flight than there are threads for encoding.
+
+    So there is one to be read, one or more to be encoded and one to be written. Readers are threads of their own: one
+    that waits for the disk keeps no encoder from working.
+    """
 
     def __init__(
         self,
@@ -205,24 +210,26 @@ class _Work:
     def write_parts(self, open_next: Callable[[], OutputFile], heads: Sequence[bytes], parts: Sequence[range]) -> None:
         """Write every part: its header, then its tensors with their padding, in order."""
         self._progress.start(sum(row.source_bytes for row in self._rows), "converting tensors")
-        pool = ThreadPoolExecutor(self._n_threads, thread_name_prefix="encode")
+        readers = ThreadPoolExecutor(self._n_threads, thread_name_prefix="read")
+        encoders = ThreadPoolExecutor(self._n_threads, thread_name_prefix="encode")
         try:
-            results = self._in_order(pool)
+            results = self._in_order(readers, encoders)
             for head, tensors in zip(heads, parts, strict=True):
                 file = open_next()
                 file.write(head)
                 for i in tensors:
                     self._write_tensor(file, self._choices[i], self._rows[i], results)
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            readers.shutdown(wait=True, cancel_futures=True)
+            encoders.shutdown(wait=True, cancel_futures=True)
             self._progress.finish()
 
-    def _in_order(self, pool: ThreadPoolExecutor) -> Iterator[Rows]:
+    def _in_order(self, readers: ThreadPoolExecutor, encoders: ThreadPoolExecutor) -> Iterator[Rows]:
         """The converted pieces of all tensors, in order."""
         waiting: deque[Future[Rows]] = deque()
         for piece, choice, importance in self._pieces():
-            waiting.append(pool.submit(_read_and_convert, piece, choice, importance))
-            if len(waiting) > self._n_threads:
+            waiting.append(encoders.submit(_convert_read, readers.submit(piece), choice, importance))
+            if len(waiting) > self._n_threads + 1:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -271,5 +278,5 @@ def _pieces_a_matrix(choice: Choice) -> int:
     return pieces // n
 
 
-def _read_and_convert(piece: Piece, choice: Choice, importance: np.ndarray | None) -> Rows:
-    return convert(piece(), choice.tensor.type, choice.type, choice.tensor.n_columns, importance)
+def _convert_read(rows: Future[np.ndarray], choice: Choice, importance: np.ndarray | None) -> Rows:
+    return convert(rows.result(), choice.tensor.type, choice.type, choice.tensor.n_columns, importance)

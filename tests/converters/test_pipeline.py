@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -15,11 +17,13 @@ from gguf import GGMLQuantizationType as Type
 
 from localmoe.converters import gguf_source as gguf_source_module
 from localmoe.converters import pipeline
+from localmoe.converters.convert_rows import Rows, convert
 from localmoe.converters.gguf_source import gguf_source
 from localmoe.converters.pipeline import WriteReport, write_model
 from localmoe.converters.source import SourceModel, SourceTensor, row_runs
 from localmoe.errors import BadInputError, FileError, UsageError
 from localmoe.gguf_file import open_gguf
+from localmoe.progress import Silent
 from tests.tiny import encode_tiny, tiny_weights, write_tiny
 
 SHAPE = {"n_embd": 256, "n_ff": 256, "n_layer": 2}
@@ -271,6 +275,38 @@ def test_few_pieces_are_in_memory_at_once(tmp_path: Path) -> None:
     model = SourceModel({}, [tensor], 0, 1, "counted")
     write_model(model, tmp_path / "out.gguf", "Q8_0", n_threads=2)
     assert most <= 4
+
+
+def test_reading_encoding_and_writing_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes 10 ms a piece: together the time of one of them and not of three, with one thread for each."""
+    n_pieces, pause = 40, 0.01
+    spent = dict.fromkeys(("read", "encode", "write"), 0.0)
+
+    def wait(stage: str) -> None:
+        began = time.monotonic()
+        time.sleep(pause)
+        spent[stage] += time.monotonic() - began
+
+    def piece() -> np.ndarray:
+        wait("read")
+        return np.zeros((16, 256), np.float32)
+
+    def encode(*arguments: Any) -> Rows:
+        wait("encode")
+        return convert(*arguments)
+
+    class Slow(Silent):  # the writer tells it after each piece
+        def advance(self, n: int) -> None:  # noqa: ARG002
+            wait("write")
+
+    monkeypatch.setattr(pipeline, "convert", encode)
+    tensor = SourceTensor("blk.0.x.weight", (16 * n_pieces, 256), Type.F32, [piece] * n_pieces)
+    began = time.monotonic()
+    write_model(SourceModel({}, [tensor], 0, 1, "slow"), tmp_path / "out.gguf", "F16", n_threads=1, progress=Slow())
+    seconds = time.monotonic() - began
+    assert min(spent.values()) >= n_pieces * pause  # all three were waited for
+    assert seconds < 0.5 * sum(spent.values())
+    assert seconds < 1.5 * max(spent.values())
 
 
 def test_the_report_names_what_was_written(source: Path, tmp_path: Path) -> None:
