@@ -24,7 +24,8 @@ from localmoe.errors import BadInputError, FileError
 
 MAX_HEADER_BYTES = 5_000_000  # some 37,000 tensors in one file; what the library allows, 100 MB, takes 30 s to parse
 # The largest tokenizer.json in use is about 35 MB, the largest index below 5 MB. What is refused is refused soon.
-MAX_TEXT_BYTES = dict.fromkeys(("tokenizer.json", "tokenizer.model", "tekken.json"), 38_000_000)
+_SPM_NAMES = tuple("tokenizer.model" + version for version in ("", ".v1", ".v2", ".v3"))
+MAX_TEXT_BYTES = dict.fromkeys(("tokenizer.json", "tekken.json", *_SPM_NAMES), 38_000_000)
 MAX_OTHER_TEXT_BYTES = 10_000_000
 # Values and tables of a JSON text, by its commas and brackets: `{},` takes 3 bytes there and 72 in memory. 300,000 are
 # an index of 290,000 tensors or a header of 37,000; the largest tokenizer.json in use has some 2,100,000.

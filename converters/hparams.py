@@ -72,6 +72,9 @@ LIMITS = {
     "num_experts_per_tok": 1024,
 }
 
+# Keys that these models do not use and llama.cpp's converter writes where one of them is there.
+LAYER_NORM_EPS = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
+
 ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic")
 
 # yarn parameter of config.json -> GGUF key, in the order in which they are written; the first name present counts
@@ -102,6 +105,7 @@ class HParams:
     head_dim_given: bool
     max_position_embeddings: int
     rms_norm_eps: float
+    layer_norm_eps: float | None
     rope: dict[str, Any]
     tie_word_embeddings: bool
     num_local_experts: int
@@ -130,6 +134,7 @@ def read_hparams(config: dict[str, Any], file: Path, warn: Warn) -> HParams:
         head_dim_given=head_dim_given,
         max_position_embeddings=size("max_position_embeddings"),
         rms_norm_eps=_positive(values, "rms_norm_eps", file),
+        layer_norm_eps=next((_positive(values, name, file) for name in LAYER_NORM_EPS if name in values), None),
         rope=_rope(values, file, warn),
         tie_word_embeddings=bool(values["tie_word_embeddings"]),
         num_local_experts=n_expert,
@@ -322,6 +327,8 @@ def model_keys(hparams: HParams) -> dict[str, MetaValue]:
     keys |= _rope_keys(hparams.rope)
     keys["rope.freq_base"] = _f32(hparams.rope["rope_theta"])
     keys["attention.layer_norm_rms_epsilon"] = _f32(hparams.rms_norm_eps)
+    if hparams.layer_norm_eps is not None:
+        keys["attention.layer_norm_epsilon"] = _f32(hparams.layer_norm_eps)
     if hparams.num_local_experts:
         keys["expert_count"] = _u32(hparams.num_local_experts)
         keys["expert_used_count"] = _u32(hparams.num_experts_per_tok)

@@ -44,6 +44,9 @@ TEXT_FILES = (
     "tekken.json",
     "tokenizer.json",
     "tokenizer.model",
+    "tokenizer.model.v1",
+    "tokenizer.model.v2",
+    "tokenizer.model.v3",
     "tokenizer_config.json",
     "generation_config.json",
 )
@@ -182,7 +185,8 @@ def _check(slots: Slots, hparams: HParams, folder: Path) -> None:
         missing = [slot for slot in missing if slot != ("output", None)]
     if missing:
         wanted = [names.checkpoint_name(stem, layer) for stem, layer in missing]
-        raise BadInputError("tensors are missing", file=folder, item=listing(wanted))
+        tied = "the tensor, or tie_word_embeddings true in config.json" if missing == [("output", None)] else None
+        raise BadInputError("tensors are missing", file=folder, item=listing(wanted), expected=tied)
     extra = [tensor.name for slot, parts in slots.items() if slot not in shapes for tensor in parts.values()]
     if extra:
         raise BadInputError("holds tensors that config.json does not describe", file=folder, item=listing(extra))

@@ -30,6 +30,7 @@ ID_KEYS = {
     "eot": "tokenizer.ggml.eot_token_id",
     "eom": "tokenizer.ggml.eom_token_id",
 }
+_TEMPLATES, _NAMED_TEMPLATE = "tokenizer.chat_templates", "tokenizer.chat_template."
 ADD_KEYS = {kind: f"tokenizer.ggml.add_{kind}_token" for kind in ("bos", "eos", "sep")}
 
 
@@ -174,7 +175,12 @@ def _template_keys(files: TokenizerFiles) -> dict[str, MetaValue]:
     check_texts([text for entry in entries for text in (entry["name"], entry["template"])], file)
     writer = GGUFWriter(path=None, arch="llama")
     writer.add_chat_template(template)
-    return collected(writer)
+    keys = collected(writer)
+    if _TEMPLATES in keys:  # gguf-py gives the names in the order of a set: another one in every run
+        names = [key.removeprefix(_NAMED_TEMPLATE) for key in keys if key.startswith(_NAMED_TEMPLATE)]
+        assert sorted(names) == sorted(keys[_TEMPLATES].value)
+        keys[_TEMPLATES] = keys[_TEMPLATES]._replace(value=names)
+    return keys
 
 
 def _is_named_template(entry: object) -> bool:

@@ -1,7 +1,8 @@
 """A checkpoint's vocabulary: which tokenizer files count, the pieces in the embedding's size, and the GGUF keys.
 
 The order of choice is llama.cpp's: tekken.json unless there is a tokenizer.json as well, tokenizer.model
-(SentencePiece), a tokenizer.json of SentencePiece's kind (BPE with byte fallback), a byte-level tokenizer.json.
+(SentencePiece), a tokenizer.json of SentencePiece's kind (BPE with byte fallback), a byte-level tokenizer.json. After
+all of them comes tokenizer.model.v3 (or v2, v1), which is all that some of Mistral's own folders have.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from .tokenizer_files import TokenizerFiles, Vocabulary
 
 PAD_SCORE = -10000.0
 SPM = "tokenizer.model"
+SPM_VERSIONS = tuple(f"{SPM}.v{number}" for number in (3, 2, 1))
 CODELLAMA_VOCAB, CODELLAMA_FILL = 32016, {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
 GRANITE_VOCAB = 49152
 
 
 def has_tokenizer(files: TokenizerFiles) -> bool:
     """Whether the folder holds any of the tokenizer files that are read."""
-    return files.tokenizer is not None or any(find_file(files.folder, name) for name in (vocab_tekken.TEKKEN, SPM))
+    names = (vocab_tekken.TEKKEN, SPM, *SPM_VERSIONS)
+    return files.tokenizer is not None or any(find_file(files.folder, name) for name in names)
 
 
 def read_vocabulary(files: TokenizerFiles, n_vocab: int, pre: str | None, warn: Warn) -> Vocabulary:
@@ -36,7 +39,9 @@ def read_vocabulary(files: TokenizerFiles, n_vocab: int, pre: str | None, warn: 
     if files.tokenizer is None and find_file(files.folder, vocab_tekken.TEKKEN) is not None:
         vocabulary = vocab_tekken.from_tekken(files, pre)
     elif find_file(files.folder, SPM) is not None:
-        vocabulary = vocab_spm.from_sentencepiece(files, warn)
+        vocabulary = vocab_spm.from_sentencepiece(files, SPM, warn)
+    elif files.tokenizer is None and (version := _spm_version(files)) is not None:
+        vocabulary = vocab_spm.from_sentencepiece(files, version, warn)
     elif files.tokenizer is None:
         raise BadInputError("no tokenizer: neither tokenizer.model, tokenizer.json nor tekken.json", file=files.folder)
     elif vocab_spm.is_sentencepiece_like(files.tokenizer):
@@ -46,6 +51,10 @@ def read_vocabulary(files: TokenizerFiles, n_vocab: int, pre: str | None, warn: 
     if pre is not None:
         vocabulary = replace(vocabulary, pre=pre)
     return resize(vocabulary, n_vocab, warn)
+
+
+def _spm_version(files: TokenizerFiles) -> str | None:
+    return next((name for name in SPM_VERSIONS if find_file(files.folder, name) is not None), None)
 
 
 def resize(vocabulary: Vocabulary, n_vocab: int, warn: Warn) -> Vocabulary:

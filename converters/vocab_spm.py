@@ -37,12 +37,12 @@ _SPM_TYPES = (
 )
 
 
-def from_sentencepiece(files: TokenizerFiles, warn: Warn) -> Vocabulary:
-    """tokenizer.model with added_tokens.json and tokenizer_config.json's added tokens laid over it."""
+def from_sentencepiece(files: TokenizerFiles, name: str, warn: Warn) -> Vocabulary:
+    """The SentencePiece model `name` with added_tokens.json and tokenizer_config.json's added tokens laid over it."""
     from sentencepiece import SentencePieceProcessor
 
-    file = files.folder / "tokenizer.model"
-    path = find_file(files.folder, "tokenizer.model")
+    file = files.folder / name
+    path = find_file(files.folder, name)
     assert path is not None
     try:
         processor = SentencePieceProcessor(model_proto=read_bounded(path, file))

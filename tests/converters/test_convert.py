@@ -19,6 +19,7 @@ from localmoe.converters.huggingface import load_source
 from localmoe.converters.pipeline import write_model
 from localmoe.converters.source import SourceModel
 from localmoe.errors import BadInputError, FileError, UsageError
+from tests.checkpoint_variants import VARIANTS
 from tests.checkpoints import CASES, Tiny, checkpoint_weights, write_checkpoint
 from tests.parity.convert_parity import metadata_of
 
@@ -45,7 +46,7 @@ def read(model: SourceModel) -> dict[str, np.ndarray]:
 def sources(tmp_path: Path, name: str) -> Path:
     """The checkpoint of a recorded case."""
     if name != "tiny-moe":
-        return write_checkpoint(tmp_path / name, CASES[name])
+        return write_checkpoint(tmp_path / name, (CASES | VARIANTS)[name])
     if not TINY_MOE.is_dir():
         pytest.skip("../shared/data/tiny-moe is not here")
     return TINY_MOE
@@ -314,3 +315,20 @@ def test_reading_does_not_keep_the_checkpoint_resident() -> None:
     grown, equal = done.stdout.split()
     assert equal == "True"
     assert int(grown) < 20_000  # KB
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model.v3", "tokenizer.model.v1"])
+def test_a_numbered_sentencepiece_model_will_do(tmp_path: Path, name: str) -> None:
+    """Mistral's own folders may have no other; it gives the vocabulary of the same file under its usual name."""
+    folder = write_checkpoint(tmp_path / "m", Tiny(tokenizer="spm"))
+    usual = load_source(folder, warn=quiet).metadata
+    (folder / "tokenizer.model").rename(folder / name)
+    assert load_source(folder, warn=quiet).metadata == usual
+
+
+def test_a_missing_output_says_how_it_may_be_tied(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "m", Tiny(tied=True, config={"tie_word_embeddings": None}))
+    with pytest.raises(
+        BadInputError, match=r"lm_head\.weight: tensors are missing, expected .*tie_word_embeddings true"
+    ):
+        load_source(folder, warn=quiet)

@@ -371,6 +371,8 @@ def test_chat_templates_from_all_their_places(tmp_path: Path) -> None:
         "chat_template.tool_use": "B",
         "chat_template": "A",
     }
+    more = [*named, *({"name": name, "template": name} for name in ("z", "r-g", "k"))]
+    assert chat("g", tokenizer_config={"chat_template": more})["chat_templates"] == ["tool_use", "z", "r_g", "k"]
     with pytest.raises(BadInputError, match="chat_template: is neither a text nor a list"):
         chat("e", tokenizer_config={"chat_template": [{"name": 1}]})
     with pytest.raises(BadInputError, match="not valid Unicode"):

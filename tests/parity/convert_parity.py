@@ -109,9 +109,10 @@ def main() -> int:
 
 def compare(folder: Path, llama_cpp: str) -> tuple[dict[str, Any], list[str]]:
     """(what the converter made of each case, the files that differ)."""
+    from tests.checkpoint_variants import VARIANTS
     from tests.checkpoints import CASES, write_checkpoint
 
-    sources = {name: write_checkpoint(folder / name, tiny) for name, tiny in CASES.items()}
+    sources = {name: write_checkpoint(folder / name, tiny) for name, tiny in (CASES | VARIANTS).items()}
     trained = ROOT.parent / "shared" / "data" / "tiny-moe"
     if trained.is_dir():
         sources["tiny-moe"] = trained

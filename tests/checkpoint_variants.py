@@ -1,0 +1,81 @@
+"""Checkpoints in forms that published ones have: what llama.cpp's converter makes of each is recorded with CASES."""
+
+from __future__ import annotations
+
+from tests.checkpoints import CHAT, ROPE_LLAMA3, Tiny, added_token, bpe_tokenizer, bpe_vocab, spm_pieces
+
+_ROWS = len(bpe_vocab()) + 1
+_PIECES = len(spm_pieces())
+_TWO_MORE = bpe_tokenizer(
+    added_tokens=[added_token(_ROWS - 1 + i, token) for i, token in enumerate(("<|end|>", "<|user|>", "<|bot|>"))]
+)
+_USER_DEFINED = bpe_tokenizer(
+    added_tokens=[
+        added_token(_ROWS - 1, "<|end|>"), added_token(_ROWS, "<tool>", special=False),
+        added_token(_ROWS + 1, "a b", special=False),
+    ]
+)  # fmt: skip
+_NO_NAMES = {"tokenizer_class": "PreTrainedTokenizerFast"}
+_FAST = _NO_NAMES | {"bos_token": "<|end|>"}
+_TEMPLATES = [{"name": name, "template": name} for name in ("default", "tool_use")]
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 32, "beta_slow": 1}
+
+VARIANTS: dict[str, Tiny] = {
+    "added-user-defined": Tiny("llama", n_vocab=_ROWS + 2, texts={"tokenizer.json": _USER_DEFINED}),
+    "rows-of-padding": Tiny("llama", n_vocab=_ROWS + 40),
+    "spm-added-with-a-gap": Tiny(
+        tokenizer="spm",
+        n_vocab=_PIECES + 6,
+        texts={"added_tokens.json": {"<|im_start|>": _PIECES + 1, "<|im_end|>": _PIECES + 4}},
+    ),
+    "spm-added-beyond-the-rows": Tiny(
+        tokenizer="spm", n_vocab=_PIECES, texts={"added_tokens.json": {"<pad>": _PIECES}}
+    ),
+    "spm-added-in-the-config": Tiny(
+        tokenizer="spm",
+        n_vocab=_PIECES + 3,
+        texts={
+            "tokenizer_config.json": {
+                "tokenizer_class": "LlamaTokenizer",
+                "add_bos_token": True,
+                "eos_token": "<|im_end|>",
+                "added_tokens_decoder": {
+                    "1": {"content": "<s>", "special": True},
+                    f"{_PIECES}": {"content": "<|im_start|>", "special": False},
+                    f"{_PIECES + 1}": {"content": "<|im_end|>", "special": True},
+                },
+            }
+        },
+    ),
+    "layer-norm-eps": Tiny("llama", config={"rms_norm_eps": None, "layer_norm_eps": 1e-4}),
+    "both-eps": Tiny("llama", config={"rms_norm_eps": 1e-6, "norm_epsilon": 1e-4}),
+    "norm-eps": Tiny("llama", config={"rms_norm_eps": None, "norm_eps": 1e-4}),
+    "special-tokens-map": Tiny(
+        "llama",
+        n_vocab=_ROWS + 2,
+        texts={
+            "tokenizer.json": _TWO_MORE,
+            "tokenizer_config.json": _NO_NAMES,
+            "special_tokens_map.json": {"bos_token": "<|end|>", "eos_token": "<|bot|>", "pad_token": "<|user|>"},
+        },
+    ),
+    "generation-config": Tiny(
+        "llama",
+        config={"bos_token_id": None, "eos_token_id": [2, 5]},
+        texts={"generation_config.json": {"bos_token_id": 3, "temperature": 0.5, "top_p": 0.9, "min_p": 0.1}},
+    ),
+    "templates": Tiny("llama", texts={"tokenizer_config.json": _FAST | {"chat_template": _TEMPLATES}}),
+    "template-beside-config": Tiny(
+        "llama", texts={"tokenizer_config.json": _FAST | {"chat_template": "A"}, "chat_template.jinja": CHAT}
+    ),
+    "template-json": Tiny("llama", texts={"chat_template.json": {"chat_template": CHAT}}),
+    "tied-with-a-head": Tiny("llama", config={"tie_word_embeddings": True}),
+    "dtype": Tiny("llama", version=5, dtype="BF16", config={"dtype": "bfloat16"}),
+    "torch-dtype-null": Tiny("llama", config={"torch_dtype": None}),
+    "rope-dynamic": Tiny("llama", config={"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+    "rope-yarn": Tiny("llama", config={"rope_scaling": {**_YARN, "attention_factor": 1.2, "mscale": 1.0}}),
+    "rope-llama3": Tiny("llama", config={"rope_scaling": {**ROPE_LLAMA3, "original_max_position_embeddings": 64}}),
+    "rope-theta-absent": Tiny(config={"rope_theta": None}),
+    "sliding-window": Tiny("mistral", config={"sliding_window": 128}),
+    "key-value-heads-absent": Tiny("llama", n_head_kv=4, config={"num_key_value_heads": None}),
+}
