@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from localmoe.cli.output_path import output_path
 from localmoe.cli.quantize import SplitMaxSize, SplitMaxTensors, summary, table
 from localmoe.cli.type_options import (
     ImatrixFile,
@@ -36,7 +37,7 @@ def convert(
     out: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", metavar="OUT.gguf", help="The file to write.", show_default=False, readable=False
+            "--output", "-o", metavar="OUT.gguf", help="The file to write.", show_default=False, parser=output_path
         ),
     ],
     file_type: Annotated[

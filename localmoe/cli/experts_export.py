@@ -8,11 +8,17 @@ from typing import Annotated
 import typer
 
 from localmoe.cli.experts_common import Trace
+from localmoe.cli.output_path import output_path
 
 
 def export(
     trace: Trace,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write: .csv, .jsonl or .npz.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="PATH", parser=output_path, help="The file to write: .csv, .jsonl or .npz."
+        ),
+    ],
     kind: Annotated[
         str | None, typer.Option("--format", help="csv, jsonl or npz. [default: what the name says]")
     ] = None,

@@ -25,13 +25,19 @@ from localmoe.cli.common import (
     with_sampling,
 )
 from localmoe.cli.experts_common import MaxTokens, Text, TextFile, given_text, text_ids
+from localmoe.cli.output_path import output_path
 from localmoe.engine.sampling import SamplingParams
 
 
 @with_sampling
 def record(
     model: ModelPath,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The recording: .npz, or .csv, .jsonl.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="PATH", parser=output_path, help="The recording: .npz, or .csv, .jsonl."
+        ),
+    ],
     prompt: Text = None,
     file: TextFile = None,
     n_predict: Annotated[int, typer.Option("-n", "--predict", min=0, help="Tokens to generate after the text.")] = 0,

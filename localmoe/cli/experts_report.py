@@ -9,11 +9,14 @@ import typer
 
 from localmoe.cli.common import say
 from localmoe.cli.experts_common import AsJson, Trace, print_json, show, write_text
+from localmoe.cli.output_path import output_path
 
 
 def report(
     trace: Trace,
-    html: Annotated[Path | None, typer.Option("--html", help="Write a page that stands alone.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="PATH", parser=output_path, help="Write a page that stands alone.")
+    ] = None,
     json_output: AsJson = False,
 ) -> None:
     """Show a recording: what every layer's router did, prompts apart from replies."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from localmoe.cli.output_path import output_path
 from localmoe.cli.quantize import SplitMaxSize, SplitMaxTensors, summary, table
 from localmoe.cli.type_options import (
     ImatrixFile,
@@ -29,7 +30,10 @@ def franken(
         Path, typer.Argument(metavar="RECIPE.yml", help="A mergekit-moe recipe.", show_default=False, readable=False)
     ],
     out: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT.gguf", help="The file to write.", show_default=False)
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="OUT.gguf", help="The file to write.", show_default=False, parser=output_path
+        ),
     ],
     file_type: Annotated[
         str | None,

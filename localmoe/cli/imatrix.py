@@ -19,6 +19,7 @@ from localmoe.cli.common import (
     say,
     text_files,
 )
+from localmoe.cli.output_path import output_path
 from localmoe.progress import ChunkProgress
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def imatrix(
     model: ModelPath,
     file: Annotated[str, typer.Option("-f", "--file", help="The text; - is standard input.", show_default=False)],
     out: Annotated[
-        Path, typer.Option("-o", "--output", "--output-file", metavar="OUT.gguf", help="The file.", readable=False)
+        Path, typer.Option("-o", "--output", "--output-file", metavar="OUT.gguf", help="The file.", parser=output_path)
     ] = Path("imatrix.gguf"),
     ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", min=0, help="Tokens of a chunk; 0: the model's.")] = 512,
     chunks: Annotated[int, typer.Option("--chunks", min=-1, help="Chunks at most; -1: all.")] = -1,

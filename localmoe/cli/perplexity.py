@@ -23,6 +23,7 @@ from localmoe.cli.common import (
     read_text,
     text_files,
 )
+from localmoe.cli.output_path import output_path
 from localmoe.errors import UsageError
 from localmoe.progress import ChunkProgress
 
@@ -40,7 +41,7 @@ def perplexity(
     base: Annotated[
         Path | None,
         typer.Option(
-            "--kl-divergence-base", "--save-all-logits", metavar="FILE", readable=False,
+            "--kl-divergence-base", "--save-all-logits", metavar="FILE", parser=output_path,
             help="Write this model's log-probabilities here, or with --kl-divergence compare with those in it.",
         ),
     ] = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from localmoe.cli.output_path import output_path
 from localmoe.cli.type_options import (
     ImatrixFile,
     LeaveOutputTensor,
@@ -36,7 +37,7 @@ def quantize(
     source: Annotated[
         Path, typer.Argument(metavar="IN.gguf", help="The model to quantize (any part of a split one).", readable=False)
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="The file to write.", readable=False)],
+    out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="The file to write.", parser=output_path)],
     file_type: Annotated[
         str, typer.Argument(metavar="TYPE", help="Q4_K_M, Q6_K, Q8_0, F16, ...; COPY keeps all types as they are.")
     ],

@@ -12,6 +12,7 @@ import typer
 
 from localmoe.cli.app import one_line
 from localmoe.cli.common import say
+from localmoe.cli.output_path import output_path
 from localmoe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,7 +65,14 @@ def list_sessions(
 def export(
     chat: Chat = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The file: .md or .json. [default: standard output]")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="PATH",
+            parser=output_path,
+            help="The file: .md or .json. [default: standard output]",
+        ),
     ] = None,
     kind: Annotated[str | None, typer.Option("--format", help="md: the branch being read; json: all.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Write over a file that exists.")] = False,

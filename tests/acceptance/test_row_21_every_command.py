@@ -27,7 +27,9 @@ def writers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Writers:
     return made
 
 
-def refused(writers: Writers, name: str, out: Path, code: int, capsys: pytest.CaptureFixture[str], *parts: str) -> None:
+def refused(
+    writers: Writers, name: str, out: Path | str, code: int, capsys: pytest.CaptureFixture[str], *parts: str
+) -> None:
     """Run a command in this process: the code, one line with `parts`, and no input that changed."""
     before = contents(writers.folder)
     capsys.readouterr()
@@ -73,6 +75,21 @@ def test_no_command_takes_the_place_of_what_it_reads(
             outs += [path, writers.folder / "data" / ".." / relative, Path("around") / relative]
         for out in outs:
             refused(writers, name, out, 2, capsys, "input and output are the same file")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("ending", ["/", "/.", "/./", ""])
+def test_the_name_of_a_folder_makes_no_file(
+    writers: Writers, tmp_path: Path, name: str, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`new/` is no file called new, where there is no such folder; and one that is there stays as it is."""
+    suffix = writers.suffixes.get(name, "")
+    there = tmp_path / f"there{suffix}"
+    there.mkdir()
+    for out in (f"{tmp_path}/new{suffix}{ending}", f"{there}{ending}") if ending else (str(there),):
+        refused(writers, name, out, 4, capsys, out)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "in"] == [there.name]
+    assert not any(there.iterdir())
 
 
 def test_nor_through_a_folder_bound_elsewhere(bound: Path, capsys: pytest.CaptureFixture[str]) -> None:

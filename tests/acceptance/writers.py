@@ -13,7 +13,7 @@ from tests.tiny import write_tiny
 
 SMALL = {"n_layer": 1, "n_embd": 64, "n_ff": 64}
 OLD = b"older output"
-Command = Callable[[Path], tuple[str, ...]]
+Command = Callable[[Path | str], tuple[str, ...]]
 
 
 class Writers:
