@@ -303,6 +303,10 @@ def _open_indexed(folder: Path, index: dict[str, Any], kind: Files) -> dict[str,
         else:
             extra.append(tensor.name)
     missing = [name for name in weight_map if name not in tensors]
+    double = next((name for name in extra if name in tensors), None)
+    if double is not None:
+        got = f"{weight_map[double]} and another"
+        raise BadInputError("tensor appears in two shards", file=file, item=double, got=got)
     if missing:
         raise BadInputError("tensors are not in the shards that the index names", file=file, item=listing(missing))
     if extra:

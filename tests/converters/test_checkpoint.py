@@ -206,6 +206,20 @@ def test_an_index_and_its_shards_must_agree(tmp_path: Path) -> None:
         open_checkpoint(folder)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_tensor_in_two_shards_is_named(tmp_path: Path, first: bool) -> None:
+    """Also where an index says which of them counts, be it the first or the second."""
+    folder = with_index(tmp_path, lambda m: None)
+    shards = sorted(folder.glob("model-*.safetensors"))
+    taken = shards[0 if first else 1]
+    name, tensor = next(iter(read_safetensors(taken, taken).items()))
+    other = shards[1 if first else 0]
+    held = {n: encode("F32", np.array(t.data())) for n, t in read_safetensors(other, other).items()}
+    write_safetensors(other, held | {name: encode("F32", np.array(tensor.data()))})
+    with pytest.raises(BadInputError, match=rf"{name}: tensor appears in two shards, got {taken.name} and another"):
+        open_checkpoint(folder)
+
+
 @pytest.mark.parametrize("index", ["{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', '{"weight_map": {}}'])
 def test_an_index_without_a_weight_map(tmp_path: Path, index: str) -> None:
     """Is bad input."""
