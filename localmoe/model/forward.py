@@ -156,7 +156,8 @@ def logits_step(m: Any, step: Any, mine: Any, thread: int) -> None:
             multiply_one(m.output, 0, mine.normed, step.n_tok - 1, step.logits, first, last)
         else:
             multiply_many(m.output, 0, mine.normed, inputs, step.logits, m.iota, step.n_out, first, last, scratch)
-        if not all_finite(step.logits + ((step.n_out - 1) * m.n_vocab + first) * 4, last - first):
+        finite = all_finite(step.logits + ((step.n_out - 1) * m.n_vocab + first) * 4, last - first)
+        if not finite and not step.failed_layer:  # a router that failed says more
             step.failed_layer = BAD_LOGITS
         first, last = take(m.sync, 0, m.n_vocab, unit, pieces, thread, m.n_thread)
 

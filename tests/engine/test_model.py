@@ -214,14 +214,22 @@ def test_token_ids_outside_the_vocabulary_never_reach_a_kernel(tmp_path: Path, i
         model.eval(ids)
 
 
-@pytest.mark.parametrize("name", ["blk.1.ffn_gate_inp.weight", "blk.0.attn_v.weight", "output_norm.weight"])
-def test_damaged_weights_are_an_error_and_not_an_index(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("blk.1.ffn_gate_inp.weight", "router of layer 1"),
+        ("blk.0.attn_v.weight", "router of layer 0"),  # and then the logits
+        ("blk.0.ffn_down_exps.weight", "router of layer 1"),
+        ("output_norm.weight", "logits"),
+    ],
+)
+def test_damaged_weights_are_an_error_and_not_an_index(tmp_path: Path, name: str, where: str) -> None:
     damaged = weights_of()[name].copy()
     damaged.flat[::7] = np.nan
     with open_f32(write_tiny(tmp_path / "m.gguf", extra_tensors={name: damaged})) as model:
-        with pytest.raises(LocalMoeError, match="not finite"):
+        with pytest.raises(LocalMoeError, match=rf"{where} .*not finite"):
             model.eval(IDS[:3])
-        with pytest.raises(LocalMoeError, match="not finite"):
+        with pytest.raises(LocalMoeError, match=rf"{where} .*not finite"):
             list(model.generate(IDS[:3], max_tokens=2))
 
 
