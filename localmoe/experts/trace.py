@@ -57,9 +57,6 @@ class RoutingTrace:
         router: npt.NDArray[np.float32],
     ) -> None:
         """Add N tokens: tokens (N,), experts and weights (N, L, K), router (N, L, E). Only the last `capacity` stay."""
-        if len(tokens) == 1:
-            self._append_one(tokens, phase, experts, weights, router)
-            return
         skip = max(0, len(tokens) - self.capacity)
         self.count += skip
         n_used = experts.shape[2]
@@ -78,26 +75,6 @@ class RoutingTrace:
             self._router[here] = router[there]
             self.count += n
             done += n
-
-    def _append_one(
-        self,
-        tokens: npt.NDArray[np.int32],
-        phase: int,
-        experts: npt.NDArray[np.int32],
-        weights: npt.NDArray[np.float32],
-        router: npt.NDArray[np.float32],
-    ) -> None:
-        """`append` of one token: decode waits for it. What a row has beyond `n_used` mostly stays as it is."""
-        at, n_used = self.count % self.capacity, experts.shape[2]
-        if self._n_used[at] != n_used:
-            self._experts[at] = -1
-            self._weights[at] = 0.0
-            self._n_used[at] = n_used
-        self._tokens[at], self._phase[at] = tokens[0], phase
-        self._experts[at, :, :n_used] = experts[0]
-        self._weights[at, :, :n_used] = weights[0]
-        self._router[at] = router[0]
-        self.count += 1
 
     def read(self, since: int = 0) -> TraceSlice:
         """Copies of all tokens from number `since` on that are still there; `first` tells where they begin."""
