@@ -200,10 +200,10 @@ def sync_ints(n_thread: int) -> int:
 
 
 def allow_cores(sync: npt.NDArray[np.int64]) -> None:
-    """Write down for `part` which cores the calling thread may use, the first CORES of them."""
-    if HAS_FUTEX:
+    """Write down for `part` which cores the calling thread may use now; with more than CORES nobody parts."""
+    if HAS_FUTEX and max(os.sched_getaffinity(0)) < CORES:
         allowed = np.zeros(CORES, np.uint8)
-        allowed[[core for core in os.sched_getaffinity(0) if core < CORES]] = 1
+        allowed[list(os.sched_getaffinity(0))] = 1
         sync[_ALLOWED // 8 :][: CORES // 64] = np.packbits(allowed, bitorder="little").view(np.int64)
 
 
