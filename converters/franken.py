@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from gguf import GGUFValueType, LlamaFileType
 
 from localmoe.experts.labels import LABELS_KEY
 from localmoe.gguf_file import visible
+from localmoe.output_file import Notify, unheard
 from localmoe.progress import Progress, Silent
 
 from .card import count_parameters
@@ -34,7 +35,6 @@ SOURCES_KEY = "localmoe.expert.sources"
 GATE_MODE_KEY = "localmoe.router.gate_mode"
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def build(
         # everything that can be refused is refused before the base model runs
         report = write_model(
             plan, out, chosen, options=options, imatrix=imatrix, split=split, allow_requantize=allow_requantize,
-            dry_run=True, notify=_unheard,
+            dry_run=True, notify=unheard,
         )  # fmt: skip
         for line in _summary(report.notices):
             notify(line)
@@ -95,13 +95,19 @@ def build(
         model = _joined(recipe, sources, router, chosen, seed, allow_requantize)
         report = write_model(
             model, out, chosen, options=options, imatrix=imatrix, split=split, allow_requantize=allow_requantize,
-            progress=progress, n_threads=n_threads, notify=_unheard,
+            progress=progress, n_threads=n_threads, notify=_but(report.notices, notify),
         )  # fmt: skip
     return Franken(recipe, report, router)
 
 
-def _unheard(_: str) -> None:
-    """For notices that are summed up instead."""
+def _but(said: Collection[str], notify: Notify) -> Notify:
+    """`notify` for all lines but those that were summed up."""
+
+    def rest(line: str) -> None:
+        if line not in said:
+            notify(line)
+
+    return rest
 
 
 def _summary(notices: tuple[str, ...]) -> list[str]:

@@ -19,7 +19,7 @@ from gguf import GGMLQuantizationType, GGUFValueType
 
 from localmoe.errors import BadInputError
 from localmoe.gguf_file import GGUFFile, map_file, open_gguf, visible
-from localmoe.output_file import check_target, replacing
+from localmoe.output_file import Notify, check_target, replacing, unheard
 
 from .output import TensorHeader, header_bytes, padded
 from .source import MetaValue
@@ -189,8 +189,11 @@ class _Bytes:
         return int(struct.unpack("<i", self.take(4, what))[0])
 
 
-def write_imatrix(matrix: Imatrix, out: Path) -> None:
-    """Write the GGUF form, all or nothing, as llama-imatrix does: tensors by name. FileError: the system cannot."""
+def write_imatrix(matrix: Imatrix, out: Path, notify: Notify = unheard) -> None:
+    """Write the GGUF form as llama-imatrix does, tensors by name, all or nothing; `notify` as in `replacing`.
+
+    FileError: the system cannot.
+    """
     metadata = {
         "general.type": MetaValue("imatrix", GGUFValueType.STRING),
         DATASETS: MetaValue(list(matrix.datasets), GGUFValueType.ARRAY, GGUFValueType.STRING),
@@ -199,7 +202,7 @@ def write_imatrix(matrix: Imatrix, out: Path) -> None:
     }
     tensors = list(_tensors(matrix))
     headers = [TensorHeader(name, x.shape, GGMLQuantizationType.F32, x.nbytes) for name, x in tensors]
-    with replacing(check_target(out, [], file=str(out))) as file:
+    with replacing(check_target(out, [], file=str(out)), notify) as file:
         file.write(header_bytes(metadata, headers))
         for _, x in tensors:
             file.write(x.tobytes() + bytes(padded(x.nbytes) - x.nbytes))

@@ -98,7 +98,7 @@ def write_model(
 
     `imatrix` weighs the columns of the matrices that it holds. `split` cuts the model into several files,
     `out-00001-of-0000N.gguf`. `options` replaces `pure` and `overrides` ((regular
-    expression, type name) pairs). `notify` is told about fallbacks.
+    expression, type name) pairs). `notify` is told about fallbacks, and what killed writers left of `out`.
     UsageError: unknown types, input and output the same file, requantizing without being allowed to. BadInputError: NaN
     or infinity in a weight, values too large for a type. FileError: the system cannot write. Nothing is left behind.
     """
@@ -122,7 +122,7 @@ def write_model(
         check_space(targets[0], n_bytes)
         prepare({(row.source_type, row.type, row.name in weights) for row in rows}, notify)
         work = _Work(model, choices, rows, weights, progress or Silent(), _threads(n_threads))
-        with replacing_all(targets) as open_next:
+        with replacing_all(targets, notify) as open_next:
             work.write_parts(open_next, heads, ranges)
     return WriteReport(tuple(paths), name, rows, notices, n_bytes, time.monotonic() - began)
 

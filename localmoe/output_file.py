@@ -1,6 +1,7 @@
 """Writing files so that nobody ever sees half of them: beside their targets, flushed, then renamed.
 
-One file takes its target's name in one step. Several take theirs one after the other, and a kill may come between two:
+One file takes its target's name in one step. Where it replaces another it has a hidden name just before, the only
+moment at which a kill leaves one. Several take theirs one after the other, and a kill may come between two:
 
 1. every part gets a hidden name beside its target (`.NAME.TOKEN-I.part`): until the last has one, the old set is whole;
 2. the hidden first part is renamed to `.NAME.TOKEN-0.ready`: from now on the new set counts;
@@ -8,7 +9,8 @@ One file takes its target's name in one step. Several take theirs one after the 
 4. the parts get their names, the first one last.
 
 `finish_interrupted` goes on from any point after 2. open_gguf calls it for a set whose first part is missing, and so
-does whoever writes the same set again. A writer holds a lock on its files: what is still being written is left alone.
+does whoever writes the same set again. The next writer of a target removes what killed ones left. A writer holds a lock
+on its files: what is still being written is left alone.
 """
 
 from __future__ import annotations
@@ -25,6 +27,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from localmoe.errors import FileError, UsageError
+
+Notify = Callable[[str], None]
+
+
+def unheard(_: str) -> None:
+    """For those who need not know."""
 
 
 def check_target(out: Path, inputs: Sequence[Path], *, file: str) -> Path:
@@ -83,8 +91,12 @@ class OutputFile:
 
     def appear(self) -> None:
         """Take the target's name."""
-        self.hide()
         with _naming(self.target):
+            if not self._named:
+                with contextlib.suppress(FileExistsError):  # only a rename replaces a file, and it needs a name
+                    _name(self._descriptor, self.target)
+                    return
+            self.hide()
             os.replace(self._hidden, self.target)
 
     def decide(self) -> None:
@@ -122,28 +134,28 @@ def _naming(target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replacing(target: Path) -> Iterator[OutputFile]:
+def replacing(target: Path, notify: Notify = unheard) -> Iterator[OutputFile]:
     """A file that becomes `target` when the block ends, and vanishes when it is left by any exception.
 
-    Where the system has unnamed files (Linux) not even SIGKILL leaves anything behind; elsewhere a hidden name beside
-    the target is removed, at the latest by the next one who writes it. SIGTERM counts as an exception. FileError: the
-    system refused to write.
+    Where the system has unnamed files (Linux) not even SIGKILL leaves anything behind, unless it comes between the two
+    calls that replace an older file; elsewhere a hidden name beside the target is. The next one who writes the target
+    removes it, and tells `notify`. SIGTERM counts as an exception. FileError: the system refused to write.
     """
-    with replacing_all([target]) as open_next:
+    with replacing_all([target], notify) as open_next:
         yield open_next()
 
 
 @contextlib.contextmanager
-def replacing_all(targets: Sequence[Path]) -> Iterator[Callable[[], OutputFile]]:
+def replacing_all(targets: Sequence[Path], notify: Notify = unheard) -> Iterator[Callable[[], OutputFile]]:
     """Several files that appear together when the block ends, and not at all when an exception leaves it.
 
     The function given opens the next one. All are on the disk before one gets its name. Killed at any moment, the old
-    set or the new one is what `open_gguf` finds.
+    set or the new one is what `open_gguf` finds. `notify` is told what earlier writers left.
     """
     opened: list[OutputFile] = []
     token = secrets.token_hex(6)
     finish_interrupted(targets)
-    _sweep(targets)
+    _sweep(targets, notify)
 
     def open_next() -> OutputFile:
         opened.append(OutputFile(targets[len(opened)], token, len(opened)))
@@ -202,13 +214,14 @@ def finish_interrupted(targets: Sequence[Path]) -> None:
                 _sync_folder(found[0].parent)
 
 
-def _sweep(targets: Sequence[Path]) -> None:
+def _sweep(targets: Sequence[Path], notify: Notify) -> None:
     """Remove what killed writers of these targets left under hidden names."""
     for number, target in enumerate(targets):
         for path, _ in _left_behind(target, number, "part"):
             with _abandoned(path) as abandoned, contextlib.suppress(OSError):
                 if abandoned:
-                    path.unlink()
+                    os.unlink(path)
+                    notify(f"removed {path}, left by a writer that was killed")
 
 
 def _left_behind(target: Path, number: int, state: str) -> list[tuple[Path, str]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from localmoe.cli.common import read_text, show_text
+from localmoe.cli.common import read_text, say, show_text
 from localmoe.errors import BadInputError, FileError, UsageError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def write_text(path: Path, text: str) -> None:
     """A text file, replaced whole."""
     from localmoe.output_file import check_target, replacing
 
-    with replacing(check_target(path, [], file=os.fspath(path))) as out:
+    with replacing(check_target(path, [], file=os.fspath(path)), say) as out:
         out.write(text.encode("utf-8"))
 
 

@@ -58,7 +58,7 @@ def imatrix(
         entries = {name: Entry(one.sums, one.counts) for name, one in collector.matrices().items()}
         _say_unseen(collector)
     name = "standard input" if file == "-" else file
-    write_imatrix(Imatrix(entries, (name,), len(cut), n_ctx), out)
+    write_imatrix(Imatrix(entries, (name,), len(cut), n_ctx), out, say)
     print(f"{len(entries)} matrices, {len(cut)} chunks of {n_ctx} tokens", file=sys.stderr)
     print(out)
 

@@ -21,6 +21,7 @@ from localmoe.cli.common import (
     load_arguments,
     open_model,
     read_text,
+    say,
     text_files,
 )
 from localmoe.cli.output_path import output_path
@@ -91,7 +92,7 @@ def _measure(model: Model, text: str, most: int | None, target: Path | None, as_
         result = _last_estimate(perplexity(model, chunks), len(chunks))
     else:
         check_space(target, base_bytes(chunks, model.config.n_vocab))
-        with replacing(target) as out:
+        with replacing(target, say) as out:
             result = _last_estimate(write_base(model, chunks, out.write), len(chunks))
     if as_json:
         print(json.dumps({"n_chunks": len(chunks), "n_ctx": chunks.shape[1], **asdict(result)}))
