@@ -89,9 +89,7 @@ def build(
             return Franken(recipe, report, None)
         if recipe.gate_mode in RUN_MODES:
             notify("running the prompts through the base model")
-        router = router_rows(
-            recipe, sources.base, out.resolve().parent, seed=seed, n_threads=n_threads, progress=progress
-        )
+        router = router_rows(recipe, sources.base, out, seed=seed, n_threads=n_threads, progress=progress)
         model = _joined(recipe, sources, router, chosen, seed, allow_requantize)
         report = write_model(
             model, out, chosen, options=options, imatrix=imatrix, split=split, allow_requantize=allow_requantize,

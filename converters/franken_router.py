@@ -14,7 +14,6 @@ taken away, the same in every layer.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf import GGUFValueType
 
 from localmoe.errors import BadInputError
+from localmoe.output_file import scratch
 from localmoe.progress import Progress
 from localmoe.quants.decode import decode
 from localmoe.quants.formats import FORMATS
@@ -31,7 +31,7 @@ from localmoe.quants.formats import FORMATS
 from .convert_rows import convert
 from .franken_compare import Source
 from .franken_recipe import RANDOM_MODES, Recipe
-from .pipeline import write_model
+from .pipeline import write_into
 from .source import MetaValue, SourceTensor
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ _NUMBERS = {GGUFValueType.INT32: np.int32, GGUFValueType.FLOAT32: np.float32}  #
 
 
 def router_rows(
-    recipe: Recipe, base: Source, folder: Path, *, seed: int, n_threads: int | None, progress: Progress
+    recipe: Recipe, base: Source, out: Path, *, seed: int, n_threads: int | None, progress: Progress
 ) -> Array:
-    """The router (L, E, D) float32. `folder` is where a checkpoint is written as a GGUF for as long as it runs.
+    """The router (L, E, D) float32. A checkpoint is written as a GGUF beside `out` for as long as it runs.
 
     `seed` decides the random modes. BadInputError: a prompt has no tokens, the base cannot run; MemoryLimitError.
     """
@@ -63,7 +63,7 @@ def router_rows(
     if recipe.gate_mode == "cheap_embed":
         return _rows(positive, negative, lambda prompts: _embedded(base, prompts, n_layer))
     longest = max(len(ids) for prompts in (*positive, *negative) for ids in prompts)
-    with _running(base, folder, longest, n_threads, progress) as model:
+    with _running(base, out, longest, n_threads, progress) as model:
         return _rows(positive, negative, _hidden_states(model, average=recipe.gate_mode == "hidden_avg"))
 
 
@@ -200,7 +200,7 @@ def _embeddings(tensor: SourceTensor, ids: Array) -> Array:
 
 
 @contextlib.contextmanager
-def _running(base: Source, folder: Path, n_ctx: int, n_threads: int | None, progress: Progress) -> Iterator[Model]:
+def _running(base: Source, out: Path, n_ctx: int, n_threads: int | None, progress: Progress) -> Iterator[Model]:
     """The base model opened for inference: what is not quantized through a temporary GGUF in bfloat16."""
     import localmoe
 
@@ -210,11 +210,7 @@ def _running(base: Source, folder: Path, n_ctx: int, n_threads: int | None, prog
         with localmoe.load(str(base.path), n_ctx=n_ctx, **exact) as model:
             yield model
         return
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".franken-", ignore_cleanup_errors=True) as temporary:
-        path = Path(temporary) / "base.gguf"
-        write_model(base.model, path, "BF16", progress=progress, n_threads=n_threads)
-        with localmoe.load(str(path), n_ctx=n_ctx, **exact) as model:
-            with contextlib.suppress(OSError):
-                path.unlink()  # where a mapped file may lose its name, not even a kill leaves it behind
-                path.parent.rmdir()
+    with scratch(out.resolve()) as file:
+        write_into(file, base.model, "BF16", progress=progress, n_threads=n_threads)
+        with localmoe.load(str(file.path), n_ctx=n_ctx, **exact) as model:
             yield model

@@ -21,7 +21,7 @@ from gguf import GGUFValueType
 
 from localmoe.errors import BadInputError, UsageError
 from localmoe.gguf_file import visible
-from localmoe.output_file import OutputFile, check_target, replacing_all
+from localmoe.output_file import Notify, OutputFile, check_target, replacing_all, unheard
 from localmoe.progress import Progress, Silent
 from localmoe.quants.formats import FORMATS, format_of
 
@@ -92,7 +92,7 @@ def write_model(
     dry_run: bool = False,
     progress: Progress | None = None,
     n_threads: int | None = None,
-    notify: Callable[[str], None] = _to_stderr,
+    notify: Notify = _to_stderr,
 ) -> WriteReport:
     """Write `model` as `file_type` ("Q4_K_M", "F16", ..., or "COPY": types as they are) to `out`, all or nothing.
 
@@ -103,12 +103,9 @@ def write_model(
     or infinity in a weight, values too large for a type. FileError: the system cannot write. Nothing is left behind.
     """
     began = time.monotonic()
-    name = file_type.strip().upper()
-    name = COPY if name == COPY else find_recipe(name).name
-    options = replace(options or parse_options(pure=pure, overrides=overrides), has_imatrix=imatrix is not None)
-    choices = list(choose_types(model, name, options))
-    weights = column_weights(imatrix, choices, name, model.label)
-    rows = tuple(_row(choice, model.label) for choice in choices)
+    options = options or parse_options(pure=pure, overrides=overrides)
+    name, work = _plan(model, file_type, options, imatrix, progress or Silent(), _threads(n_threads))
+    choices, rows, weights = work.choices, work.rows, work.weights
     ranges = cut([row.n_bytes for row in rows], [choice.tensor.part for choice in choices], split)
     paths = part_paths(out, len(ranges), split)
     targets = [check_target(path, _inputs(model, imatrix), file=str(path)) for path in paths]
@@ -120,11 +117,34 @@ def write_model(
     n_bytes = sum(map(len, heads)) + sum(padded(row.n_bytes) for row in rows)
     if not dry_run:
         check_space(targets[0], n_bytes)
-        prepare({(row.source_type, row.type, row.name in weights) for row in rows}, notify)
-        work = _Work(model, choices, rows, weights, progress or Silent(), _threads(n_threads))
+        work.prepare(notify)
         with replacing_all(targets, notify) as open_next:
             work.write_parts(open_next, heads, ranges)
     return WriteReport(tuple(paths), name, rows, notices, n_bytes, time.monotonic() - began)
+
+
+def write_into(
+    file: OutputFile, model: SourceModel, file_type: str, *, progress: Progress, n_threads: int | None
+) -> None:
+    """Write `model` to a file that is open already; errors as of `write_model`."""
+    name, work = _plan(model, file_type, parse_options(), None, progress, _threads(n_threads))
+    ranges = [range(len(work.rows))]
+    heads = list(_heads(_metadata(model, name, None), work.rows, ranges, None))
+    check_space(file.target, sum(map(len, heads)) + sum(padded(row.n_bytes) for row in work.rows))
+    work.prepare(unheard)
+    work.write_parts(lambda: file, heads, ranges)
+
+
+def _plan(
+    model: SourceModel, file_type: str, options: Options, imatrix: Imatrix | None, progress: Progress, n_threads: int
+) -> tuple[str, _Work]:
+    """The file type's name, and every tensor's type."""
+    name = file_type.strip().upper()
+    name = COPY if name == COPY else find_recipe(name).name
+    choices = list(choose_types(model, name, replace(options, has_imatrix=imatrix is not None)))
+    weights = column_weights(imatrix, choices, name, model.label)
+    rows = tuple(_row(choice, model.label) for choice in choices)
+    return name, _Work(model, choices, rows, weights, progress, n_threads)
 
 
 def _heads(
@@ -195,21 +215,25 @@ class _Work:
         self,
         model: SourceModel,
         choices: Sequence[Choice],
-        rows: Sequence[WrittenTensor],
+        rows: tuple[WrittenTensor, ...],
         weights: Weights,
         progress: Progress,
         n_threads: int,
     ) -> None:
         self._model = model
-        self._choices = choices
-        self._rows = rows
-        self._weights = weights
+        self.choices = choices
+        self.rows = rows
+        self.weights = weights
         self._progress = progress
         self._n_threads = n_threads
 
+    def prepare(self, notify: Notify) -> None:
+        """Compile, or load, the encoders."""
+        prepare({(row.source_type, row.type, row.name in self.weights) for row in self.rows}, notify)
+
     def write_parts(self, open_next: Callable[[], OutputFile], heads: Sequence[bytes], parts: Sequence[range]) -> None:
         """Write every part: its header, then its tensors with their padding, in order."""
-        self._progress.start(sum(row.source_bytes for row in self._rows), "converting tensors")
+        self._progress.start(sum(row.source_bytes for row in self.rows), "converting tensors")
         readers = ThreadPoolExecutor(self._n_threads, thread_name_prefix="read")
         encoders = ThreadPoolExecutor(self._n_threads, thread_name_prefix="encode")
         try:
@@ -218,7 +242,7 @@ class _Work:
                 file = open_next()
                 file.write(head)
                 for i in tensors:
-                    self._write_tensor(file, self._choices[i], self._rows[i], results)
+                    self._write_tensor(file, self.choices[i], self.rows[i], results)
         finally:
             readers.shutdown(wait=True, cancel_futures=True)
             encoders.shutdown(wait=True, cancel_futures=True)
@@ -236,14 +260,14 @@ class _Work:
 
     def _pieces(self) -> Iterator[tuple[Piece, Choice, np.ndarray | None]]:
         """All pieces with the weights of their columns: those of the matrix that they are part of."""
-        for choice in self._choices:
-            weights = self._weights.get(choice.tensor.name)
+        for choice in self.choices:
+            weights = self.weights.get(choice.tensor.name)
             for i, piece in enumerate(choice.tensor.pieces):
                 yield piece, choice, None if weights is None else weights[i // _pieces_a_matrix(choice)]
 
     def _write_tensor(self, file: OutputFile, choice: Choice, row: WrittenTensor, results: Iterator[Rows]) -> None:
         elements = written = 0
-        weighed = row.name in self._weights
+        weighed = row.name in self.weights
         for i in range(len(choice.tensor.pieces)):
             rows = next(results)
             if rows.bad is not None:

@@ -69,6 +69,11 @@ class OutputFile:
             self._descriptor, self._named = _open_unnamed(self._hidden)
             _lock(self._descriptor)
 
+    @property
+    def path(self) -> Path:
+        """What it can be opened by until it is closed."""
+        return self._hidden if self._named else Path(f"/proc/self/fd/{self._descriptor}")
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data`."""
         left = memoryview(data).cast("B")
@@ -173,6 +178,21 @@ def replacing_all(targets: Sequence[Path], notify: Notify = unheard) -> Iterator
                 file.close()
         for folder in {target.parent for target in targets}:
             _sync_folder(folder)
+
+
+@contextlib.contextmanager
+def scratch(target: Path) -> Iterator[OutputFile]:
+    """A file on the same disk as `target`, to be written, read again by its `path`, and gone when the block ends.
+
+    What SIGKILL leaves where the system has no unnamed files, the next writer of the target removes. FileError: the
+    system refused to write.
+    """
+    file = OutputFile(target, secrets.token_hex(6), 0)
+    with _terminating():
+        try:
+            yield file
+        finally:
+            file.close()
 
 
 def _show(files: Sequence[OutputFile], token: str) -> None:

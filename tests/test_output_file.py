@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from localmoe.output_file import replacing
 from tests.acceptance.command import localmoe
+from tests.acceptance.writers import OLD, Writers
 from tests.tiny import write_tiny
 
 # argv: folder, "old" where the target is there already, "unnamed" where files are while they are written. For every
@@ -106,3 +108,38 @@ def test_a_command_says_what_it_removed(tmp_path: Path, monkeypatch: pytest.Monk
     answer = localmoe("quantize", model, out, "Q8_0").succeeded()
     assert f"removed {left}, left by a writer that was killed\n" in answer.err
     assert sorted(tmp_path.iterdir()) == sorted([*others, model, out])
+
+
+# argv: what is killed (a call of the system or the loading of the base model), whether it has unnamed files, arguments
+KILLED = """
+import os, signal, sys
+import localmoe
+from localmoe.cli import main
+if sys.argv[2] == "named" and hasattr(os, "O_TMPFILE"):
+    del os.O_TMPFILE
+where = localmoe if sys.argv[1] == "load" else os
+setattr(where, sys.argv[1], lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL))
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="uses signals, and files without a name")
+@pytest.mark.parametrize("unnamed", ["unnamed", "named"])
+@pytest.mark.parametrize("call", ["write", "load"])
+def test_row_19_killed_while_the_base_model_runs(tmp_path: Path, unnamed: str, call: str) -> None:
+    """The base of a recipe is written for as long as it runs; a kill leaves no more of it than of any output."""
+    writers = Writers(tmp_path)
+    out = tmp_path / "out" / "moe.gguf"
+    out.parent.mkdir()
+    out.write_bytes(OLD)
+    arguments = writers.commands["franken"](out)
+    done = subprocess.run([sys.executable, "-c", KILLED, call, unnamed, *arguments], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = [path for path in out.parent.iterdir() if path != out]
+    assert len(left) == (unnamed == "named")
+    assert out.read_bytes() == OLD
+    answer = localmoe(*arguments).succeeded()
+    assert [line for line in answer.err.splitlines() if "killed" in line] == [
+        f"note: removed {path}, left by a writer that was killed" for path in left
+    ]
+    assert list(out.parent.iterdir()) == [out]

@@ -34,8 +34,8 @@ class Writers:
         self.text = folder / "text.txt"
         self.text.write_text("the red sun is in the day and he is one of the moe expert hello to it " * 30)
         self.recipe = folder / "recipe.yml"
-        source = f"source_model: {self.dense}"
-        self.recipe.write_text(f"base_model: {self.dense}\ngate_mode: random\nexperts:\n  - {source}\n  - {source}\n")
+        experts = (f"  - source_model: {self.dense}\n    positive_prompts: [{word}]\n" for word in ("sun", "hello"))
+        self.recipe.write_text(f"base_model: {self.dense}\ngate_mode: hidden\nexperts:\n{''.join(experts)}")
         self.trace = folder / "trace.npz"
         self.data = folder / "data"
         with Store(self.data / "sessions.db") as store:
