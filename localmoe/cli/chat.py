@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -36,11 +34,13 @@ from localmoe.cli.common import (
     say,
     show_text,
     with_sampling,
+    write_text,
 )
 from localmoe.cli.default_model import given_or_demo_model
+from localmoe.cli.output_path import output_path
 from localmoe.cli.run import timings_line
 from localmoe.engine.sampling import SamplingParams
-from localmoe.errors import UsageError
+from localmoe.errors import LocalMoeError, UsageError
 
 if TYPE_CHECKING:
     from localmoe.engine.api import Model
@@ -202,16 +202,11 @@ def _save(state: Chat, argument: str) -> None:
     if not argument:
         say("/save needs a file name")
         return
-    partial = f"{argument}.{os.getpid()}.part"
+    text = json.dumps(state.messages, ensure_ascii=False, indent=1)
     try:
-        try:
-            with open(partial, "x", encoding="utf-8") as out:
-                json.dump(state.messages, out, ensure_ascii=False, indent=1)
-            os.replace(partial, argument)
-        finally:
-            Path(partial).unlink(missing_ok=True)
-    except OSError as error:
-        say(f"error: {argument}: {error.strerror}")
+        write_text(output_path(argument), text, state.model.gguf.parts)
+    except LocalMoeError as error:
+        say(f"error: {error}")
         return
     say(f"{len(state.messages)} messages are in {argument}")
 

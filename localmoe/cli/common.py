@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -192,6 +192,14 @@ def show_text(text: str) -> None:
 def say(text: str) -> None:
     """Lines to stderr; nothing of a file's or a model's making controls the terminal."""
     print("\n".join(map(one_line, text.split("\n"))), file=sys.stderr)
+
+
+def write_text(path: Path, text: str, inputs: Sequence[Path] = ()) -> None:
+    """A text file, replaced whole; UsageError if it is one of `inputs`, FileError if the system refuses."""
+    from localmoe.output_file import check_target, replacing
+
+    with replacing(check_target(path, inputs, file=str(path)), say) as out:
+        out.write(text.encode("utf-8", "backslashreplace"))
 
 
 def count_experts(steps: Iterable[Step], n_layer: int, n_expert: int) -> NDArray[np.int64]:

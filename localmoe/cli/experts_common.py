@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from localmoe.cli.common import read_text, say, show_text
+from localmoe.cli.common import read_text, show_text
 from localmoe.errors import BadInputError, FileError, UsageError
 
 if TYPE_CHECKING:
@@ -60,14 +59,6 @@ def counting(what: str) -> Callable[[int, int], None]:
 def show(lines: Iterable[str]) -> None:
     """Lines to standard output; a terminal gets no control characters."""
     show_text("\n".join(lines) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text file, replaced whole."""
-    from localmoe.output_file import check_target, replacing
-
-    with replacing(check_target(path, [], file=os.fspath(path)), say) as out:
-        out.write(text.encode("utf-8"))
 
 
 def print_json(value: Any) -> None:

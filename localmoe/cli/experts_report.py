@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from localmoe.cli.common import say
-from localmoe.cli.experts_common import AsJson, Trace, print_json, show, write_text
+from localmoe.cli.common import say, write_text
+from localmoe.cli.experts_common import AsJson, Trace, print_json, show
 from localmoe.cli.output_path import output_path
 
 

@@ -107,10 +107,24 @@ def test_save_writes_the_conversation(talk: Talk, tmp_path: Path) -> None:
     ]
     assert err.splitlines() == [
         f"2 messages are in {out}",
-        f"error: {tmp_path}/none/chat.json: No such file or directory",
+        f"error: {tmp_path}/none/chat.json: the folder does not exist",
         "/save needs a file name",
     ]
     assert os.listdir(tmp_path) == ["chat.json"]
+
+
+def test_save_refuses_the_model_and_a_folders_name(talk: Talk, tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    model.write_bytes(b"weights")
+    (tmp_path / "link").symlink_to(model)
+    talk.model.gguf.parts = (model,)
+    _, _, err = talk(f"/save {tmp_path}/link", f"/save {tmp_path}/new/")
+    assert err.splitlines() == [
+        f"error: {tmp_path}/link: input and output are the same file",
+        f"error: {tmp_path}/new/: names a folder, expected the name of a file to write",
+    ]
+    assert sorted(os.listdir(tmp_path)) == ["link", "m.gguf"]
+    assert model.read_bytes() == b"weights"
 
 
 def test_ctrl_c_stops_an_answer_and_keeps_its_text(talk: Talk) -> None:
