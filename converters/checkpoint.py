@@ -33,6 +33,7 @@ MAX_ITEMS = dict.fromkeys(("tokenizer.json", "tekken.json"), 2_500_000)
 MAX_OTHER_ITEMS = 300_000
 
 SHARD_NAME = re.compile(r".*-(\d{5})-of-(\d{5})\.[a-z]+")
+_MISTRALS_NAME = re.compile(r"consolidated\.(\d{2})\.[a-z]+")
 
 # The dtypes that are read, and how; BF16 is kept as its 16 bits, F64 becomes F32.
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -281,7 +282,7 @@ def open_checkpoint(folder: Path, kind: Files = SAFETENSORS) -> dict[str, Checkp
         raise FileError(f"cannot be read: {error.strerror}", file=folder) from error
     if not names:
         raise BadInputError(f"no {kind.prefix}*{kind.suffix} in the folder", file=folder)
-    _check_numbering(folder, names)
+    check_numbering(folder, names)
     tensors: dict[str, CheckpointTensor] = {}
     for _, tensor in _shards(folder, names, kind):
         first = tensors.setdefault(tensor.name, tensor)
@@ -326,14 +327,17 @@ def _shards(folder: Path, names: list[str], kind: Files) -> Iterator[tuple[str, 
             yield name, tensor
 
 
-def _check_numbering(folder: Path, names: list[str]) -> None:
-    """Raise when files named `model-00001-of-00003` lack some of their numbers."""
+def check_numbering(folder: Path, names: list[str]) -> None:
+    """Raise when files named `model-00001-of-00003` lack some of their numbers, or `consolidated.02.pth` one before."""
     for name in names:
-        found = SHARD_NAME.fullmatch(name)
-        if found is None:
+        if found := SHARD_NAME.fullmatch(name):
+            numbers = range(1, int(found[2]) + 1)
+        elif found := _MISTRALS_NAME.fullmatch(name):
+            numbers = range(int(found[1]))
+        else:
             continue
-        total = int(found[2])
-        wanted = [f"{name[: found.start(1)]}{i:05d}{name[found.end(1) :]}" for i in range(1, total + 1)]
+        digits = len(found[1])
+        wanted = (f"{name[: found.start(1)]}{i:0{digits}d}{name[found.end(1) :]}" for i in numbers)
         absent = [shard for shard in wanted if shard not in names]
         if absent:
             raise BadInputError("shards are missing", file=folder, item=listing(absent))

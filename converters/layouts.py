@@ -17,6 +17,7 @@ from .checkpoint import (
     SAFETENSORS,
     CheckpointTensor,
     Files,
+    check_numbering,
     find_file,
     listing,
     open_checkpoint,
@@ -28,8 +29,9 @@ from .hparams import Warn
 from .pickled import read_pickled
 
 PICKLED = Files("pytorch_model.bin.index.json", "pytorch_model", ".bin", read_pickled)
+MISTRALS = Files("consolidated.safetensors.index.json", "consolidated", ".safetensors", read_safetensors)
+_MISTRALS_SUFFIXES = (".safetensors", ".safetensors.index.json", ".pth", ".pt")
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt")
-_NATIVE = "consolidated"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def open_layout(folder: Path, allow_pickle: bool, warn: Warn) -> Layout:
     names = _names(folder)
     config = read_json(folder, "config.json")
     hugging_face = [kind for kind in (SAFETENSORS, PICKLED) if any(map(kind.has, names)) or kind.index in names]
-    own = [name for name in names if name.startswith(_NATIVE) and name.endswith((".safetensors", ".pth", ".pt"))]
+    own = [name for name in names if name.startswith(MISTRALS.prefix) and name.endswith(_MISTRALS_SUFFIXES)]
     if config is not None and hugging_face:
         if hugging_face[0] is PICKLED:
             _allow([name for name in names if PICKLED.has(name)], folder, allow_pickle)
@@ -68,20 +70,28 @@ def _names(folder: Path) -> list[str]:
 
 
 def _open_native(folder: Path, names: list[str], allow_pickle: bool, warn: Warn) -> Layout:
-    safe = [name for name in names if name.endswith(".safetensors")]
-    pickles = [name for name in names if not name.endswith(".safetensors")]
-    if not safe:
-        _allow(pickles, folder, allow_pickle)
-    files = []
-    for name in safe or pickles:
-        path = find_file(folder, name)
-        if path is None:
-            raise BadInputError("is a link to nothing", file=folder / name)
-        files.append((read_safetensors if safe else read_pickled)(path, folder / name))
+    files = _native_files(folder, names, allow_pickle)
     params = read_json(folder, PARAMS)
     assert params is not None
     has_output = any("output.weight" in file for file in files)
     return Layout(as_config(params, folder / PARAMS, has_output, warn), folder / PARAMS, files, native=True)
+
+
+def _native_files(folder: Path, names: list[str], allow_pickle: bool) -> list[dict[str, CheckpointTensor]]:
+    """The tensors of each file; those of an index together."""
+    if MISTRALS.index in names:
+        return [open_checkpoint(folder, MISTRALS)]
+    safe = [name for name in names if name.endswith(MISTRALS.suffix)]
+    if not safe:
+        _allow(names, folder, allow_pickle)
+    check_numbering(folder, safe or names)
+    files = []
+    for name in safe or names:
+        path = find_file(folder, name)
+        if path is None:
+            raise BadInputError("is a link to nothing", file=folder / name)
+        files.append((read_safetensors if safe else read_pickled)(path, folder / name))
+    return files
 
 
 def _allow(names: list[str], folder: Path, allowed: bool) -> None:
@@ -102,7 +112,7 @@ def _nothing(folder: Path, names: list[str], has_config: bool) -> BadInputError:
         reason = "holds only pickled weights, and not in a layout that --allow-pickle could read"
         expected = "pytorch_model*.bin and config.json, or consolidated* and params.json"
         return BadInputError(reason, file=folder, item=listing(pickles), expected=expected)
-    if any(name.startswith(_NATIVE) for name in names):
+    if any(name.startswith(MISTRALS.prefix) for name in names):
         return BadInputError(f"Mistral's own weights (consolidated*) need {PARAMS} beside them", file=folder)
     if not has_config:
         return BadInputError("no config.json in the folder", file=folder)

@@ -251,9 +251,11 @@ def map_file(path: Path, expected: str = "a GGUF file") -> mmap.mmap:
         raise FileError(f"cannot be opened: {reason}", file=_name(path)) from None
     try:
         status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            hint = " (localmoe convert makes one of a checkpoint)" if "GGUF" in expected else ""
+            raise FileError("is a folder", file=_name(path), expected=expected + hint)
         if not stat.S_ISREG(status.st_mode):
-            what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise FileError(f"is {what}", file=_name(path), expected=expected)
+            raise FileError("is not a regular file", file=_name(path), expected=expected)
         if status.st_size == 0:
             raise BadInputError("the file is empty", file=_name(path), expected=expected)
         return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)

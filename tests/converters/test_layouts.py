@@ -99,6 +99,17 @@ def safetensors(folder: Path, weights: Weights, name: str = "consolidated.safete
     write_safetensors(folder / name, {key: encode("F16", x) for key, x in weights.items()})
 
 
+def sharded(folder: Path, weights: Weights) -> None:
+    """Numbered shards and their index, as Mistral's largest models."""
+    index = {}
+    for i in range(3):
+        name = f"consolidated-{i + 1:05d}-of-00003.safetensors"
+        part = {key: x for n, (key, x) in enumerate(weights.items()) if n % 3 == i}
+        index |= dict.fromkeys(part, name)
+        safetensors(folder, part, name)
+    (folder / "consolidated.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+
 def one_pickle(folder: Path, weights: Weights) -> None:
     write_torch(folder / "consolidated.00.pth", weights)
 
@@ -123,6 +134,7 @@ def pickles_by_slice(folder: Path, weights: Weights) -> None:
 
 LAYOUTS: dict[str, tuple[Tiny, Callable[[Path, Weights], None], bool]] = {
     "mixtral": (MIXTRAL, safetensors, False),
+    "mixtral, sharded": (MIXTRAL, sharded, False),
     "mixtral, one pickle": (MIXTRAL, one_pickle, False),
     "mixtral, several files": (MIXTRAL, pickles_by_tensor, False),
     "mixtral, sliced": (MIXTRAL, pickles_by_slice, False),
@@ -155,6 +167,26 @@ def test_mistrals_own_files_give_the_hugging_face_checkpoints_gguf(tmp_path: Pat
         ("llama.attention.key_length", str(tiny.n_embd // tiny.n_head)),  # params.json states head_dim
         ("llama.attention.value_length", str(tiny.n_embd // tiny.n_head)),
     }
+
+
+@pytest.mark.parametrize(
+    ("write", "gone"),
+    [
+        (sharded, ("consolidated-00002-of-00003.safetensors",)),
+        (pickles_by_tensor, ("consolidated.00.pt", "consolidated.01.pt")),
+        (pickles_by_slice, ("consolidated.00.pth",)),
+    ],
+)
+@pytest.mark.parametrize("index", [True, False])
+def test_mistrals_own_files_that_are_missing_are_named(
+    tmp_path: Path, write: Callable[[Path, Weights], None], gone: tuple[str, ...], index: bool
+) -> None:
+    folder = make_native(tmp_path / "m", MIXTRAL)
+    write(folder, native(MIXTRAL))
+    for name in (*gone, *(["consolidated.safetensors.index.json"] if not index else [])):
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(BadInputError, match=rf"{re.escape(', '.join(gone))}: shards are missing"):
+        load_source(folder, allow_pickle=True)
 
 
 def test_pytorch_model_bin_with_an_index(tmp_path: Path) -> None:
