@@ -43,13 +43,19 @@ def say(what: str, good: bool, **figures: Any) -> bool:
     return good
 
 
-def theirs(program: str, *arguments: object, fails: bool = False) -> str:
-    """Run one of llama.cpp's programs; everything it printed."""
+def theirs(program: str, *arguments: object, fails: bool = False, last: str = "") -> str:
+    """Run one of llama.cpp's programs; everything it printed, to the text `last`.
+
+    Its log is a thread of its own, of which the last lines are lost in every other run: it is run again then.
+    """
     command = [str(Path(os.environ["LLAMA_BIN"]) / f"llama-{program}"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode and not fails:
-        sys.exit(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
-    return done.stdout + done.stderr
+    for _ in range(20):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode and not fails:
+            sys.exit(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
+        if last in done.stdout + done.stderr:
+            return done.stdout + done.stderr
+    sys.exit(f"{' '.join(command)}: did not print {last!r}")
 
 
 def ours(*arguments: object, code: int = 0) -> str:
@@ -73,7 +79,8 @@ def estimate(printed: str) -> tuple[float, float]:
 
 def compare_perplexity(name: str, model: Path, text: Path, *options: object) -> bool:
     mine, error = estimate(ours("perplexity", "-m", model, "-f", text, *options))
-    peer, peer_error = estimate(theirs("perplexity", "-m", model, "-f", text, "-t", "2", *options))
+    said = theirs("perplexity", "-m", model, "-f", text, "-t", "2", *options, last="Final estimate: PPL")
+    peer, peer_error = estimate(said)
     off, error_off = abs(mine / peer - 1), abs(error / peer_error - 1)
     good = off <= PPL_BOUND and error_off <= ERROR_BOUND
     figures = {"ppl": mine, "llama_ppl": peer, "off": off, "error": error, "llama_error": peer_error}
@@ -100,7 +107,7 @@ def compare_divergence(name: str, base_model: Path, model: Path, text: Path, fol
     for writer, base in bases.items():
         wanted = ("-m", model, "--kl-divergence", "--kl-divergence-base", base)
         reads["ours", writer] = statistics(ours("perplexity", *wanted))
-        reads["theirs", writer] = statistics(theirs("perplexity", "-t", "2", *wanted))
+        reads["theirs", writer] = statistics(theirs("perplexity", "-t", "2", *wanted, last="Same top p: "))
     first = reads["theirs", "theirs"]
     for (reader, writer), found in reads.items():
         kld, error = first["Mean KLD"]
@@ -119,7 +126,7 @@ def compare_refusals(model: Path, folder: Path) -> bool:
     short = folder / "short.txt"
     short.write_text("the red sun " * 5)
     said = ours("perplexity", "-m", model, "-f", short, "-c", 64, code=2)
-    peer = theirs("perplexity", "-m", model, "-f", short, "-c", 64, fails=True)
+    peer = theirs("perplexity", "-m", model, "-f", short, "-c", 64, fails=True, last="you need at least 128 tokens")
     good = "too short" in said and "you need at least 128 tokens" in peer and not PPL.search(said + peer)
     return say("a text shorter than two chunks is refused by both", good)
 
