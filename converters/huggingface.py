@@ -136,9 +136,11 @@ def _place(checkpoint: dict[str, CheckpointTensor], folder: Path) -> Slots:
 def _with_embedding_rows(hparams: HParams, slots: Slots, warn: Warn) -> HParams:
     """The hyperparameters with the vocabulary's size taken from the embedding where config.json disagrees."""
     embedding = slots.get(("token_embd", None), {}).get(None)
-    if embedding is None or len(embedding.shape) != 2 or embedding.shape[0] in (0, hparams.vocab_size):
+    if embedding is None or embedding.shape[1:] != (hparams.hidden_size,):  # which is refused as that
         return hparams
     rows = embedding.shape[0]
+    if rows in (0, hparams.vocab_size):
+        return hparams
     warn(f"config.json says vocab_size {hparams.vocab_size}, but the embedding has {rows} rows, which count")
     return replace(hparams, vocab_size=rows)
 

@@ -239,12 +239,14 @@ def write_tiny(
     extra_tensors: Mapping[str, np.ndarray] | None = None,
     drop_tensors: Collection[str] = (),
     split_max_tensors: int = 0,
+    alignment: int | None = None,
     **fields: Any,
 ) -> Path:
     """Write `Tiny(**fields)` and return its path (with `split_max_tensors`, the first part's).
 
     `extra_metadata` adds or replaces keys ({"llama.rope.freq_base": (1e6, GGUFValueType.FLOAT32, None)}),
     `extra_tensors` adds or replaces weights; both `drop_`s leave things out.
+    `alignment` is that of the tensors' data.
     """
     path = Path(path)
     tiny = replace(Tiny(), **fields)
@@ -252,6 +254,8 @@ def write_tiny(
     weights = _weights(tiny) | dict(extra_tensors or {})
     architecture = str(metadata["general.architecture"][0])
     writer = GGUFWriter(path, architecture, split_max_tensors=split_max_tensors)
+    if alignment is not None:
+        writer.add_custom_alignment(alignment)
     for key, (value, kind, element) in metadata.items():
         if key not in drop_metadata and key != "general.architecture":
             writer.add_key_value(key, value, kind, element)
