@@ -54,13 +54,7 @@ class Source:
 
 
 def check_dense(source: Source) -> None:
-    """BadInputError unless it is a dense Llama or Mistral with all its feed-forward matrices."""
-    arch = source.model.metadata["general.architecture"].value
-    if arch != "llama":
-        raise BadInputError(
-            "cannot be merged", file=source.path, item="general.architecture", got=visible(str(arch), 40),
-            expected="llama (Llama, Mistral)",
-        )  # fmt: skip
+    """BadInputError for a mixture of experts."""
     if source.model.n_expert:
         raise BadInputError(
             "is a mixture of experts already, and only dense models can be merged",

@@ -25,6 +25,7 @@ PROMPT_MODES = (*RUN_MODES, "cheap_embed")
 RANDOM_MODES = ("random", "uniform_random")
 _ALIASES = {"hidden_last": "hidden"}  # mergekit takes both names
 DTYPES = ("float32", "float16", "bfloat16")
+OUTPUTS = ("Mixtral", "DeepSeek MoE", "Qwen MoE", "Qwen3 MoE")  # mergekit/moe/__init__.py
 _FIELDS = ("base_model", "experts", "gate_mode", "dtype", "experts_per_token", "shared_experts", "architecture", "name")
 _EXPERT_FIELDS = ("source_model", "positive_prompts", "negative_prompts", "noise_scale", "residual_scale", "label")
 
@@ -114,11 +115,7 @@ def _recipe(reader: _Reader, table: dict[str, Any]) -> Recipe:
         raise reader.error(
             "unknown gate mode", "gate_mode", _shown(mode), f"one of {', '.join((*PROMPT_MODES, *RANDOM_MODES))}"
         )
-    if table.get("shared_experts"):
-        raise reader.error("shared experts are not supported: a Mixtral has none", "shared_experts")
-    architecture = reader.text(table, "", "architecture", "mixtral")
-    if not architecture or not "mixtral".startswith(architecture.lower()):
-        raise reader.error("only Mixtral's architecture is written", "architecture", _shown(architecture), "mixtral")
+    _check_architecture(reader, table)
     dtype = reader.text(table, "", "dtype", "").removeprefix("torch.") or None
     if dtype is not None and dtype not in DTYPES:
         raise reader.error("unknown dtype", "dtype", _shown(dtype), f"one of {', '.join(DTYPES)}")
@@ -132,6 +129,20 @@ def _recipe(reader: _Reader, table: dict[str, Any]) -> Recipe:
         )
     name = _shortened(reader.text(table, "", "name", ""))
     return Recipe(reader.file, base, experts, mode, n_used, dtype, name)
+
+
+def _check_architecture(reader: _Reader, table: dict[str, Any]) -> None:
+    """Refuse what mergekit-moe would not make a Mixtral of, in its terms (`select_output_arch` in scripts/moe.py)."""
+    wanted = reader.text(table, "", "architecture", "")
+    matching = [name for name in OUTPUTS if name.lower().startswith(wanted.lower())]
+    if not matching:
+        raise reader.error("mergekit-moe makes no such architecture", "architecture", _shown(wanted), "mixtral")
+    if OUTPUTS[0] not in matching:
+        reason = f"asks for a {matching[0]}, and localmoe writes a Mixtral: leave it out, or build it with mergekit-moe"
+        raise reader.error(reason, "architecture", _shown(wanted), "mixtral")
+    if table.get("shared_experts"):
+        reason = "a Mixtral has no shared experts, and localmoe writes no other kind: make experts of them"
+        raise reader.error(reason, "shared_experts")
 
 
 def _experts(reader: _Reader, value: Any, mode: str) -> tuple[RecipeExpert, ...]:

@@ -22,16 +22,22 @@ from localmoe.gguf_file import open_gguf, visible
 from localmoe.quants.encode import encode
 from localmoe.quants.formats import FORMATS
 
+from .checkpoint import read_json
 from .convert_rows import convert
 from .franken_compare import Source, check_dense, check_fits
 from .franken_recipe import Recipe, RecipeExpert
 from .gguf_source import gguf_source
-from .hparams import Warn
+from .hparams import ARCHITECTURES, Warn
 from .huggingface import load_source
 from .recipe import COPY, may_quantize
 from .source import Piece, SourceTensor
 
 Array = np.ndarray[Any, np.dtype[Any]]
+MERGED = ("llama", "mistral", "mixtral")  # the last is refused as a mixture of experts
+# What mergekit-moe makes of dense models of other architectures (mergekit/moe/qwen.py and qwen3.py).
+_OTHER_OUTPUTS = {
+    "Qwen2ForCausalLM": "Qwen MoE", "qwen2": "Qwen MoE", "Qwen3ForCausalLM": "Qwen3 MoE", "qwen3": "Qwen3 MoE",
+}  # fmt: skip
 FFN = ("ffn_gate", "ffn_up", "ffn_down")
 _CASTS = {"float16": Type.F16, "bfloat16": Type.BF16}
 
@@ -48,17 +54,45 @@ def open_sources(recipe: Recipe, stack: ExitStack, *, pre: str | None, warn: War
     """Open every model of the recipe until `stack` closes; BadInputError names how two of them differ."""
     opened: dict[Path, Source] = {}
 
-    def source(path: Path) -> Source:
+    def source(path: Path, item: str) -> Source:
         real = path.resolve()
         if real not in opened:
+            _check_architecture(path, recipe, item)
             opened[real] = _open(path, stack, pre, warn, is_base=not opened)
         return opened[real]
 
-    sources = Sources(source(recipe.base), tuple(source(expert.source) for expert in recipe.experts))
+    base = source(recipe.base, "base_model")
+    experts = (source(expert.source, f"experts[{i}].source_model") for i, expert in enumerate(recipe.experts))
+    sources = Sources(base, tuple(experts))
     for other in opened.values():
         check_dense(other)
         check_fits(sources.base, other, warn)
     return sources
+
+
+def _check_architecture(path: Path, recipe: Recipe, item: str) -> None:
+    """BadInputError names a source that is neither Llama nor Mistral, where it is in the recipe, and what it is."""
+    name = _architecture(path)
+    if name is None or ARCHITECTURES.get(name, name) in MERGED:
+        return
+    other = _OTHER_OUTPUTS.get(name)
+    elsewhere = f"; mergekit-moe makes a {other} of it" if other else ""
+    raise BadInputError(
+        f"{visible(str(path), 200)} cannot be merged into a Mixtral, which localmoe writes{elsewhere}",
+        file=recipe.file, item=item, got=visible(name, 60), expected="a Llama or Mistral model",
+    )  # fmt: skip
+
+
+def _architecture(path: Path) -> str | None:
+    """What a checkpoint's config.json or a GGUF says that it is; None where it says nothing that could be shown."""
+    if path.is_dir():
+        config = read_json(path, "config.json") or {}
+        names = config.get("architectures")
+        name = names[0] if isinstance(names, list) and names else config.get("model_type")
+    else:
+        with open_gguf(path) as gguf:
+            name = gguf.metadata.get("general.architecture")
+    return name if isinstance(name, str) else None
 
 
 def _open(path: Path, stack: ExitStack, pre: str | None, warn: Warn, *, is_base: bool) -> Source:

@@ -94,6 +94,11 @@ def test_random_routers_need_no_prompts(folder: Path) -> None:
         assert [e.label for e in recipe.experts] == ["other", "other"]
 
 
+@pytest.mark.parametrize("name", ["", "mixtral", "Mixtral", "MIX", "m"])
+def test_architectures_that_mergekit_makes_a_mixtral_of(folder: Path, name: str) -> None:
+    assert read(folder, fields(architecture=name)) == read(folder, fields())
+
+
 def test_unknown_fields_are_ignored_as_mergekit_does_but_named(folder: Path) -> None:
     notes: list[str] = []
     read(folder, fields(merge_method="x", experts=expert(positive_promts=["a"])), notes)
@@ -104,8 +109,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"gate_mode": "magic"}, "gate_mode: unknown gate mode, got 'magic'"),
     ({"gate_mode": 3}, "gate_mode: is not text"),
     ({"dtype": "int64"}, "dtype: unknown dtype"),
-    ({"architecture": "qwen"}, "architecture: only Mixtral"),
-    ({"shared_experts": [{"source_model": "other.gguf"}]}, "shared_experts: shared experts are not supported"),
+    ({"architecture": "qwen"}, "architecture: asks for a Qwen MoE, and localmoe writes a Mixtral: leave it out"),
+    ({"architecture": "Qwen3 MoE"}, "architecture: asks for a Qwen3 MoE"),
+    ({"architecture": "DEEP"}, "architecture: asks for a DeepSeek MoE"),
+    ({"architecture": "mixtral moe"}, "architecture: mergekit-moe makes no such architecture, got 'mixtral moe'"),
+    ({"architecture": ["mixtral"]}, "architecture: is not text"),
+    ({"shared_experts": [{"source_model": "other.gguf"}]}, "shared_experts: a Mixtral has no shared experts"),
     ({"experts_per_token": 3}, "experts_per_token: is not a usable number of experts, got 3, expected 1 to 2"),
     ({"experts_per_token": 0}, "experts_per_token"),
     ({"experts_per_token": True}, "experts_per_token"),
