@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,20 +29,20 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from localmoe.gguf_file import open_gguf  # noqa: E402
-from tests.checkpoints import Tiny, bpe_tokenizer, config_json  # noqa: E402
+from tests.checkpoints import Tiny, bpe_tokenizer, config_json, vocab_size  # noqa: E402
 
-SHAPE = Tiny(n_embd=4096, n_ff=14336, n_head=32, n_head_kv=8, n_expert=8, n_vocab=32000)
+SHAPE = Tiny(n_embd=4096, n_ff=14336, n_head=32, n_head_kv=8, n_expert=8, n_vocab=32000, dtype="BF16")
 MB = 1 << 20
 Shapes = dict[str, tuple[int, ...]]
 
 
-def layer_shapes(number: int, layout: str) -> Shapes:
-    """Tensors of a layer; `layout` split: three a expert, packed: two stacks, as transformers 5 writes them."""
-    d, f, n, kv = SHAPE.n_embd, SHAPE.n_ff, SHAPE.n_expert, SHAPE.n_embd // SHAPE.n_head * SHAPE.n_head_kv
+def layer_shapes(tiny: Tiny, number: int) -> Shapes:
+    """Tensors of a layer; in the packed layout the experts are two stacks, as transformers 5 writes them."""
+    d, f, n, kv = tiny.n_embd, tiny.n_ff, tiny.n_expert, tiny.n_embd // tiny.n_head * tiny.n_head_kv
     layer = f"model.layers.{number}"
     shapes: Shapes = {f"{layer}.{name}_layernorm.weight": (d,) for name in ("input", "post_attention")}
     shapes |= {f"{layer}.self_attn.{name}_proj.weight": (kv if name in "kv" else d, d) for name in "qkvo"}
-    if layout == "packed":
+    if tiny.layout == "packed":
         shapes[f"{layer}.mlp.gate.weight"] = (n, d)
         return shapes | {
             f"{layer}.mlp.experts.gate_up_proj": (n, 2 * f, d),
@@ -54,18 +55,18 @@ def layer_shapes(number: int, layout: str) -> Shapes:
     return shapes
 
 
-def bfloat16_noise(n: int) -> npt.NDArray[np.uint16]:
-    """Normal weights of a usual size, cut to bfloat16."""
+def noise_bits(n: int, dtype: str) -> npt.NDArray[np.uint16]:
+    """Normal weights of a usual size, rounded to F16 or cut to BF16."""
     noise = np.random.default_rng(0).standard_normal(n).astype(np.float32) * 0.02
-    return (noise.view(np.uint32) >> 16).astype(np.uint16)
+    return noise.astype(np.float16).view(np.uint16) if dtype == "F16" else (noise.view(np.uint32) >> 16).astype("u2")
 
 
-def write_shard(path: Path, shapes: Shapes, noise: npt.NDArray[np.uint16]) -> int:
-    """A safetensors file of bfloat16 tensors; its size in bytes."""
+def write_shard(path: Path, dtype: str, shapes: Shapes, noise: npt.NDArray[np.uint16]) -> int:
+    """A safetensors file of tensors of 16 bits; its size in bytes."""
     header, end = {}, 0
     for name, shape in shapes.items():
         start, end = end, end + 2 * int(np.prod(shape))
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
@@ -78,16 +79,23 @@ def write_shard(path: Path, shapes: Shapes, noise: npt.NDArray[np.uint16]) -> in
     return path.stat().st_size
 
 
-def write_checkpoint(folder: Path, layers: int, layout: str) -> int:
-    """Write config, tokenizer, index and shards; the shards' bytes."""
-    config = config_json(SHAPE) | {"num_hidden_layers": layers, "torch_dtype": "bfloat16"}
+def write_checkpoint(folder: Path, tiny: Tiny) -> int:
+    """Write config, tokenizer, index and a shard a layer into `folder`, which is there; the shards' bytes."""
+    config = config_json(tiny) | {"torch_dtype": {"F16": "float16", "BF16": "bfloat16"}[tiny.dtype]}
     tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|end|>"}
     texts = {"config.json": config, "tokenizer.json": bpe_tokenizer(), "tokenizer_config.json": tokenizer}
-    ends: Shapes = {"model.embed_tokens.weight": (32000, 4096), "model.norm.weight": (4096,)}
-    shards = [ends | {"lm_head.weight": (32000, 4096)}, *(layer_shapes(i, layout) for i in range(layers))]
+    d, n_vocab = tiny.n_embd, vocab_size(tiny)
+    ends: Shapes = {
+        "model.embed_tokens.weight": (n_vocab, d),
+        "model.norm.weight": (d,),
+        "lm_head.weight": (n_vocab, d),
+    }
+    shards = [ends, *(layer_shapes(tiny, i) for i in range(tiny.n_layer))]
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    noise = bfloat16_noise(1 << 26)
-    size = sum(write_shard(folder / name, shapes, noise) for name, shapes in zip(names, shards, strict=True))
+    noise = noise_bits(1 << 26, tiny.dtype)
+    size = sum(
+        write_shard(folder / name, tiny.dtype, shapes, noise) for name, shapes in zip(names, shards, strict=True)
+    )
     where = {tensor: name for name, shapes in zip(names, shards, strict=True) for tensor in shapes}
     texts["model.safetensors.index.json"] = {"metadata": {"total_size": size}, "weight_map": where}
     for name, content in texts.items():
@@ -134,7 +142,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         source, out = Path(name) / "checkpoint", Path(name) / "out.gguf"
         source.mkdir()
-        size = write_checkpoint(source, args.layers, args.layout)
+        size = write_checkpoint(source, replace(SHAPE, n_layer=args.layers, layout=args.layout))
         command = [sys.executable, "-m", "localmoe", "convert", str(source), "-o", str(out), "--type", args.type]
         row = watch([*command, "--threads", str(args.threads)])
         with open_gguf(out) as gguf:

@@ -1,12 +1,15 @@
-"""How long it takes to quantize an F16 GGUF, beside llama-quantize: one JSON line a row.
+"""How long it takes to quantize an F16 GGUF, beside llama-quantize: one JSON line a type.
 
-    python benchmarks/quantize.py [--layers 8] [--types Q4_K_M Q6_K Q8_0] [--weighed] [--threads 2] [--folder /tmp]
+    LLAMA_BIN=folder python benchmarks/quantize.py [--types Q4_K_M ...] [--runs 3] [--layers 8] [--weighed]
+        [--checkpoint F16] [--threads 2] [--folder /tmp] [--markdown MACHINE]
 
-The model has the shape of a small Mixtral (792 M weights at 8 layers: D 1024, F 3584, 8 experts) and random weights.
-Each row is a process of its own on a warm page cache, best of `--repeat`. llama.cpp is asked through llama-cpp-python,
-in this interpreter or in the one LOCALMOE_LLAMA_PYTHON names, and left out where there is none. `same` says whether
-both files are identical. localmoe's seconds hold the flush to disk, which llama.cpp leaves to the system. `--weighed`
-gives both a random importance matrix, which the lowest types need.
+The model has the shape of a small Mixtral (795 M weights at 8 layers: D 1024, F 3584, 8 experts) and random weights.
+The programs run in turn, each run a process of its own on a warm page cache; figures are seconds, with --markdown rows
+for RESULTS.md with their medians. LLAMA_BIN holds llama-quantize; without it localmoe is alone. The start of a process
+counts in neither: localmoe's seconds are those of the call that reads, encodes, writes and flushes to disk, its peer's
+the "quantize time" that it prints, which leaves the flush to the system. `same` says whose files are localmoe's, byte
+for byte. With `--weighed` both have a random importance matrix, which the lowest types need. With `--checkpoint`,
+localmoe also starts from a checkpoint of that dtype, of which the F16 GGUF was made.
 """
 
 from __future__ import annotations
@@ -15,68 +18,60 @@ import argparse
 import filecmp
 import json
 import os
-import resource
+import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-LLAMA_PYTHON = os.environ.get("LOCALMOE_LLAMA_PYTHON", sys.executable)
-CHUNKS = 7  # of a random importance matrix: those tests.parity.quantize_parity writes
+from benchmarks.markdown import row  # noqa: E402
+
+PEER = "llama-quantize"
 
 
-def make_model(path: Path, n_layer: int) -> int:
-    """Write an F16 model of random weights; how many weights it has."""
-    import numpy as np
+@dataclass(frozen=True)
+class Job:
+    """What every program is asked; `imatrix` is a file, or empty."""
 
-    from localmoe.converters.pipeline import write_model
-    from localmoe.converters.source import SourceModel, SourceTensor, row_runs
-    from tests.parity.quantize_parity import shape_model
-
-    shape = {"n_layer": n_layer, "n_embd": 1024, "n_ff": 3584, "n_head": 16, "n_head_kv": 8, "n_expert": 8}
-    model = shape_model(shape)
-    noise = (np.random.default_rng(0).standard_normal(1 << 22) * 0.02).astype(np.float16)
-
-    def piece(first: int, rows: int, columns: int, dtype: Any) -> Callable[[], Any]:
-        def read() -> Any:
-            start = first * columns * 7919 % (1 << 20)
-            return np.resize(np.roll(noise, -start), (rows, columns)).astype(dtype)
-
-        return read
-
-    def tensor(t: SourceTensor) -> SourceTensor:
-        dtype = np.float16 if t.type.name == "F16" else np.float32
-        runs = list(row_runs(t.n_rows, t.n_columns * 2, 4 << 20))
-        return SourceTensor(t.name, t.shape, t.type, [piece(a, b - a, t.n_columns, dtype) for a, b in runs])
-
-    tensors = [tensor(t) for t in model.tensors]
-    write_model(SourceModel(model.metadata, tensors, 8, n_layer, "random", origin="gguf"), path, "F16")
-    return sum(t.n_rows * t.n_columns for t in tensors)
+    file_type: str
+    imatrix: str
+    threads: int
 
 
-def make_importances(folder: Path) -> str:
-    """A random importance matrix for the model in `folder`, in both engines' forms."""
-    from tests.parity.quantize_parity import make_imatrix
+def make_checkpoint(folder: Path, n_layer: int, dtype: str) -> int:
+    """Write a checkpoint of random weights; about how many it has."""
+    from benchmarks.convert_large import Tiny, write_checkpoint
 
-    make_imatrix(folder / "f16.gguf", folder / "imatrix.gguf")
-    return str(folder / "imatrix.gguf")
+    shape = Tiny(
+        n_layer=n_layer, n_embd=1024, n_ff=3584, n_head=16, n_head_kv=8, n_expert=8, n_vocab=32000, dtype=dtype
+    )
+    folder.mkdir()
+    return write_checkpoint(folder, shape) // 2
 
 
-def localmoe(source: str, out: str, file_type: str, threads: int, imatrix: str) -> None:
-    """One run of ours; `imatrix` is a file, or empty."""
+def ours(source: Path, out: Path, job: Job) -> float:
+    """One run of localmoe in this process, seconds; `source` is a checkpoint folder or a GGUF."""
     from localmoe.converters.gguf_source import gguf_source
+    from localmoe.converters.huggingface import load_source
     from localmoe.converters.imatrix import read_imatrix
     from localmoe.converters.pipeline import write_model
     from localmoe.gguf_file import open_gguf
 
-    matrix = read_imatrix(Path(imatrix)) if imatrix else None
-    with open_gguf(source) as gguf:
-        write_model(gguf_source(gguf), Path(out), file_type, imatrix=matrix, n_threads=threads)
+    load_encoders()
+    began = time.perf_counter()
+    kept = {"imatrix": read_imatrix(Path(job.imatrix)) if job.imatrix else None, "n_threads": job.threads}
+    if source.is_dir():
+        write_model(load_source(source, warn=lambda line: None), out, job.file_type, **kept)  # noqa: ARG005
+    else:
+        with open_gguf(source) as gguf:
+            write_model(gguf_source(gguf), out, job.file_type, **kept)
+    return time.perf_counter() - began
 
 
 def load_encoders() -> None:
@@ -84,99 +79,98 @@ def load_encoders() -> None:
     import numpy as np
     from gguf import GGMLQuantizationType
 
-    from localmoe.converters import gguf_source, pipeline  # noqa: F401
     from localmoe.converters.convert_rows import convert
     from localmoe.quants.encode import NEED_IMPORTANCES
     from localmoe.quants.formats import FORMATS
 
-    rows = np.ones((2, 256), np.float16)
-    for form in FORMATS.values():
-        for weights in (None, np.ones(256, np.float32)):
-            if form.encodes and (weights is not None or form.type not in NEED_IMPORTANCES):
-                convert(rows, GGMLQuantizationType.F16, form.type, 256, weights)
+    for source in (GGMLQuantizationType.F16, GGMLQuantizationType.BF16):
+        rows = np.ones((2, 256), np.float16)
+        for form in FORMATS.values():
+            for weights in (None, np.ones(256, np.float32)):
+                if form.encodes and (weights is not None or form.type not in NEED_IMPORTANCES):
+                    convert(rows, source, form.type, 256, weights)
 
 
-def llama(source: str, out: str, file_type: str, threads: int, imatrix: str) -> None:
-    """One run of llama.cpp's."""
-    import ctypes
-
-    import llama_cpp as lc
-
-    from tests.parity.peers.llama_quantize_jobs import imatrix_fields
-
-    quiet = lc.llama_log_callback(lambda *line: None)  # noqa: ARG005
-    lc.llama_log_set(quiet, ctypes.c_void_p(0))
-    params = lc.llama_model_quantize_default_params()
-    params.ftype, params.nthread = FILE_TYPES[file_type], threads
-    if imatrix:
-        kept = imatrix_fields(f"{imatrix}.npz", CHUNKS)
-        params.imatrix, params.kv_overrides = kept[0], kept[1]
-    if lc.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(params)):
-        raise SystemExit("llama_model_quantize failed")
-
-
-FILE_TYPES = {
-    "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q2_K": 10, "Q3_K_M": 12, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17,
-    "Q6_K": 18, "IQ4_NL": 25, "IQ3_S": 26, "IQ4_XS": 30, "TQ1_0": 36, "TQ2_0": 37, "MXFP4_MOE": 38, "Q4_1": 3,
-    "Q5_0": 8, "Q5_1": 9, "IQ2_XXS": 19, "IQ2_XS": 20, "IQ2_S": 28, "IQ3_XXS": 23, "IQ1_S": 24, "IQ1_M": 31,
-}  # fmt: skip
-ENGINES = {"localmoe": (localmoe, sys.executable), "llama.cpp": (llama, LLAMA_PYTHON)}
-
-
-def measure(engine: str, source: Path, out: Path, file_type: str, threads: int, imatrix: str) -> dict[str, Any] | None:
-    """Seconds of the call itself (imports, process start left out) and its CPU seconds; None without the engine."""
-    command = [ENGINES[engine][1], __file__, "--one", engine, str(source), str(out), file_type, str(threads), imatrix]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
+def theirs(source: Path, out: Path, job: Job) -> float | None:
+    """One run of llama-quantize, by its own clock; None without the program."""
+    if "LLAMA_BIN" not in os.environ:
         return None
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return row
+    matrix = ["--imatrix", job.imatrix] if job.imatrix else []
+    command = [Path(os.environ["LLAMA_BIN"]) / PEER, *matrix, source, out, job.file_type, str(job.threads)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    found = re.search(r"quantize time = +([\d.]+) ms", done.stdout + done.stderr)
+    if done.returncode or not found:
+        sys.exit(f"{PEER} failed:\n{done.stderr[-500:]}")
+    return float(found[1]) / 1000
 
 
-def one(engine: str, source: str, out: str, file_type: str, threads: str, imatrix: str) -> None:
-    """Run one engine in this process and print what it took."""
-    if engine == "localmoe":
-        load_encoders()
-    began, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
-    ENGINES[engine][0](source, out, file_type, int(threads), imatrix)
-    seconds = time.perf_counter() - began
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = usage.ru_utime + usage.ru_stime - used.ru_utime - used.ru_stime
-    print(json.dumps({"seconds": round(seconds, 2), "cpu_s": round(cpu, 2), "rss_mb": usage.ru_maxrss // 1024}))
+def run(source: Path, out: Path, job: Job) -> float:
+    """One run of localmoe in a process of its own."""
+    command = [sys.executable, __file__, "--one", str(source), str(out), json.dumps(vars(job))]
+    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def measure(sources: dict[str, Path], folder: Path, job: Job, runs: int) -> dict[str, Any]:
+    """All programs in turn, `runs` times: seconds by program, and whether their files are the same."""
+    outs = {name: folder / f"{name}.gguf" for name in sources}
+    seconds: dict[str, list[float]] = {name: [] for name in sources}
+    for _ in range(runs):
+        for name, source in sources.items():
+            taken = (theirs if name == PEER else run)(source, outs[name], job)
+            seconds[name] += [] if taken is None else [round(taken, 2)]
+    made = [outs[name] for name in sources if seconds[name]]
+    same = {path.stem: filecmp.cmp(outs["localmoe"], path, shallow=False) for path in made[1:]}
+    return {"type": job.file_type, **{name: taken for name, taken in seconds.items() if taken}, "same": same}
+
+
+def spread(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
+
+
+def markdown(machine: str, what: str, line: dict[str, Any]) -> str:
+    """Rows of RESULTS.md: localmoe beside each of the others."""
+    mine, rows = line["localmoe"], []
+    for name, same in line["same"].items():
+        ratio = statistics.median(line[name]) / statistics.median(mine)
+        note = "the same bytes" if same else "other bytes"
+        cells = [f"{what} {line['type']}, seconds", spread(mine), f"{spread(line[name])}, {name}", f"{ratio:.1f}"]
+        rows.append(row(machine, [*cells, f"{len(mine)}, in turn; {note}"]))
+    return "\n".join(rows)
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--types", nargs="+", default=["Q4_K_M", "Q6_K", "Q8_0"], choices=list(FILE_TYPES))
+    parser.add_argument("--types", nargs="+", default=["Q4_K_M", "Q6_K", "Q8_0"])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--weighed", action="store_true")
-    parser.add_argument("--one", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--checkpoint", choices=["F16", "BF16"])
+    parser.add_argument("--markdown", metavar="MACHINE")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        one(*options.one)
+        source, out, job = options.one
+        print(ours(Path(source), Path(out), Job(**json.loads(job))))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        folder = Path(name)
-        weights = make_model(folder / "f16.gguf", options.layers)
-        imatrix = make_importances(folder) if options.weighed else ""
+        folder, f16 = Path(name), Path(name) / "f16.gguf"
+        checkpoint = folder / f"checkpoint in {options.checkpoint or 'F16'}"
+        weights = make_checkpoint(checkpoint, options.layers, options.checkpoint or "F16")
+        run(checkpoint, f16, Job("F16", "", options.threads))
+        sources = {"localmoe": f16, PEER: f16} | ({checkpoint.name: checkpoint} if options.checkpoint else {})
+        imatrix = ""
+        if options.weighed:
+            from tests.parity.quantize_parity import make_imatrix
+
+            imatrix = str(folder / "imatrix.gguf")
+            make_imatrix(f16, Path(imatrix))
+        what = f"quantizing {weights / 1e6:.0f} M weights{' with an importance matrix' if imatrix else ''}, F16 to"
         for file_type in options.types:
-            outs = []
-            for engine in ENGINES:
-                out = folder / f"{engine}.gguf"
-                arguments = (engine, folder / "f16.gguf", out, file_type, options.threads, imatrix)
-                runs = [measure(*arguments) for _ in range(options.repeat)]
-                done = [run for run in runs if run is not None]
-                if not done:
-                    continue
-                outs.append(out)
-                best = min(done, key=lambda run: run["seconds"])
-                same = filecmp.cmp(outs[0], out, shallow=False) if len(outs) > 1 else None
-                row = {"test": "quantize", "engine": engine, "type": file_type, "weights": weights}
-                print(json.dumps(row | {"threads": options.threads, "same": same} | best), flush=True)
+            line = measure(sources, folder, Job(file_type, imatrix, options.threads), options.runs)
+            print(markdown(options.markdown, what, line) if options.markdown else json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
