@@ -4,12 +4,12 @@
         [--checkpoint F16] [--threads 2] [--folder /tmp] [--markdown MACHINE]
 
 The model has the shape of a small Mixtral (795 M weights at 8 layers: D 1024, F 3584, 8 experts) and random weights.
-The programs run in turn, each run a process of its own on a warm page cache; figures are seconds, with --markdown rows
-for RESULTS.md with their medians. LLAMA_BIN holds llama-quantize; without it localmoe is alone. The start of a process
-counts in neither: localmoe's seconds are those of the call that reads, encodes, writes and flushes to disk, its peer's
-the "quantize time" that it prints, which leaves the flush to the system. `same` says whose files are localmoe's, byte
-for byte. With `--weighed` both have a random importance matrix, which the lowest types need. With `--checkpoint`,
-localmoe also starts from a checkpoint of that dtype, of which the F16 GGUF was made.
+The programs run in turn, each run a process of its own on a warm page cache; figures are seconds and CPU seconds, with
+--markdown rows for RESULTS.md with their medians. LLAMA_BIN holds llama-quantize; without it localmoe is alone. The
+start of a process counts in neither: localmoe's seconds are those of the call that reads, encodes, writes and flushes
+to disk, its peer's the "quantize time" that it prints, which leaves the flush to the system. `same` says whose files
+are localmoe's, byte for byte. With `--weighed` both have a random importance matrix, which the lowest types need. With
+`--checkpoint`, localmoe also starts from a checkpoint of that dtype, of which the F16 GGUF was made.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ import filecmp
 import json
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +57,14 @@ def make_checkpoint(folder: Path, n_layer: int, dtype: str) -> int:
     return write_checkpoint(folder, shape) // 2
 
 
-def ours(source: Path, out: Path, job: Job) -> float:
-    """One run of localmoe in this process, seconds; `source` is a checkpoint folder or a GGUF."""
+def cpu_seconds(who: int) -> float:
+    """Processor time so far, of this process or of its children that have ended."""
+    usage = resource.getrusage(who)
+    return usage.ru_utime + usage.ru_stime
+
+
+def ours(source: Path, out: Path, job: Job) -> tuple[float, float]:
+    """One run of localmoe in this process, seconds and CPU seconds; `source` is a checkpoint folder or a GGUF."""
     from localmoe.converters.gguf_source import gguf_source
     from localmoe.converters.huggingface import load_source
     from localmoe.converters.imatrix import read_imatrix
@@ -64,14 +72,14 @@ def ours(source: Path, out: Path, job: Job) -> float:
     from localmoe.gguf_file import open_gguf
 
     load_encoders()
-    began = time.perf_counter()
+    began, used = time.perf_counter(), cpu_seconds(resource.RUSAGE_SELF)
     kept = {"imatrix": read_imatrix(Path(job.imatrix)) if job.imatrix else None, "n_threads": job.threads}
     if source.is_dir():
         write_model(load_source(source, warn=lambda line: None), out, job.file_type, **kept)  # noqa: ARG005
     else:
         with open_gguf(source) as gguf:
             write_model(gguf_source(gguf), out, job.file_type, **kept)
-    return time.perf_counter() - began
+    return time.perf_counter() - began, cpu_seconds(resource.RUSAGE_SELF) - used
 
 
 def load_encoders() -> None:
@@ -91,50 +99,51 @@ def load_encoders() -> None:
                     convert(rows, source, form.type, 256, weights)
 
 
-def theirs(source: Path, out: Path, job: Job) -> float | None:
-    """One run of llama-quantize, by its own clock; None without the program."""
-    if "LLAMA_BIN" not in os.environ:
-        return None
+def theirs(source: Path, out: Path, job: Job) -> tuple[float, float]:
+    """One run of llama-quantize: seconds by its own clock, and CPU seconds of its process."""
     matrix = ["--imatrix", job.imatrix] if job.imatrix else []
     command = [Path(os.environ["LLAMA_BIN"]) / PEER, *matrix, source, out, job.file_type, str(job.threads)]
+    used = cpu_seconds(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True)
     found = re.search(r"quantize time = +([\d.]+) ms", done.stdout + done.stderr)
     if done.returncode or not found:
         sys.exit(f"{PEER} failed:\n{done.stderr[-500:]}")
-    return float(found[1]) / 1000
+    return float(found[1]) / 1000, cpu_seconds(resource.RUSAGE_CHILDREN) - used
 
 
-def run(source: Path, out: Path, job: Job) -> float:
+def run(source: Path, out: Path, job: Job) -> tuple[float, float]:
     """One run of localmoe in a process of its own."""
     command = [sys.executable, __file__, "--one", str(source), str(out), json.dumps(vars(job))]
-    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    seconds, cpu = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    return seconds, cpu
 
 
 def measure(sources: dict[str, Path], folder: Path, job: Job, runs: int) -> dict[str, Any]:
-    """All programs in turn, `runs` times: seconds by program, and whether their files are the same."""
+    """All programs in turn, `runs` times: (seconds, CPU seconds) by program, and whose files are localmoe's."""
     outs = {name: folder / f"{name}.gguf" for name in sources}
-    seconds: dict[str, list[float]] = {name: [] for name in sources}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sources}
     for _ in range(runs):
         for name, source in sources.items():
-            taken = (theirs if name == PEER else run)(source, outs[name], job)
-            seconds[name] += [] if taken is None else [round(taken, 2)]
-    made = [outs[name] for name in sources if seconds[name]]
-    same = {path.stem: filecmp.cmp(outs["localmoe"], path, shallow=False) for path in made[1:]}
-    return {"type": job.file_type, **{name: taken for name, taken in seconds.items() if taken}, "same": same}
+            seconds, cpu = (theirs if name == PEER else run)(source, outs[name], job)
+            taken[name].append((round(seconds, 2), round(cpu, 2)))
+    same = {name: filecmp.cmp(outs["localmoe"], outs[name], shallow=False) for name in sources if name != "localmoe"}
+    return {"type": job.file_type, **taken, "same": same}
 
 
-def spread(seconds: list[float]) -> str:
+def spread(seconds: Sequence[float]) -> str:
     return f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
 
 
 def markdown(machine: str, what: str, line: dict[str, Any]) -> str:
     """Rows of RESULTS.md: localmoe beside each of the others."""
-    mine, rows = line["localmoe"], []
+    (mine, cpu), rows = zip(*line["localmoe"], strict=True), []
     for name, same in line["same"].items():
-        ratio = statistics.median(line[name]) / statistics.median(mine)
-        note = "the same bytes" if same else "other bytes"
-        cells = [f"{what} {line['type']}, seconds", spread(mine), f"{spread(line[name])}, {name}", f"{ratio:.1f}"]
-        rows.append(row(machine, [*cells, f"{len(mine)}, in turn; {note}"]))
+        peer, peer_cpu = zip(*line[name], strict=True)
+        ratio = statistics.median(peer) / statistics.median(mine)
+        files = "the same bytes" if same else "other bytes"
+        note = f"{len(mine)}, in turn; CPU seconds {statistics.median(cpu):.1f} and {statistics.median(peer_cpu):.1f}"
+        cells = [f"{what} {line['type']}, seconds", spread(mine), f"{spread(peer)}, {name}", f"{ratio:.1f}"]
+        rows.append(row(machine, [*cells, f"{note}; {files}"]))
     return "\n".join(rows)
 
 
@@ -153,14 +162,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         source, out, job = options.one
-        print(ours(Path(source), Path(out), Job(**json.loads(job))))
+        print(json.dumps(ours(Path(source), Path(out), Job(**json.loads(job)))))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder, f16 = Path(name), Path(name) / "f16.gguf"
         checkpoint = folder / f"checkpoint in {options.checkpoint or 'F16'}"
         weights = make_checkpoint(checkpoint, options.layers, options.checkpoint or "F16")
         run(checkpoint, f16, Job("F16", "", options.threads))
-        sources = {"localmoe": f16, PEER: f16} | ({checkpoint.name: checkpoint} if options.checkpoint else {})
+        sources = {"localmoe": f16} | ({PEER: f16} if "LLAMA_BIN" in os.environ else {})
+        sources |= {checkpoint.name: checkpoint} if options.checkpoint else {}
         imatrix = ""
         if options.weighed:
             from tests.parity.quantize_parity import make_imatrix

@@ -31,6 +31,7 @@ from localmoe.gguf_file import open_gguf
 from tests.tiny import WORDS, write_tiny
 
 TINY_MOE = ROOT.parent / "shared" / "data" / "tiny-moe"
+TINY_TYPES = ("F16", "Q8_0", "Q6_K", "Q5_1", "Q4_K_M", "IQ4_XS", "MXFP4_MOE", "Q3_K_M", "Q2_K")
 PPL_BOUND, ERROR_BOUND = 2e-3, 1e-2
 SUM_BOUND = {"random F32": 1e-4, "random dense": 1e-4, "64 experts": 1e-4, "tiny-moe F16": 3e-3}  # others: 1%
 MOVED_BOUND = 2e-3  # of all choices: a near-tie in routing falls either way
@@ -219,14 +220,15 @@ def compare_random(folder: Path) -> Iterator[bool]:
 
 
 def compare_trained(folder: Path) -> Iterator[bool]:
-    text = TINY_MOE / "heldout-scripture.txt"
+    text, every = TINY_MOE / "heldout-scripture.txt", folder / "heldout.txt"
+    every.write_text("".join(path.read_text() for path in sorted(TINY_MOE.glob("heldout-*.txt"))))
     f16 = folder / "tiny-moe-F16.gguf"
     ours("convert", TINY_MOE, "-o", f16, "--type", "F16")
-    for kind in ("F16", "Q8_0", "Q6_K", "Q4_K_M", "IQ4_XS"):
+    for kind in TINY_TYPES:
         model = folder / f"tiny-moe-{kind}.gguf"
         if kind != "F16":
             ours("quantize", f16, model, kind)
-        yield compare_perplexity(f"tiny-moe {kind}", model, text, "-c", 256)
+        yield compare_perplexity(f"tiny-moe {kind}", model, every, "-c", 256)
     yield compare_perplexity("tiny-moe F16", f16, text, "-c", 128, "--chunks", 5)
     for kind in ("F16", "Q4_K_M"):
         model = folder / f"tiny-moe-{kind}.gguf"
