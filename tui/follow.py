@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from localmoe.text.tokenizer import StreamDecoder
+
 from .engine_worker import Progressed
 from .widgets.expert_pane import ExpertPane
 from .widgets.layer_figures import LayerFigures
@@ -35,7 +37,7 @@ class Follower:
 
     def draw(self, now: Progressed, *, writing: bool) -> None:
         """Show where things stand."""
-        self._draw_experts(now)
+        self._draw_experts()
         self._draw_status(now, writing=writing)
 
     def draw_next(self, now: Progressed) -> None:
@@ -45,7 +47,7 @@ class Follower:
         """
         self._experts_next = not self._experts_next
         if self._experts_next:
-            self._draw_experts(now)
+            self._draw_experts()
         else:
             self._draw_status(now, writing=True)
 
@@ -59,7 +61,7 @@ class Follower:
             status.used = now.n_past
             status.state = "writing" if writing else "ready"
 
-    def _draw_experts(self, now: Progressed) -> None:
+    def _draw_experts(self) -> None:
         """Feed the statistics from the routing trace, and show the newest token's path."""
         pane, trace = self._pane, self._model.trace
         if not self._model.config.n_expert:
@@ -73,5 +75,8 @@ class Follower:
             if pane.display:
                 pane.refresh_figures()
                 self._figures.follow()
-        if now.step is not None:
-            pane.show_path(now.step.text, now.step.experts, now.step.weights)
+            pane.show_path(self._word(int(part.tokens[-1])), part.experts[-1], part.weights[-1])
+
+    def _word(self, token: int) -> str:
+        """One token's text, "" for a part of a character."""
+        return StreamDecoder(self._model.tokenizer, special=True).push(token)

@@ -8,6 +8,7 @@ import pytest
 from localmoe.tui.options import AppOptions
 from localmoe.tui.widgets.expert_pane import MODES
 from localmoe.tui.widgets.heatmap import Heatmap
+from localmoe.tui.widgets.path import TokenPath
 from tests.experts.recordings import recording
 
 from .driving import ask, chat, running, screen_text
@@ -34,6 +35,23 @@ async def test_the_cursor_names_cells():
         await pilot.press("tab")
         await pilot.pause()
         assert "▾" not in screen_text(app)
+
+
+async def test_the_path_is_the_one_of_the_token_whose_choices_are_marked():
+    """The newest token that ran: a step's own experts are those of the token before it."""
+    model = FakeModel(n_layer=6, n_expert=8)
+    async with running(model) as (app, pilot):
+        await ask(app, pilot)
+        number, _, experts, weights = model.trace.rows[-1]
+        assert f"PATH of token “<{number}>”" in screen_text(app)
+        path = app.screen.query(TokenPath).last()
+        order = np.argsort(-weights, axis=1, kind="stable")
+        np.testing.assert_array_equal(path._experts, np.take_along_axis(experts, order, 1))
+        # a token runs and no step follows it, as where a reply is stopped
+        model._route(2, 1)
+        chat(app).follow.draw(chat(app).worker.drain(), writing=False)
+        await pilot.pause()
+        assert f"PATH of token “<{number + 1}>”" in screen_text(app)
 
 
 async def test_sorted_by_load_puts_the_busiest_first():

@@ -13,7 +13,7 @@ from localmoe.tui.widgets import palette
 from localmoe.tui.widgets.cells import fit, pool
 from localmoe.tui.widgets.heatmap import Heatmap
 
-from .driving import lines
+from .driving import lines, screen_text
 
 
 class Alone(App[None]):
@@ -86,6 +86,15 @@ def test_scale_ends_where_every_token_would_choose_the_same():
     assert palette.scale_span(8, 2) == 2.0
     assert palette.scale_span(4, 4) == 1.0
     assert palette.scale_span(256, 2) == 4.0
+
+
+def test_a_pooled_difference_shows_what_changed_most():
+    """Of 1, 1/8 and 4 it is the loss; a new expert's infinity is more than that, and NaN is nothing."""
+    cells = fit(1, 6, 4, 1, shaded=False)
+    assert (cells.per_column, cells.columns) == (3, 2)
+    values = np.array([[1.0, 0.125, 4.0, math.nan, math.inf, 0.5]])
+    np.testing.assert_array_equal(pool(values, cells, changed=True), [[0.125, math.inf]])
+    np.testing.assert_array_equal(pool(np.where(values > 9, 2.0, values), cells), [[4.0, 2.0]])
 
 
 @pytest.mark.parametrize("dark", [True, False])
@@ -181,6 +190,31 @@ async def test_places_name_their_cells():
         assert heatmap.cell_at(3, 1) == (0, 0)
         assert heatmap.cell_at(4, 2) == (6, 4)
         assert heatmap.cell_at(3, 11) is None
+
+
+async def test_columns_in_order_of_load_are_places_and_not_experts():
+    """#1 is each layer's busiest; the header changes also where the picture does not."""
+    async with Alone().run_test(size=(60, 12)) as pilot:
+        heatmap = pilot.app.query_one(Heatmap)
+        ratio = np.array([[4.0, 2.0, 1.0]])
+        for ranked, head in ((False, "0 1 2"), (True, "#1 #2 #3"), (False, "0 1 2")):
+            heatmap.show(ratio, None, 2.0, ranked=ranked)
+            await pilot.pause()
+            assert screen_text(pilot.app).splitlines()[0].split() == head.split()
+
+
+async def test_a_pooled_cell_names_the_expert_whose_colour_it_has():
+    async with Alone().run_test(size=(44, 12)) as pilot:
+        heatmap = pilot.app.query_one(Heatmap)
+        ratio = np.ones((48, 128))
+        ratio[2, 2] = 9.0
+        heatmap.show(ratio, None, 4.0)
+        assert heatmap._shown(0, 0) == (2, 2)
+        ratio[1, 1] = 1 / 32
+        heatmap.show(ratio, None, 4.0, versus="saved")
+        assert heatmap._shown(0, 0) == (1, 1)
+        await pilot.pause()
+        assert "most changed of 3 layers × 4 experts" in screen_text(pilot.app)
 
 
 async def test_a_frame_of_48_by_128_takes_less_than_5_ms():

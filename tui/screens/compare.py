@@ -95,9 +95,7 @@ class CompareScreen(Screen[None]):
         share_a, share_b = result.found.shares
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where((share_a == 0) & (share_b == 0), 1.0, share_b / share_a)
-        heatmap = self.query_one(Heatmap)
-        heatmap.middle = "A's"
-        heatmap.show(ratio, None, scale_span(ratio.shape[1], self._n_used))
+        self.query_one(Heatmap).show(ratio, None, scale_span(ratio.shape[1], self._n_used), versus="A's")
         moved = result.found.moved
         most = int(moved.argmax())
         self.query_one("#compare-moved", Static).update(

@@ -61,12 +61,22 @@ def fit(n_layer: int, n_expert: int, width: int, height: int, *, shaded: bool) -
     return Cells(cell, 1, half, per_row, per_column, -(-n_layer // per_row), columns, gutter)
 
 
-def pool(values: NDArray[np.float64], cells: Cells) -> NDArray[np.float64]:
-    """The busiest of the layers and experts behind each cell, (rows, columns); never a sum. NaN is absence."""
+def pool(values: NDArray[np.float64], cells: Cells, *, changed: bool = False) -> NDArray[np.float64]:
+    """Of the layers and experts behind each cell the one that weighs most, (rows, columns); never a sum."""
     if not cells.pooled:
         return values
     layers, experts = cells.rows * cells.per_row, cells.columns * cells.per_column
-    padded = np.full((layers, experts), -1.0)
-    padded[: values.shape[0], : values.shape[1]] = np.nan_to_num(values, nan=-1.0)
-    most: NDArray[np.float64] = padded.reshape(cells.rows, cells.per_row, cells.columns, cells.per_column).max((1, 3))
-    return np.where(most < 0, np.nan, most)
+    padded = np.full((layers, experts), np.nan)
+    padded[: values.shape[0], : values.shape[1]] = values
+    split = padded.reshape(cells.rows, cells.per_row, cells.columns, cells.per_column)
+    parts = split.swapaxes(1, 2).reshape(cells.rows, cells.columns, -1)
+    most = weight(parts, changed=changed).argmax(axis=2)
+    return np.take_along_axis(parts, most[:, :, None], 2)[:, :, 0]
+
+
+def weight(values: NDArray[np.float64], *, changed: bool) -> NDArray[np.float64]:
+    """What decides which of several loads a cell shows: the load, or how far from 1 it `changed`; -1 for NaN."""
+    if changed:
+        with np.errstate(divide="ignore"):
+            values = np.abs(np.log2(values))
+    return np.where(np.isnan(values), -1.0, values)

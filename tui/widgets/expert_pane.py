@@ -169,11 +169,16 @@ class ExpertPane(Vertical):
         if not facts.n_expert:
             return
         ratio, chosen = self._ratio(), self._chosen()
-        self.query_one(Heatmap).middle = "saved" if self.mode == "difference" else "even"
         if self._order is not None:
             ratio = np.take_along_axis(ratio, self._order, 1)
             chosen = None if chosen is None else np.take_along_axis(chosen, self._order, 1)
-        self.query_one(Heatmap).show(ratio, chosen, scale_span(facts.n_expert, facts.n_used))
+        self.query_one(Heatmap).show(
+            ratio,
+            chosen,
+            scale_span(facts.n_expert, facts.n_used),
+            versus="saved" if self.mode == "difference" else "",
+            ranked=self._order is not None,
+        )
         self._figures()
 
     def _ratio(self) -> NDArray[np.float64]:

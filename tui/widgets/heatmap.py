@@ -17,7 +17,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from . import palette
-from .cells import Cells, fit, pool
+from .cells import Cells, fit, pool, weight
 
 MARK = "•"
 CURSOR = "▸"
@@ -55,14 +55,14 @@ class Heatmap(Widget):
 
     @dataclass
     class Pointed(Message):
-        """Mouse or cursor is at a cell: the first of its layers and experts, or None, None when it left."""
+        """Mouse or cursor is at a cell: the layer and expert that it shows, or None, None when it left."""
 
         layer: int | None
         expert: int | None
 
     @dataclass
     class Opened(Message):
-        """A cell was chosen: its busiest layer and expert."""
+        """A cell was chosen: the layer and expert that it shows."""
 
         layer: int
         expert: int
@@ -70,7 +70,7 @@ class Heatmap(Widget):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.legend = True
-        self.middle = "even"
+        self._versus, self._ranked = "", False
         self._look: Look | None = None
         self._width = 0
         self._ratio: NDArray[np.float64] = np.full((0, 0), np.nan)
@@ -101,10 +101,23 @@ class Heatmap(Widget):
         """The layout in use, None before there is anything to show."""
         return self._cells
 
-    def show(self, ratio: NDArray[np.float64], chosen: NDArray[np.bool_] | None, span: float) -> None:
-        """Show load over even load (L, E); `chosen` (L, E) marks the newest token's experts, `span` ends the scale."""
+    def show(
+        self,
+        ratio: NDArray[np.float64],
+        chosen: NDArray[np.bool_] | None,
+        span: float,
+        *,
+        versus: str = "",
+        ranked: bool = False,
+    ) -> None:
+        """Show load over even load (L, E); `chosen` (L, E) marks the newest token's experts, `span` ends the scale.
+
+        `versus` says whose load it is over if not the even one; `ranked` columns are places in each layer, not experts.
+        """
+        renamed = (versus, ranked) != (self._versus, self._ranked)
         self._ratio, self._chosen, self._span = ratio, chosen, span
-        if self._refit():
+        self._versus, self._ranked = versus, ranked
+        if self._refit() or renamed:
             self.refresh()
 
     def on_resize(self, _: events.Resize) -> None:
@@ -123,7 +136,7 @@ class Heatmap(Widget):
         cells = fit(n_layer, n_expert, size.width, room, shaded=self.look.shaded)
         if cells.pooled:
             cells = fit(n_layer, n_expert, size.width, room - 1, shaded=self.look.shaded)
-        shown = palette.levels(pool(self._ratio, cells), self._span)
+        shown = palette.levels(pool(self._ratio, cells, changed=bool(self._versus)), self._span)
         marks = self._chosen if not cells.pooled and not cells.half and cells.width > 1 else None
         same = cells == self._cells and np.array_equal(shown, self._levels) and _same(marks, self._marks)
         if cells != self._cells:
@@ -199,9 +212,10 @@ class Heatmap(Widget):
 
     def _header(self, cells: Cells) -> Strip:
         n_expert = self._ratio.shape[1]
-        digits = len(str(n_expert - 1))
+        names = [f"#{e + 1}" if self._ranked else str(e) for e in range(n_expert)]
+        digits = len(names[-1])
         if cells.per_column == 1 and cells.width > digits:
-            text = "".join(str(e).center(cells.width) for e in range(n_expert))
+            text = "".join(name.center(cells.width) for name in names)
             return Strip([Segment(" " * cells.gutter + text, self.look.dim)])
         step = 4 * cells.per_column
         while step // cells.per_column * cells.width < digits + 2:
@@ -209,8 +223,8 @@ class Heatmap(Widget):
         text = ""
         for expert in range(0, n_expert, step):
             at = expert // cells.per_column * cells.width
-            if cells.gutter + at + len(str(expert)) <= self._width:
-                text = text.ljust(at) + str(expert)
+            if cells.gutter + at + len(names[expert]) <= self._width:
+                text = text.ljust(at) + names[expert]
         return Strip([Segment(" " * cells.gutter + text, self.look.dim)])
 
     def _with_cursor(self, cells: Cells, header: Strip) -> Strip:
@@ -229,27 +243,28 @@ class Heatmap(Widget):
         row, column = self._cursor or (-down, -right)
         row, column = min(max(row + down, 0), cells.rows - 1), min(max(column + right, 0), cells.columns - 1)
         self._cursor = row, column
-        self.post_message(self.Pointed(row * cells.per_row, column * cells.per_column))
+        self.post_message(self.Pointed(*self._shown(row * cells.per_row, column * cells.per_column)))
         self.refresh()
 
     def action_open(self) -> None:
         """Choose the cell under the cursor."""
         cells = self._cells
         if cells is not None and self._cursor is not None:
-            self._open(self._cursor[0] * cells.per_row, self._cursor[1] * cells.per_column)
+            row, column = self._cursor
+            self.post_message(self.Opened(*self._shown(row * cells.per_row, column * cells.per_column)))
 
     def on_click(self, event: events.Click) -> None:
         at = self.cell_at(event.x, event.y)
         if at is not None:
-            self._open(*at)
+            self.post_message(self.Opened(*self._shown(*at)))
 
-    def _open(self, layer: int, expert: int) -> None:
-        """Say which of the layers and experts behind a cell, from these on, is the busiest."""
+    def _shown(self, layer: int, expert: int) -> tuple[int, int]:
+        """Which of the layers and experts behind a cell, from these on, has given it its colour."""
         cells = self._cells
         assert cells is not None
-        behind = np.nan_to_num(self._ratio[layer : layer + cells.per_row, expert : expert + cells.per_column], nan=-1.0)
-        down, right = divmod(int(behind.argmax()), behind.shape[1])
-        self.post_message(self.Opened(layer + down, expert + right))
+        behind = self._ratio[layer : layer + cells.per_row, expert : expert + cells.per_column]
+        down, right = divmod(int(weight(behind, changed=bool(self._versus)).argmax()), behind.shape[1])
+        return layer + down, expert + right
 
     def on_blur(self) -> None:
         self._cursor = None
@@ -258,10 +273,11 @@ class Heatmap(Widget):
 
     def _legend(self) -> Strip:
         """From an expert that is hardly used to the busiest, with even load in the middle."""
+        middle = self._versus or "even"
         indent = " " * (self._cells.gutter if self._cells else 0)
         if self.look.shaded:
-            return Strip([Segment(f"{indent}· never ░ less ▒ {self.middle} ▓ █ more", self.look.dim)])
-        low, high = f"1/{2**self._span:.2g} ", f" {2**self._span:.2g}× {self.middle}"
+            return Strip([Segment(f"{indent}· never ░ less ▒ {middle} ▓ █ more", self.look.dim)])
+        low, high = f"1/{2**self._span:.2g} ", f" {2**self._span:.2g}× {middle}"
         return Strip([Segment(indent + low, self.look.dim), *self.scale(1), Segment(high, self.look.dim)])
 
     def scale(self, step: int) -> list[Segment]:
@@ -273,9 +289,10 @@ class Heatmap(Widget):
 
     def _note(self, cells: Cells) -> Strip:
         parts = [f"{n} {name}" for n, name in ((cells.per_row, "layers"), (cells.per_column, "experts")) if n > 1]
-        text = f"busiest of {' × '.join(parts)}"
+        which = "most changed" if self._versus else "busiest"
+        text = f"{which} of {' × '.join(parts)}"
         if cells.gutter + len(text) > self._width:
-            text = f"busiest of {cells.per_row}×{cells.per_column}"
+            text = f"{which} of {cells.per_row}×{cells.per_column}"
         return Strip([Segment(" " * cells.gutter + text, self.look.dim)])
 
     def cell_at(self, x: int, y: int) -> tuple[int, int] | None:
@@ -289,7 +306,7 @@ class Heatmap(Widget):
 
     def on_mouse_move(self, event: events.MouseMove) -> None:
         at = self.cell_at(event.x, event.y)
-        self.post_message(self.Pointed(*(at or (None, None))))
+        self.post_message(self.Pointed(*((None, None) if at is None else self._shown(*at))))
 
     def on_leave(self) -> None:
         self.post_message(self.Pointed(None, None))
