@@ -141,7 +141,8 @@ def costs(
             own = logp if own is None else own
             _add(found[name], own, logp, window)
             found[name].ran += int((got.experts >= 0).sum())
-            found[name].slots += got.experts.size
+            routing = model.session().checked_routing(**setting.options)
+            found[name].slots += len(window) * sum(routing.asked(model.config.n_layer))
             done += 1
             if on_run is not None:
                 on_run(done, len(parts) * len(every))

@@ -33,6 +33,10 @@ class Routing:
     force: _Chosen = ()
     threshold: float = 0.0
 
+    def asked(self, n_layer: int) -> tuple[int, ...]:
+        """How many experts a token is to use in each layer."""
+        return self.limits or (self.n_used,) * n_layer
+
     def describe(self, n_expert: int) -> str:
         """The same in words: `top-2 of 8, 3:1,5 left out, weights below 0.2 skipped`."""
         used = "top-" + (f"({','.join(map(str, self.limits))})" if self.limits else str(self.n_used))

@@ -27,8 +27,8 @@ class Session:
         self.trace = trace
         self.tokens: list[int] = []
         self.turn = 0  # changes when the context is given to another request
-        self._default_routing = self.routing = Routing(runner.config.n_expert_used)
-        self._rules = self.routing.rules(runner.config)
+        self._default_routing = Routing(runner.config.n_expert_used)
+        self.use(self._default_routing)
         self._cached_routing = self.routing
 
     @property
@@ -72,6 +72,7 @@ class Session:
         """Route by a checked routing from now on."""
         self.routing = routing
         self._rules = routing.rules(self._runner.config)
+        self._limits = np.array(routing.limits, np.int32) if routing.limits else None
 
     def replace_router(self, layer: int, rows: npt.NDArray[np.float32] | None) -> None:
         """Let a layer's router be `rows` (E, D), None: its own again; what is in the cache is forgotten."""
@@ -190,7 +191,7 @@ class Session:
             raise BadInputError(damaged.reason, file=self._file) from None
         self.tokens.extend(batch.tolist())
         if result.experts.size:
-            self.trace.append(batch, phase, result.experts, result.weights, result.router)
+            self.trace.append(batch, phase, result.experts, result.weights, result.router, self._limits)
         return result
 
 

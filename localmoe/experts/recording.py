@@ -17,7 +17,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 @dataclass(frozen=True)
 class Recording:
     """N tokens in order: ids `tokens` (N,) int32 and their texts `pieces`, `phase` (N,) 0 prefill or 1 decode, `starts`
-    (N,) whether a token begins a text of its own, `n_used` (N,) experts it was to use, `experts` (N, L, K) int32 with
+    (N,) whether a token begins a text of its own, `n_used` (N, L) experts it was to use, `experts` (N, L, K) int32 with
     -1 for an unused slot, `weights` (N, L, K) float32, `router` (N, L, E) probabilities or None.
 
     `expert_bytes` (L,) is what one expert of each layer takes; `labels` are () or one an expert; `model` and `settings`

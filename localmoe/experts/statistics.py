@@ -131,7 +131,7 @@ class ExpertStatistics:
     ) -> None:
         """Add tokens in order: experts and weights (N, L, K), router (N, L, E) or None, phase 0, 1 or (N,) of them.
 
-        `n_used` (N,) is how many experts each token was to use; without it no choice counts as skipped.
+        `n_used` (N, L) is how many experts each token was to use in each layer; without it no choice counts as skipped.
         """
         n = experts.shape[0]
         assert experts.shape == weights.shape
@@ -145,7 +145,7 @@ class ExpertStatistics:
             part = slice(start, stop)
             self._add(experts[part], weights[part], None if router is None else router[part], int(phases[start]))
             if n_used is not None:
-                self._phases[int(phases[start])].asked += int(n_used[part].sum())
+                self._phases[int(phases[start])].asked += n_used[part].sum(axis=0)
             else:
                 real = (experts[part] >= 0) & (experts[part] < self.n_expert)
                 self._phases[int(phases[start])].asked += real.sum(axis=(0, 2))

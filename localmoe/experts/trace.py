@@ -15,7 +15,7 @@ MAX_BYTES = 32 << 20  # of all rings of one trace together
 class TraceSlice:
     """N consecutive tokens: their ids (N,), phases (N,) 0 prefill or 1 decode, experts (N, L, K) int32 with -1 where a
     token used fewer, weights (N, L, K) float32, router probabilities (N, L, E) float32, and how many experts each
-    token was to use n_used (N,).
+    token was to use in each layer n_used (N, L).
 
     `first` counts from the first token ever recorded.
     """
@@ -43,7 +43,7 @@ class RoutingTrace:
         self.count = 0
         self._tokens = np.zeros(self.capacity, np.int32)
         self._phase = np.zeros(self.capacity, np.int8)
-        self._n_used = np.zeros(self.capacity, np.int32)
+        self._n_used = np.zeros((self.capacity, n_layer), np.int32)
         self._experts = np.full((self.capacity, n_layer, n_expert), -1, np.int32)
         self._weights = np.zeros((self.capacity, n_layer, n_expert), np.float32)
         self._router = np.zeros((self.capacity, n_layer, n_expert), np.float32)
@@ -55,11 +55,15 @@ class RoutingTrace:
         experts: npt.NDArray[np.int32],
         weights: npt.NDArray[np.float32],
         router: npt.NDArray[np.float32],
+        n_used: npt.NDArray[np.int32] | None = None,
     ) -> None:
-        """Add N tokens: tokens (N,), experts and weights (N, L, K), router (N, L, E). Only the last `capacity` stay."""
+        """Add N tokens: tokens (N,), experts and weights (N, L, K), router (N, L, E). Only the last `capacity` stay.
+
+        `n_used` (L,) is how many experts a token was to use in each layer, K without it.
+        """
         skip = max(0, len(tokens) - self.capacity)
         self.count += skip
-        n_used = experts.shape[2]
+        width = experts.shape[2]
         done = skip
         while done < len(tokens):
             at = self.count % self.capacity
@@ -67,11 +71,11 @@ class RoutingTrace:
             here, there = slice(at, at + n), slice(done, done + n)
             self._tokens[here] = tokens[there]
             self._phase[here] = phase
-            self._n_used[here] = n_used
-            self._experts[here, :, :n_used] = experts[there]
-            self._experts[here, :, n_used:] = -1
-            self._weights[here, :, :n_used] = weights[there]
-            self._weights[here, :, n_used:] = 0.0
+            self._n_used[here] = width if n_used is None else n_used
+            self._experts[here, :, :width] = experts[there]
+            self._experts[here, :, width:] = -1
+            self._weights[here, :, :width] = weights[there]
+            self._weights[here, :, width:] = 0.0
             self._router[here] = router[there]
             self.count += n
             done += n
@@ -82,15 +86,16 @@ class RoutingTrace:
             stop = self.count
             first = max(since, stop - self.capacity, 0)
             index = np.arange(first, max(first, stop)) % self.capacity
-            n_used = int(self._n_used[index].max()) if index.size else 0
+            n_used = self._n_used[index]
+            width = int(n_used.max()) if n_used.size else 0
             taken = TraceSlice(
                 first,
                 self._tokens[index],
                 self._phase[index],
-                self._experts[index][:, :, :n_used],
-                self._weights[index][:, :, :n_used],
+                self._experts[index][:, :, :width],
+                self._weights[index][:, :, :width],
                 self._router[index],
-                self._n_used[index],
+                n_used,
             )
             if first >= self.count - self.capacity:  # else the writer lapped this copy
                 return taken

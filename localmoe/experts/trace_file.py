@@ -6,6 +6,7 @@ and the arrays of Recording by their names.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -22,13 +23,13 @@ from localmoe.experts.recording import Array, Recording
 from localmoe.gguf_file import visible
 from localmoe.output_file import check_target, replacing
 
-FORMAT = 1
+FORMAT = 2
 MAX_BYTES = 4 << 30  # of all arrays of one file together, unpacked
 MAX_META = 64 << 20
 MAX_LAYERS, MAX_EXPERTS = 4096, 65536
 # member -> type and dimensions; router may be missing
 ARRAYS: Mapping[str, tuple[str, str]] = {
-    "tokens": ("<i4", "N"), "phase": ("|i1", "N"), "starts": ("|b1", "N"), "n_used": ("<i4", "N"),
+    "tokens": ("<i4", "N"), "phase": ("|i1", "N"), "starts": ("|b1", "N"), "n_used": ("<i4", "NL"),
     "experts": ("<i4", "NLK"), "weights": ("<f4", "NLK"), "router": ("<f2", "NLE"), "expert_bytes": ("<i8", "L"),
     "text_ends": ("<i8", "N"), "text": ("|u1", "B"), "meta": ("|u1", "M"),
 }  # fmt: skip
@@ -68,6 +69,8 @@ def load_recording(path: str | os.PathLike[str]) -> Recording:
         with zipfile.ZipFile(path) as archive:
             arrays = _arrays(archive, name)
     except OSError as error:
+        if error.errno == errno.EINVAL:  # the archive's directory points before the file's beginning
+            raise BadInputError("no trace of localmoe", file=name, got="a damaged archive") from None
         raise FileError(f"cannot be read: {error.strerror or error}", file=name) from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise BadInputError("no trace of localmoe", file=name, got=visible(str(error), 100)) from None

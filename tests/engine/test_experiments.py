@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import localmoe
 from localmoe.engine.experiments import ABLATIONS, Setting, ablate, ablated, compare, costs, router_rows
 from localmoe.engine.health import SHUFFLED, check_routers
+from localmoe.engine.recorder import record_text
 from localmoe.errors import BadInputError, UsageError
 from tests.tiny import write_tiny
 
@@ -52,6 +54,27 @@ def test_the_skipped_share_is_measured(model: localmoe.Model) -> None:
     found = costs(model, IDS, {"first": Setting({"expert_threshold": 1.0})})
     assert found["first"].skipped == 0.5
     assert found[""].skipped == 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ({"expert_threshold": 0.45}, (2, 2)),
+        ({"n_expert_used": 4, "expert_threshold": 0.2}, (4, 4)),
+        ({"n_expert_used": [1, 3]}, (1, 3)),
+        ({"n_expert_used": [4, 2], "expert_threshold": 0.2}, (4, 2)),
+        ({"leave_out": {1: [0, 1, 2, 3, 4, 5, 6]}}, (2, 2)),
+    ],
+)
+def test_the_skipped_share_is_that_of_the_choices_each_layer_was_asked_for(
+    model: localmoe.Model, options: dict[str, Any], asked: tuple[int, int]
+) -> None:
+    """Counted from the gate weights themselves, for the text and in its recording layer by layer."""
+    ran = np.concatenate([(model.eval(w, **options).weights > 0).sum(axis=2) for w in (IDS[:40], IDS[40:])])
+    found = costs(model, IDS, {"it": Setting(options)})["it"]
+    assert found.skipped == pytest.approx(1 - ran.sum() / (len(IDS) * sum(asked)))
+    figures = record_text(model, IDS, **options).statistics().layers()
+    np.testing.assert_allclose(figures.skipped, 1 - ran.sum(axis=0) / (len(IDS) * np.array(asked)))
 
 
 def test_replaced_routers_are_what_they_say(model: localmoe.Model) -> None:

@@ -19,7 +19,7 @@ def recording(experts: Any, n_expert: int = 4, **changed: Any) -> Recording:
         "pieces": tuple(f" t{i}" for i in range(n)),
         "phase": np.zeros(n, np.int8),
         "starts": np.arange(n) == 0,
-        "n_used": np.full(n, n_slot, np.int32),
+        "n_used": np.full((n, n_layer), n_slot, np.int32),
         "experts": chosen,
         "weights": np.where(chosen >= 0, 1.0 / used, 0.0).astype(np.float32),
         "router": None,

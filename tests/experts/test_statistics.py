@@ -215,7 +215,7 @@ def test_pairs_by_hand():
 def test_skipped_share_by_hand():
     """Two tokens that were to use two experts, one of which used one: a quarter was skipped."""
     stats = ExpertStatistics(1, 3, 2)
-    stats.update(*tokens([[0, 1]], [[2, -1]]), None, DECODE, np.array([2, 2]))
+    stats.update(*tokens([[0, 1]], [[2, -1]]), None, DECODE, np.array([[2], [2]]))
     np.testing.assert_allclose(stats.layers().skipped, [0.25])
     stats.update(*tokens([[0, -1]]), None, PREFILL)
     np.testing.assert_allclose(stats.layers(PREFILL).skipped, [0.0])

@@ -54,7 +54,7 @@ def packed(array: Any, **options: Any) -> bytes:
 
 
 def meta(**changed: Any) -> bytes:
-    fields = {"format": 1, "model": "m", "settings": "", "labels": [], "n_expert": 4, **changed}
+    fields = {"format": 2, "model": "m", "settings": "", "labels": [], "n_expert": 4, **changed}
     return packed(np.frombuffer(json.dumps(fields).encode(), np.uint8))
 
 
@@ -69,7 +69,7 @@ BAD: dict[str, tuple[str, bytes | None, str]] = {
     "ends before the text's": ("text_ends", packed(np.array([1, 2], np.int64)), "text_ends: ends of texts"),
     "a missing member": ("tokens", None, "tokens: no trace of localmoe"),
     "no JSON": ("meta", packed(np.zeros(4, np.uint8)), "meta: damaged"),
-    "a later format": ("meta", meta(format=2), "meta: unknown format"),
+    "a later format": ("meta", meta(format=3), "meta: unknown format"),
     "too few labels": ("meta", meta(labels=["a"]), "meta: labels"),
     "no experts": ("meta", meta(n_expert=0), "meta: impossible"),
     "objects": ("tokens", packed(np.array([{}, {}], object), allow_pickle=True), "tokens"),
@@ -106,10 +106,10 @@ def test_cut_files_are_refused(tmp_path: Path, keep: int) -> None:
 
 
 def test_damage_anywhere_is_refused_or_harmless(tmp_path: Path) -> None:
-    """One byte flipped in many places: never anything but an error of ours, or a recording."""
+    """One byte flipped in many places, one after another: never anything but an error of ours, or a recording."""
     save_recording(MADE, tmp_path / "t.npz")
     whole = (tmp_path / "t.npz").read_bytes()
-    for at in range(0, len(whole), 7):
+    for at in range(0, len(whole), 3):
         damaged = bytearray(whole)
         damaged[at] ^= 0x55
         (tmp_path / "bad.npz").write_bytes(damaged)

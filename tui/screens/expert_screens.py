@@ -21,7 +21,7 @@ def skipped_share(chat: ChatScreen) -> float | None:
     if trace.count <= chat.follow.reply_from or not chat.model.config.n_expert:
         return None
     experts = trace.read(chat.follow.reply_from).experts
-    asked = sum(routing.limits) if routing.limits else routing.n_used * experts.shape[1]
+    asked = sum(routing.asked(experts.shape[1]))
     return max(0.0, 1.0 - float((experts >= 0).sum()) / (len(experts) * asked)) if len(experts) else None
 
 
