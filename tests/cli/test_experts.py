@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from localmoe.cli import main
+from localmoe.cli.default_model import tiny_model_path
 from localmoe.cli.experts import SUBCOMMANDS
 from localmoe.cli.experts_compare import setting_of
 from localmoe.errors import UsageError
@@ -67,9 +68,24 @@ def test_diff(trace: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFix
 def test_check_compare_ablate(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     given = ["-m", str(model), "-p", TEXT]
     assert main(["experts", "check", *given]) == 0
-    assert "verdict:" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "verdict:" in said
+    assert "on the same text:\n" in said
+    assert main(["experts", "check", "-m", str(tiny_model_path()), "-p", TEXT]) == 0
+    alone = capfd.readouterr().out
+    assert "on the same text" not in alone
+    shuffled = next(line for line in alone.splitlines() if line.startswith("every router shuffled")).split()[3]
+    assert next(line for line in said.splitlines() if line.startswith("KL of every router")).split()[-1] == shuffled
     assert main(["experts", "check", "-m", str(model), "--json"]) == 0
-    assert len(json.loads(capfd.readouterr().out)["layers"]) == 2
+    found = json.loads(capfd.readouterr().out)
+    assert len(found["layers"]) == 2
+    assert len(found["beside"]["tiny-moe, trained"]["layers"]) == 6
+    assert main(["experts", "check", *given, "--alone"]) == 0
+    assert "on the same text" not in capfd.readouterr().out
+    assert main(["experts", "check", *given, "--beside", str(model)]) == 0
+    said = capfd.readouterr().out.splitlines()
+    own, other = next(line for line in said if line.startswith("KL of one expert less")).split()[-2:]
+    assert own == other
     assert main(["experts", "compare", *given, "-b", "used=1"]) == 0
     assert "KL(A || B)" in capfd.readouterr().out
     assert main(["experts", "ablate", *given]) == 0
@@ -83,6 +99,8 @@ def test_check_compare_ablate(model: Path, capfd: pytest.CaptureFixture[str]) ->
         (["record", "-m", "none.gguf", "-p", "a", "-o", "t.txt"], 2, "unknown format"),
         (["record", "-m", "none.gguf", "-o", "t.npz"], 2, "one text is needed"),
         (["check", "-m", "none.gguf"], 4, "none.gguf"),
+        (["check", "-m", "none.gguf", "--beside", "nor.gguf"], 4, "nor.gguf"),
+        (["check", "-m", "none.gguf", "--beside", "nor.gguf", "--alone"], 2, "--alone and --beside"),
         (["compare", "-m", "none.gguf", "-p", "a", "-b", "use=1"], 2, "not a setting"),
         (["ablate", "-m", "none.gguf", "-f", "none.txt"], 4, "none.txt"),
     ],
