@@ -17,6 +17,7 @@ from textual.message import Message
 
 from localmoe.errors import LocalMoeError
 
+from .alternatives import N_PROBS, Alternatives
 from .context import Messages, fitting
 from .messages import (
     Compared,
@@ -117,6 +118,7 @@ class EngineWorker:
 
     def __init__(self, loader: Loader, post: Callable[[Message], object]) -> None:
         self._loader, self.post = loader, post
+        self.alternatives = Alternatives()
         self._jobs: queue.SimpleQueue[Request | Comparison | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._cancel = threading.Event()
@@ -222,6 +224,7 @@ class EngineWorker:
                 now = time.perf_counter()
                 began = began or now
                 kept.add(step.text, now)
+                self.alternatives.keep(model.trace.count, step)
                 self._record(step, started, began, now)
                 reason = step.stop_reason or reason
             kept.write()
@@ -260,7 +263,7 @@ class EngineWorker:
     def _steps(self, model: Model, request: Request, on_prompt: Callable[[int, int], None]) -> Iterator[Step]:
         """A reply to the chat, or, for a model without a chat template, the text's continuation."""
         keywords = {**request.sampling, **request.routing}
-        keywords.update(n_expert_used=request.n_expert_used, cancel=self._cancel, on_prompt=on_prompt)
+        keywords.update(n_expert_used=request.n_expert_used, cancel=self._cancel, on_prompt=on_prompt, n_probs=N_PROBS)
         if model.chat_template is not None:
             messages = self._fitting(model, request) if request.forget else request.messages
             return model.chat([dict(m) for m in messages], **keywords)

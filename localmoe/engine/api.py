@@ -170,6 +170,7 @@ class Model:
         expert_threshold: float | None = None,
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
+        n_probs: int = 0,
         cancel: threading.Event | None = None,
         on_prompt: OnPrompt | None = None,
         **sampling: Any,
@@ -180,6 +181,7 @@ class Model:
         ({3: [1, 5]}, or ["3:1,5", "*:7"]) that are never or always chosen; where fewer are left than used, those.
         expert_threshold: a choice whose gate weight is below it is skipped, but for the likeliest. An unused slot is
         expert -1 with weight 0.
+        n_probs: so many of the likeliest tokens come with each Step, as in llama.cpp's server.
         `sampling` are SamplingParams' fields. What the cache already holds of the prompt is not computed again.
         A model has one context: a generation that another request has taken it from ends with UsageError, which is also
         raised for a prompt that does not fit.
@@ -193,7 +195,7 @@ class Model:
         )
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         generation = Generation(
-            self._session, self.tokenizer, routing, SamplingParams(**sampling), max_tokens, stops, ignore_eos
+            self._session, self.tokenizer, routing, SamplingParams(**sampling), max_tokens, stops, ignore_eos, n_probs
         )
         self.timings = generation.timings
         return generation.run(ids, cancel, on_prompt)

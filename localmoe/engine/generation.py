@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from localmoe.engine.routing import Routing
+from localmoe.engine.sampler_steps import likeliest_with
 from localmoe.engine.sampling import Sampler, SamplingParams
 from localmoe.engine.session import OnPrompt, Session, token_ids
 from localmoe.errors import UsageError
@@ -24,7 +25,8 @@ class Step:
     text: what it adds, "" while a character or a possible stop string is incomplete. experts (L, K) int32 and weights
     (L, K) float32 are the routing of the position that predicted it. index counts from 0, n_past are the positions in
     use. stop_reason, set on the last step: "eos", "length", "stop", "cancelled" or "context"; a cancelled generation
-    ends with a step of its own whose token is -1.
+    ends with a step of its own whose token is -1. probs, where asked for, are the likeliest tokens and the one chosen,
+    with the model's probabilities, before anything that sampling does to them.
     """
 
     text: str
@@ -34,6 +36,7 @@ class Step:
     index: int
     n_past: int
     stop_reason: str | None = None
+    probs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass
@@ -91,6 +94,7 @@ class Generation:
     max_tokens: int
     stops: tuple[str, ...]
     ignore_eos: bool
+    n_probs: int = 0
     timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:
@@ -98,6 +102,8 @@ class Generation:
             raise UsageError(
                 "max_tokens: out of range", got=repr(self.max_tokens), expected="a whole number from -1 on"
             )
+        if not isinstance(self.n_probs, int) or self.n_probs < 0:
+            raise UsageError("n_probs: out of range", got=repr(self.n_probs), expected="a whole number from 0 on")
         for stop in self.stops:
             if not isinstance(stop, str):
                 raise UsageError("stop: not a text", got=repr(stop))
@@ -134,6 +140,7 @@ class Generation:
             began = time.perf_counter()
             token = sampler.sample(result.logits[-1])
             sampler.accept(token)
+            probs = likeliest_with(result.logits[-1], self.n_probs, token) if self.n_probs else ()
             experts, weights = result.experts[-1].copy(), result.weights[-1].copy()
             ended = token in self.tokenizer.eog and not self.ignore_eos
             text, stopped = stop_filter.push(decoder.flush() if ended else decoder.push(token))
@@ -142,7 +149,7 @@ class Generation:
                 text += stop_filter.push(decoder.flush())[0] + stop_filter.flush()
             timings.n_gen += 1
             timings.gen_s += time.perf_counter() - began
-            yield Step(text, token, experts, weights, index, session.n_past, reason)
+            yield Step(text, token, experts, weights, index, session.n_past, reason, probs)
             if reason is not None:
                 return
             if session.turn != turn:

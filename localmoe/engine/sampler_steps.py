@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from localmoe.kernels.candidates import top_k
+from localmoe.kernels.candidates import MOST, top_k
 
 Floats = NDArray[np.floating[Any]]
 Ids = NDArray[np.int64]
@@ -105,6 +105,24 @@ def likeliest(logits: NDArray[np.float32], k: int) -> Candidates | None:
     if not top_k(logits.ctypes.data, logits.size, k, ids.ctypes.data, kept.ctypes.data):
         return None
     return Candidates(ids, kept.astype(np.float64), ordered=True)
+
+
+def likeliest_with(logits: NDArray[np.float32], n: int, chosen: int) -> tuple[tuple[int, float], ...]:
+    """The n likeliest tokens with their probabilities, the softmax of logits (V,), and `chosen` last if it is another.
+
+    Logits must be finite or -inf, one of them finite.
+    """
+    n = min(n, logits.size)
+    found = likeliest(logits, n) if n <= MOST else None
+    if found is None:
+        ids = np.argsort(-logits, kind="stable")[:n]
+    else:
+        ids = found.ids
+    ids = ids if chosen in ids else np.append(ids, chosen)
+    shifted = logits - logits.max()
+    np.exp(shifted, out=shifted)
+    probs = shifted[ids] / shifted.sum(dtype=np.float64)
+    return tuple(zip(ids.tolist(), probs.tolist(), strict=True))
 
 
 def greedy(logits: Floats) -> Candidates:

@@ -53,6 +53,8 @@ def test_any_sequence_of_whole_numbers_is_run(model: Model, ids: Any) -> None:
         ({"max_tokens": -5}, "max_tokens: out of range, got -5"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"stop": [b"x"]}, "stop: not a text"),
+        ({"n_probs": -1}, "n_probs: out of range, got -1"),
+        ({"n_probs": 1.0}, "n_probs"),
         ({"n_expert_used": 2.0}, "number of experts used"),
         ({"n_expert_used": "2"}, "number of experts used"),
         ({"n_expert_used": []}, "number of experts used"),
@@ -117,3 +119,25 @@ def test_a_model_that_is_dropped_ends_its_threads(path: Path) -> None:
     localmoe.load(path, n_threads=4).eval([1, 2])
     gc.collect()
     assert threading.active_count() == before
+
+
+HOT = {"temperature": 5.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, HOT])
+def test_the_likeliest_tokens_come_with_the_models_own_probabilities(model: Model, sampling: dict[str, Any]) -> None:
+    """The softmax of the position's logits, whatever sampling does; a token that is not among them is the last."""
+    prompt = [5, 6, 7, 8]
+    steps = list(model.generate(prompt, max_tokens=12, n_probs=3, seed=3, ignore_eos=True, **sampling))
+    said = [step.token for step in steps]
+    logits = model.eval(prompt + said).logits[len(prompt) - 1 :].astype(np.float64)
+    outside = 0
+    for step, row in zip(steps, logits, strict=False):
+        p = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
+        wanted = np.argsort(-p, kind="stable")[:3].tolist()
+        wanted += [] if step.token in wanted else [step.token]
+        outside += len(wanted) > 3
+        assert [token for token, _ in step.probs] == wanted
+        np.testing.assert_allclose([each for _, each in step.probs], p[wanted], rtol=1e-3)
+    assert (outside > 0) == (sampling["temperature"] > 0)
+    assert all(step.probs == () for step in model.generate(prompt, max_tokens=2, **GREEDY))

@@ -29,6 +29,7 @@ class Step:
     index: int
     n_past: int
     stop_reason: str | None = None
+    probs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,7 @@ class FakeModel:
         cancel: threading.Event,
         on_prompt: Callable[[int, int], None],
         n_expert_used: int | None = None,
+        n_probs: int = 0,
         **sampling: Any,
     ) -> Iterator[Step]:
         self.asked.append({"how": how, "prompt": prompt, "n_expert_used": n_expert_used, **sampling})
@@ -195,7 +197,9 @@ class FakeModel:
             reason = "eos" if last else None
             gen_s = time.perf_counter() - began - prompt_s
             self.timings = Timings(n_prompt, prompt_s, index + 1, gen_s)
-            yield Step(text, index, experts, weights, index, self.n_past, reason)
+            token = self.trace.count  # the number of the next row: the token that this step chooses is run next
+            probs = tuple((token + 1000 * n, 0.5 / 2**n) for n in range(n_probs))
+            yield Step(text, token, experts, weights, index, self.n_past, reason, probs)
             if reason:
                 return
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
+from textual.events import MouseScrollDown
 
+from localmoe.tui.alternatives import KEPT, Alternatives
 from localmoe.tui.screens.cell import CellScreen
 from localmoe.tui.screens.tokens import Routed, TokensScreen, path_lines
 from localmoe.tui.widgets.heatmap import Heatmap
 from localmoe.tui.widgets.prompt import Prompt
-from localmoe.tui.widgets.token_text import TokenText, expert_style, wrap
+from localmoe.tui.widgets.token_text import WHEEL, TokenText, expert_style, wrap
 
 from .driving import ask, chat, running, screen_text, until
-from .fake_model import FakeModel
+from .fake_model import FakeModel, Step
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +42,8 @@ def test_a_path_by_hand():
     experts, weights = np.array([[1, 3], [2, -1]]), np.array([[0.25, 0.75], [1.0, 0.0]])
     router = np.array([[0.1, 0.2, 0.1, 0.6], [0.3, 0.1, 0.4, 0.2]])
     assert path_lines(experts, weights, router) == [
-        ("  0: 3 0.75  1 0.25", "   (0 0.10  2 0.10)"),
-        ("  1: 2 1.00", "   (0 0.30  3 0.20)"),
+        ("  0: 3 .75  1 .25", "   (0 .10  2 .10)"),
+        ("  1: 2 1.0", "   (0 .30  3 .20)"),
     ]
 
 
@@ -92,6 +95,92 @@ async def test_a_tokens_colour_is_its_first_experts():
         assert app.screen.token == 0
 
 
+async def test_colours_have_a_legend_with_each_experts_part_of_the_tokens():
+    model = FakeModel(n_layer=6, n_expert=8, answer=["a"] * 40)
+    async with running(model, size=(200, 30)) as (app, pilot):
+        await ask(app, pilot)
+        await pilot.press("f7")
+        await until(pilot, lambda: isinstance(app.screen, TokensScreen), "the tokens")
+        await pilot.press("down")
+        await pilot.pause()
+        heaviest = [row[2][1][row[3][1].argmax()] for row in model.trace.rows]
+        counts = np.bincount(heaviest, minlength=8)
+        parts = {f"{e}": f"{n / len(heaviest):.0%}" for e, n in enumerate(counts.tolist()) if n}
+        words = screen_text(app).splitlines()[1].split()
+        assert dict(zip(words[::2], words[1::2], strict=True)) == parts
+        strip = app.screen._compositor.render_strips()[1]
+        first = next(segment for segment in strip if segment.text.strip())
+        assert first.style.bgcolor == expert_style(int(first.text), app.current_theme.dark).bgcolor
+        await pilot.resize_terminal(80, 24)
+        await pilot.pause()
+        assert "more" not in screen_text(app).splitlines()[1]
+        await pilot.resize_terminal(40, 24)
+        await pilot.pause()
+        words = screen_text(app).splitlines()[1].split()
+        assert words[-3:] == ["and", f"{len(parts) - (len(words) - 3) // 2}", "more"]
+
+
+async def test_a_reply_token_shows_what_else_could_have_been_said():
+    """The likeliest tokens with the model's probabilities; of what was read and of what is not known, nothing."""
+    model = FakeModel(n_layer=6, n_expert=8, answer=["a"] * 12)
+    async with running(model, size=(140, 30)) as (app, pilot):
+        await ask(app, pilot)
+        await pilot.press("f7")
+        await until(pilot, lambda: isinstance(app.screen, TokensScreen), "the tokens")
+        last = app.screen.token
+        assert f"candidates “<{last}>” 50%  “<{last + 1000}>” 25%" in screen_text(app)
+        await pilot.press("home")
+        await pilot.pause()
+        assert "candidates" not in screen_text(app)
+
+
+def test_alternatives_are_bounded_and_belong_to_the_token_that_was_run():
+    """The last token of a reply is not run: its number goes to the next prompt's first."""
+    kept = Alternatives()
+    for number in range(KEPT + 3):
+        kept.keep(number, Step("", number, *np.zeros((2, 1, 1)), 0, 0, None, ((number, 0.5),)))
+    assert kept.of(2, 2) == ()
+    assert kept.of(3, 3) == ((3, 0.5),)
+    assert kept.of(KEPT, KEPT + 7) == ()
+    assert len(kept._kept) == KEPT
+
+
+async def test_pages_and_the_wheel_go_through_a_long_text():
+    """4,000 tokens: a key answers at once, and the wheel leaves the selection where it is."""
+    async with running(FakeModel(n_layer=6, n_expert=8, answer=["a"] * 4000), size=(120, 40)) as (app, pilot):
+        await ask(app, pilot)
+        await pilot.press("f7")
+        await until(pilot, lambda: isinstance(app.screen, TokensScreen), "the tokens")
+        screen, text = app.screen, app.screen.query_one(TokenText)
+        assert len(screen._pieces) > 4000
+        last, rows = screen.token, text.size.height
+        await pilot.press("pageup")
+        assert text._row_of(screen.token) == text._row_of(last) - rows + 1
+        await pilot.press("home", "pageup")
+        assert screen.token == 0
+        text.on_mouse_scroll_down(MouseScrollDown(text, 1, 1, 0, 1, 0, False, False, False))
+        assert (text._top, screen.token) == (WHEEL, 0)
+        times = []
+        for _ in range(9):
+            began = time.perf_counter()
+            screen.action_token(1)
+            text.render_line(1)
+            times.append(time.perf_counter() - began)
+        assert sorted(times)[4] < 0.05
+
+
+def test_a_character_of_several_tokens_stands_at_its_last():
+    """An emoji over four tokens, and a wide character; a newline ends its row."""
+    model = FakeModel()
+    none = np.zeros((30, 2))
+    parts = ["🦙"[:1].encode()[n : n + 1] for n in range(4)] + ["漢\n".encode()]
+    model.tokenizer.token = parts.__getitem__
+    model.trace.rows += [(n, 0, none.astype(np.int32), none.astype(np.float32)) for n in range(5)]
+    pieces = Routed(model, 0, Alternatives()).pieces
+    assert pieces == ["", "", "", "🦙", "漢\n"]
+    assert wrap(pieces, 6) == [[(0, "·"), (1, "·"), (2, "·"), (3, "🦙")], [(4, "漢⏎")], []]
+
+
 @pytest.mark.parametrize("size", [(80, 24), (160, 50)])
 async def test_it_fits(size):
     async with running(FakeModel(answer=["a"] * 400), size=size) as (app, pilot):
@@ -108,7 +197,7 @@ def test_text_of_a_model_is_harmless():
     parts = [b"\x1b", b"[2J\xe2\x80", b"\xae"]
     model.tokenizer.token = parts.__getitem__
     model.trace.rows += [(n, 0, none.astype(np.int32), none.astype(np.float32)) for n in range(3)]
-    assert Routed(model, 0).pieces == ["\\x1b", "[2J", "\\u202e"]
+    assert Routed(model, 0, Alternatives()).pieces == ["\\x1b", "[2J", "\\u202e"]
 
 
 async def test_it_follows_a_running_reply():
@@ -178,7 +267,7 @@ async def test_tokens_that_left_the_ring_are_left_out():
     model = FakeModel(n_layer=2, n_expert=4, answer=["a"] * 10)
     async with running(model) as (app, pilot):
         await ask(app, pilot)
-        source = Routed(model, 0)
+        source = Routed(model, 0, Alternatives())
         model.trace.capacity = 4
         await ask(app, pilot)
         source.read()

@@ -36,7 +36,7 @@ def routed_since(chat: ChatScreen, first: int) -> Routed | None:
     if not chat.model.config.n_expert or chat.model.trace.count <= first:
         chat.notify("no token has been routed yet", timeout=2)
         return None
-    return Routed(chat.model, first)
+    return Routed(chat.model, first, chat.worker.alternatives)
 
 
 def open_rules(chat: ChatScreen) -> None:

@@ -25,7 +25,7 @@ KEYS = {
         "versions, C copies it, B a code block of it"
     ),
     "F2": "what the heatmap shows",
-    "F7": "the chat token by token, in the colours of their experts",
+    "F7": "the chat token by token, in the colours of their experts; a token's path and what else could have been said",
     "F6": "show how the experts' load changes from now on",
     "F10": "every layer's figures, the working set and the memory map",
     "F8": "how tokens are routed: top-k, experts left out or forced, a threshold; compare two settings",
@@ -57,6 +57,7 @@ WORDS = {
     "KV cache": "what attention keeps of every token in the context",
     "gate weight": "how much an expert's answer counts for a token",
     "path": "the experts that one token went to, layer by layer",
+    "candidates": "the likeliest tokens where one was chosen, with the model's own probabilities, before sampling",
     "moving average": "shares over the last tokens, older ones counting less and less",
     "prompts, replies": "tokens that were read, and tokens that were written",
     "difference": "share now over share in the saved run: even is no change",

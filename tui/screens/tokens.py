@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from rich.cells import cell_len
+from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -15,15 +17,17 @@ from textual.widgets import Footer, Static
 
 from localmoe.text.tokenizer import StreamDecoder
 
-from ..widgets.token_text import TokenText
+from ..alternatives import Alternatives
+from ..widgets.path import part
+from ..widgets.token_text import TokenText, expert_name
 from ..widgets.turns import MUTED, shown
 
 if TYPE_CHECKING:
     from localmoe.engine.api import Model
     from localmoe.experts.trace import TraceSlice
 
-MOST = 2000
-"""Tokens shown, the newest."""
+MOST = 8192
+"""Tokens shown at most, the newest."""
 OTHERS = 2
 """Candidates shown that were not chosen."""
 FOLLOW = 0.5
@@ -33,11 +37,11 @@ FOLLOW = 0.5
 class Routed:
     """The newest MOST tokens of a trace since one, with their harmless texts; `read` takes in what is new.
 
-    A character of several tokens stands at its last.
+    A character of several tokens stands at its last. `alternatives` knows what else could have been said.
     """
 
-    def __init__(self, model: Model, since: int) -> None:
-        self._model, self._since = model, since
+    def __init__(self, model: Model, since: int, alternatives: Alternatives) -> None:
+        self._model, self._since, self._alternatives = model, since, alternatives
         self._decoder = StreamDecoder(model.tokenizer, special=True)
         self.pieces: list[str] = []
         self.first = since
@@ -57,17 +61,32 @@ class Routed:
         self.first, self.routed = routed.first, routed
         return routed
 
+    def candidates(self, at: int) -> list[tuple[str, float, bool]]:
+        """The likeliest tokens where the one at a place was chosen: text, probability, whether it is that one."""
+        chosen = int(self.routed.tokens[at])
+        found = self._alternatives.of(self.first + at, chosen) if self.routed.phase[at] else ()
+        return [(self._word(token), p, token == chosen) for token, p in found]
+
+    def _word(self, token: int) -> str:
+        decoder = StreamDecoder(self._model.tokenizer, special=True)
+        return shown_word(decoder.push(token) + decoder.flush())
+
+
+def shown_word(piece: str) -> str:
+    """A token's text in quotation marks, on one line."""
+    return f"“{shown(piece).replace(chr(10), '⏎')[:20]}”"
+
 
 def path_lines(experts: Any, weights: Any, router: Any | None) -> list[tuple[str, str]]:
     """A layer a line: experts (L, K) with weights, the heaviest first, and the likeliest others of router (L, E)."""
     out = []
     for layer, (chosen, gates) in enumerate(zip(experts.tolist(), weights.tolist(), strict=True)):
         pairs = sorted(((w, e) for e, w in zip(chosen, gates, strict=True) if e >= 0), reverse=True)
-        taken = "  ".join(f"{expert} {weight:.2f}" for weight, expert in pairs)
+        taken = "  ".join(f"{expert} {part(weight)}" for weight, expert in pairs)
         others = ""
         if router is not None:
             order = [e for e in np.argsort(-router[layer], kind="stable").tolist() if e not in chosen][:OTHERS]
-            others = "  ".join(f"{e} {router[layer][e]:.2f}" for e in order)
+            others = "  ".join(f"{e} {part(router[layer][e])}" for e in order)
         out.append((f"{layer:>3}: {taken}", f"   ({others})" if others else ""))
     return out
 
@@ -79,8 +98,10 @@ class TokensScreen(Screen[None]):
         Binding("escape,f7", "app.pop_screen", "Back", id="tokens.close", priority=True),
         Binding("left", "token(-1)", "Token before", id="tokens.left"),
         Binding("right", "token(1)", "Token after", id="tokens.right"),
-        Binding("home", "token(-2000)", "First", id="tokens.first", show=False),
-        Binding("end", "token(2000)", "Last", id="tokens.last", show=False),
+        Binding("home", "token(-1000000)", "First", id="tokens.first", show=False),
+        Binding("end", "token(1000000)", "Last", id="tokens.last", show=False),
+        Binding("pageup", "page(-1)", "Page before", id="tokens.pageup", show=False),
+        Binding("pagedown", "page(1)", "Page after", id="tokens.pagedown", show=False),
         Binding("up", "layer(-1)", "Layer above", id="tokens.up"),
         Binding("down", "layer(1)", "Layer below", id="tokens.down"),
     ]
@@ -112,6 +133,7 @@ class TokensScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         yield Static(id="tokens-title", markup=False)
+        yield Static(id="tokens-legend", markup=False)
         with Horizontal(id="tokens-body"):
             yield TokenText(self._pieces, id="tokens-text")
             with Vertical(id="tokens-side"):
@@ -131,10 +153,8 @@ class TokensScreen(Screen[None]):
         self.query_one(TokenText).show(self._first[:, self.layer_shown].tolist(), token)
         title = f" layer {self.layer_shown} of {n_layer}: a colour is the token's first expert there"
         self.query_one("#tokens-title", Static).update(title)
-        word = self._pieces[token].replace("\n", "⏎")[:20]
-        phase = "reply" if routed.phase[token] else "prompt"
-        said = f"“{word}”  token {token + 1} of {len(self._pieces)}, {phase}\nexpert weight  (others: probability)"
-        self.query_one("#tokens-token", Static).update(said)
+        self._legend()
+        self._token()
         router = None if routed.router is None else routed.router[token]
         rows = []
         for layer, (taken, others) in enumerate(path_lines(routed.experts[token], routed.weights[token], router)):
@@ -142,6 +162,49 @@ class TokensScreen(Screen[None]):
                 Content.assemble((taken, "bold $text-accent" if layer == self.layer_shown else ""), (others, MUTED))
             )
         self.query_one("#tokens-path", Static).update(Content("\n").join(rows))
+
+    def _legend(self) -> None:
+        """Which colour is which expert, and its part of the tokens, the greatest first."""
+        experts, counts = np.unique(self._first[:, self.layer_shown], return_counts=True)
+        parts: list[Text] = []
+        room = self.size.width - 1
+        for n, at in enumerate(np.argsort(-counts, kind="stable").tolist()):
+            part = Text(" ").append_text(expert_name(int(experts[at]), self.app))
+            part.append(f" {counts[at] / len(self._first):.0%}")
+            more = f"  and {len(experts) - n} more"
+            if room < part.cell_len + (len(more) if n < len(experts) - 1 else 0):
+                parts.append(Text(more))
+                break
+            room -= part.cell_len + 1
+            parts.append(part.append(" "))
+        self.query_one("#tokens-legend", Static).update(Content.from_rich_text(Text().join(parts)))
+
+    def _token(self) -> None:
+        """The selected token, and what else could have been said in its place."""
+        box = self.query_one("#tokens-token", Static)
+        phase = "reply" if self._routed.phase[self.token] else "prompt"
+        said = f"{shown_word(self._pieces[self.token])}  token {self.token + 1} of {len(self._pieces)}, {phase}\n"
+        parts: list[str | tuple[str, str]] = []
+        used, title = 0, "candidates "
+        for word, p, chosen in self._source.candidates(self.token):
+            share = f" {p:.0%}  " if p >= 0.0995 else f" {p:.1%}  "
+            if used + cell_len(title + word + share.rstrip()) > box.content_size.width:  # words have spaces themselves
+                parts.append("\n")
+                used = 0
+            parts += [(title, MUTED), (word, "bold" if chosen else ""), (share, MUTED)]
+            used, title = used + cell_len(title + word + share), ""
+        head = ("\nexpert weight  (others: probability)", MUTED)
+        box.update(Content.assemble(said, *parts, "\n" if parts else "", head))
+
+    def on_resize(self) -> None:
+        if self.query("#tokens-legend"):
+            self._legend()
+            self._token()
+
+    def action_page(self, by: int) -> None:
+        """Select a token a screen above or below."""
+        self.token = self.query_one(TokenText).token_away(by)
+        self._show()
 
     def action_token(self, by: int) -> None:
         """Select another token."""

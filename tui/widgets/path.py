@@ -157,4 +157,9 @@ def _weight(weight: float, form: str) -> str:
     """A gate weight as .62, or as a bar of one character."""
     if form == "bars":
         return _BARS[min(7, max(0, int(weight * 8)))]
-    return " " + (f"{weight:.2f}"[1:] if weight < 0.995 else "1.0")
+    return " " + part(weight)
+
+
+def part(weight: float) -> str:
+    """A part of one in three characters: .62, or 1.0."""
+    return f"{weight:.2f}"[1:] if weight < 0.995 else "1.0"

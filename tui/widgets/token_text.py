@@ -6,16 +6,21 @@ import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from rich.cells import cell_len, chop_cells
 from rich.segment import Segment
 from rich.style import Style
+from rich.text import Text
 from textual import events
+from textual.app import App
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+WHEEL = 3
+"""Rows a turn of the mouse's wheel goes."""
 _GOLDEN = 0.6180339887  # of the circle of hues between one expert and the next: neighbours differ most
 
 
@@ -27,6 +32,14 @@ def expert_style(expert: int, dark: bool) -> Style:
     red, green, blue = colorsys.hls_to_rgb(expert * _GOLDEN % 1.0, 0.28 if dark else 0.82, 0.55)
     ground = f"#{int(red * 255):02x}{int(green * 255):02x}{int(blue * 255):02x}"
     return Style(color="#ffffff" if dark else "#000000", bgcolor=ground)
+
+
+def expert_name(expert: int, app: App[Any]) -> Text:
+    """An expert's number as its tokens show it: in their colours, or where there are none as the number they carry."""
+    if app.no_color:
+        return Text(str(expert).translate(_SUBSCRIPTS) if expert >= 0 else "none")
+    name = f" {expert} " if expert >= 0 else "none"
+    return Text(name, style=expert_style(expert, app.current_theme.dark))
 
 
 def wrap(pieces: Sequence[str], width: int) -> list[list[tuple[int, str]]]:
@@ -98,8 +111,17 @@ class TokenText(Widget, can_focus=True):
             ]
         self._rows = wrap(numbered, max(1, self.size.width))
 
+    def _row_of(self, token: int) -> int:
+        return next((n for n, row in enumerate(self._rows) if any(t == token for t, _ in row)), 0)
+
+    def token_away(self, pages: int) -> int:
+        """The first token of the row that is as many screens below the selected one's."""
+        row = self._row_of(self._selected) + pages * max(1, self.size.height - 1)
+        near = self._rows[min(max(row, 0), len(self._rows) - 1)]
+        return near[0][0] if near else len(self._pieces) - 1
+
     def _keep_in_sight(self) -> None:
-        row = next((n for n, row in enumerate(self._rows) if any(t == self._selected for t, _ in row)), 0)
+        row = self._row_of(self._selected)
         height = max(1, self.size.height)
         self._top = min(max(self._top, row - height + 1), row, max(0, len(self._rows) - height))
 
@@ -111,6 +133,18 @@ class TokenText(Widget, can_focus=True):
             style = base + expert_style(self._experts[token], dark)
             segments.append(Segment(text, style + Style(reverse=True, bold=True) if token == self._selected else style))
         return Strip(segments).adjust_cell_length(self.size.width, base)
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        self._scroll(event, WHEEL)
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        self._scroll(event, -WHEEL)
+
+    def _scroll(self, event: events.MouseEvent, by: int) -> None:
+        """Show other rows; the selection stays where it is."""
+        event.stop()
+        self._top = min(max(self._top + by, 0), max(0, len(self._rows) - self.size.height))
+        self.refresh()
 
     def on_click(self, event: events.Click) -> None:
         at, row = 0, self._top + event.y
