@@ -22,7 +22,7 @@ _ACTIONS = (
     ("Stop the reply", "stop", "What was said stays"),
     ("Show or hide the experts", "toggle_experts", "The pane on the right"),
     ("The chat token by token", "tokens", "Which expert each went to, and its path"),
-    ("Compare the experts from here on", "compare_from_here", "The heatmap shows the difference"),
+    ("Compare the experts: from here on, or with a saved run", "compare_from_here", "Also saves this chat's run"),
     ("Every layer's figures", "figures", "Entropy, busiest, dead, reuse, margin, working set, memory map"),
     ("Change how tokens are routed", "rules", "Top-k, experts left out or forced, a threshold; compare"),
     ("Route as the app was started", "reset_rules", "Top-k and rules back"),

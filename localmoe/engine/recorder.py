@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,29 +59,40 @@ class Recorder:
     def finish(self) -> Recording:
         """Everything taken so far."""
         self.take()
-        if not self._parts:
-            raise UsageError("nothing was recorded: there are no tokens")
-        model, parts = self._model, self._parts
-        width = max(part.experts.shape[2] for part in parts)
-        starts = np.zeros(self._n, np.bool_)
-        starts[[0, *(at for at in self._starts if at < self._n)]] = True
-        tokens = np.concatenate([part.tokens for part in parts])
-        router = np.concatenate([p.router.astype(np.float16) for p in parts]) if self._router else None
-        return Recording(
-            tokens=tokens,
-            pieces=_pieces(model, tokens.tolist(), starts.tolist()),
-            phase=np.concatenate([part.phase for part in parts]),
-            starts=starts,
-            n_used=np.concatenate([part.n_used for part in parts]),
-            experts=np.concatenate([_padded(part.experts, width, -1) for part in parts]),
-            weights=np.concatenate([_padded(part.weights, width, 0) for part in parts]),
-            router=router,
-            n_expert=model.config.n_expert,
-            expert_bytes=model.expert_bytes,
-            labels=expert_labels(model.gguf.metadata, model.config.n_expert),
-            model=model.gguf.path.name,
-            settings=model.session().routing.describe(model.config.n_expert),
-        )
+        return _joined(self._model, self._parts, self._starts, router=self._router)
+
+
+def record_trace(model: Model, since: int = 0) -> Recording:
+    """What the model's trace still holds of the tokens from number `since` on; UsageError where that is nothing.
+
+    It may run beside the thread that generates. The settings it names are those of now.
+    """
+    part = model.trace.read(since)
+    return _joined(model, [part] if len(part.tokens) else [], set(), router=True)
+
+
+def _joined(model: Model, parts: Sequence[TraceSlice], begin: Collection[int], *, router: bool) -> Recording:
+    """Parts of a trace as one recording, in which texts of their own begin at the places `begin`."""
+    if not parts:
+        raise UsageError("nothing was recorded: there are no tokens")
+    width = max(part.experts.shape[2] for part in parts)
+    tokens = np.concatenate([part.tokens for part in parts])
+    starts = np.isin(np.arange(len(tokens)), [0, *begin])
+    return Recording(
+        tokens=tokens,
+        pieces=_pieces(model, tokens.tolist(), starts.tolist()),
+        phase=np.concatenate([part.phase for part in parts]),
+        starts=starts,
+        n_used=np.concatenate([part.n_used for part in parts]),
+        experts=np.concatenate([_padded(part.experts, width, -1) for part in parts]),
+        weights=np.concatenate([_padded(part.weights, width, 0) for part in parts]),
+        router=np.concatenate([part.router.astype(np.float16) for part in parts]) if router else None,
+        n_expert=model.config.n_expert,
+        expert_bytes=model.expert_bytes,
+        labels=expert_labels(model.gguf.metadata, model.config.n_expert),
+        model=model.gguf.path.name,
+        settings=model.session().routing.describe(model.config.n_expert),
+    )
 
 
 def _pieces(model: Model, tokens: Sequence[int], starts: Sequence[bool]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import localmoe
-from localmoe.engine.recorder import record_generation, record_text
+from localmoe.engine.recorder import record_generation, record_text, record_trace
 from localmoe.errors import UsageError
 from localmoe.experts.trace import RoutingTrace
 from localmoe.experts.trace_file import load_recording
@@ -44,6 +44,22 @@ def test_a_generation_has_its_phases(model: localmoe.Model) -> None:
     assert got.tokens.tolist() == IDS[:15] + [step.token for step in steps[:5]]
     assert got.phase.tolist() == [0] * 15 + [1] * 5
     np.testing.assert_array_equal(got.experts[14], steps[0].experts)
+
+
+def test_what_a_trace_holds_of_a_chat_becomes_a_recording(model: localmoe.Model) -> None:
+    """The last tokens, up to as many as the ring holds, also those that a generation has run so far."""
+    with pytest.raises(UsageError, match="no tokens"):
+        record_trace(model)
+    steps = list(model.generate(IDS[:15], max_tokens=6, temperature=0.0, ignore_eos=True))
+    said = IDS[:15] + [step.token for step in steps[:5]]
+    got, wanted = record_trace(model), model.eval(said)
+    assert got.tokens.tolist() == said[-10:]
+    assert got.phase.tolist() == [0] * 5 + [1] * 5
+    np.testing.assert_array_equal(got.experts, wanted.experts[-10:])
+    assert np.flatnonzero(got.starts).tolist() == [0]
+    assert record_trace(model, since=model.trace.count - 3).n_token == 3
+    with pytest.raises(UsageError, match="no tokens"):
+        record_trace(model, since=model.trace.count)
 
 
 def test_bytes_of_an_expert(model: localmoe.Model) -> None:

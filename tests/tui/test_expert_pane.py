@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from localmoe.tui.options import AppOptions
+from localmoe.tui.screens.runs import RunsScreen
 from localmoe.tui.widgets.expert_pane import MODES
 from localmoe.tui.widgets.heatmap import Heatmap
 from localmoe.tui.widgets.path import TokenPath
 from tests.experts.recordings import recording
 
-from .driving import ask, chat, running, screen_text
+from .driving import ask, chat, running, screen_text, until
 from .fake_model import FakeModel
 
 
@@ -73,8 +74,10 @@ async def test_the_difference_from_a_point_in_the_chat():
     async with running(FakeModel(n_layer=6, n_expert=8)) as (app, pilot):
         await ask(app, pilot)
         await pilot.press("f6")
-        await pilot.pause()
-        assert MODES["difference"] in screen_text(app)
+        await until(pilot, lambda: isinstance(app.screen, RunsScreen), "what to compare with")
+        await pilot.press("enter")
+        await until(pilot, lambda: app.screen is chat(app), "the chat")
+        assert "against the load until now" in screen_text(app)
         ratio = app.screen.query_one(Heatmap)._ratio
         np.testing.assert_allclose(ratio, 1.0)
         before = chat(app).experts.stats.layers().share
@@ -84,6 +87,20 @@ async def test_the_difference_from_a_point_in_the_chat():
         np.testing.assert_allclose(
             app.screen.query_one(Heatmap)._ratio[known], (after / np.where(known, before, 1))[known]
         )
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [((120, 40), "against …-long-name-that-ends-in-20261125"), ((80, 24), "difference  –")]
+)
+async def test_a_runs_name_is_cut_where_there_is_little_room(size, said):
+    async with running(FakeModel(n_layer=6, n_expert=8), size=size) as (app, pilot):
+        await ask(app, pilot)
+        pane = chat(app).experts
+        pane.compare_with(None, "a-run-of-a-long-name-that-ends-in-20261125")
+        pane.set_mode("difference")
+        await pilot.pause()
+        head = next(line for line in screen_text(app).splitlines() if "EXPERTS" in line)
+        assert said in head
 
 
 async def test_a_saved_run_of_this_model_or_of_another():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..engine_worker import Comparison
@@ -9,9 +10,12 @@ from ..rules import Rules
 from ..widgets.turns import shown_line
 from .compare import CompareScreen
 from .rules import RulesScreen
+from .runs import RunsScreen
 from .tokens import Routed
 
 if TYPE_CHECKING:
+    from localmoe.experts.recording import Recording
+
     from .chat import ChatScreen
 
 
@@ -65,19 +69,34 @@ def _compare(chat: ChatScreen, rules: Rules, prompt: str) -> None:
 
 def compare_saved(chat: ChatScreen) -> None:
     """Take the saved run that the app was started with, if there is one for a model of this shape."""
-    saved, config = chat.options.saved, chat.model.config
+    saved = chat.options.saved
     if saved is None:
         return
-    if (saved.n_layer, saved.n_expert) != (config.n_layer, config.n_expert):
-        said = f"the saved run has {saved.n_layer} layers of {saved.n_expert} experts: it is of another model"
-        chat.notify(said, severity="warning")
+    if wrong := _other_model(chat, saved):
+        chat.notify(wrong, severity="warning", markup=False)
         return
     chat.experts.compare_with(saved.statistics().layers().share)
 
 
+def _other_model(chat: ChatScreen, run: Recording) -> str:
+    """Why a run cannot be compared with this model's, or ""."""
+    config = chat.model.config
+    if (run.n_layer, run.n_expert) == (config.n_layer, config.n_expert):
+        return ""
+    return f"this run has {run.n_layer} layers of {run.n_expert} experts: it is of another model"
+
+
 def compare_from_here(chat: ChatScreen) -> None:
-    """Keep the loads as they are now, and show what changes from them."""
-    if chat.model.config.n_expert:
-        chat.experts.compare_with(None)
-        chat.experts.set_mode("difference")
-        chat.notify("the heatmap shows the difference from the load until now", timeout=2)
+    """Ask what to show the difference from: the load until now, or a saved run."""
+    if not chat.model.config.n_expert:
+        return
+    from localmoe.engine.recorder import record_trace
+
+    def chosen(answer: tuple[str, Recording | None] | None) -> None:
+        if answer is not None:
+            name, run = answer
+            chat.experts.compare_with(None if run is None else run.statistics().layers().share, name)
+            chat.experts.set_mode("difference")
+
+    fits, record = partial(_other_model, chat), partial(record_trace, chat.model, chat.follow.chat_from)
+    chat.app.push_screen(RunsScreen(fits, record, chat.model.gguf.path.stem), chosen)

@@ -26,7 +26,7 @@ KEYS = {
     ),
     "F2": "what the heatmap shows",
     "F7": "the chat token by token, in the colours of their experts; a token's path and what else could have been said",
-    "F6": "show how the experts' load changes from now on",
+    "F6": "show how the experts' load differs from now on, or from a saved run; saves this chat's run",
     "F10": "every layer's figures, the working set and the memory map",
     "F8": "how tokens are routed: top-k, experts left out or forced, a threshold; compare two settings",
     "Ctrl+T": "route as the app was started",

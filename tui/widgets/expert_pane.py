@@ -30,7 +30,7 @@ MODES = {
     "prefill": "prompts",
     "decode": "replies",
     "sorted": "busiest first, since the start",
-    "difference": "against the saved run",
+    "difference": "against a saved run",
 }
 """What the heatmap can show; the order of the key that goes through them."""
 
@@ -39,6 +39,9 @@ TALL = 26
 
 WINDOW = 64
 """Tokens whose experts' bytes are told."""
+
+NARROW = 32
+"""Columns below which a mode's name is cut at its comma."""
 
 BESIDE = 16
 """Layers from which the path stands beside the heatmap where it can; fewer have larger cells and the path below."""
@@ -101,6 +104,7 @@ class ExpertPane(Vertical):
         self.stats = ExpertStatistics(0, 0, 0)
         self._cell: tuple[int, int] | None = None
         self._saved: NDArray[np.float64] | None = None
+        self._saved_name = ""
         self._order: NDArray[np.int64] | None = None
 
     def compose(self) -> ComposeResult:
@@ -138,9 +142,10 @@ class ExpertPane(Vertical):
         modes = [mode for mode in MODES if mode != "difference" or self._saved is not None]
         self.set_mode(modes[(modes.index(self.mode) + 1) % len(modes)])
 
-    def compare_with(self, share: NDArray[np.float64] | None) -> None:
-        """Keep a run's shares (L, E) for the difference, by default those of what was seen until now."""
+    def compare_with(self, share: NDArray[np.float64] | None, name: str = "") -> None:
+        """Keep a run's shares (L, E) and its name for the difference, by default those of what was seen until now."""
         self._saved = self.stats.layers().share if share is None else share
+        self._saved_name = name
 
     def set_mode(self, mode: str) -> None:
         """Show something else; a difference without a saved run is one from what was seen until now."""
@@ -216,12 +221,22 @@ class ExpertPane(Vertical):
         if compact and self._cell is not None:
             self.query_one("#experts-title", Static).update(self._cell_figures(*self._cell))
             return
-        name = MODES[self.mode].split(",")[0] if self.content_size.width < 40 else MODES[self.mode]
+        name = self._mode_name()
         parts: list[str | Content | tuple[str, str]] = ["EXPERTS ", (name, MUTED)]
         if compact:
             scale = Text.assemble(*((part.text, part.style or "") for part in self.query_one(Heatmap).scale(4)))
             parts += [("  –", MUTED), Content.from_rich_text(scale), ("+", MUTED)]
         self.query_one("#experts-title", Static).update(Content.assemble(*parts))
+
+    def _mode_name(self) -> str:
+        """What the heatmap shows, in the words there is room for."""
+        room = self.content_size.width - len("EXPERTS ")
+        if room < NARROW:
+            return "difference" if self.mode == "difference" else MODES[self.mode].split(",")[0]
+        if self.mode != "difference" or not self._saved_name:
+            return MODES[self.mode]
+        name, most = shown_line(self._saved_name), room - len("against ")
+        return f"against {name if len(name) <= most else '…' + name[1 - most :]}"
 
     def _figures(self) -> None:
         """The span over layers of three figures; each layer has its own."""

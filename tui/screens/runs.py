@@ -1,0 +1,161 @@
+"""What the heatmap's difference is from: the load until now, or a run that was saved; and saving one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import events, on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from localmoe.errors import LocalMoeError
+from localmoe.experts.trace_file import load_recording, save_recording
+
+from ..model_files import size_text
+from ..widgets.turns import MUTED, shown_line
+
+if TYPE_CHECKING:
+    from localmoe.experts.recording import Recording
+
+MOST = 200
+"""Files that are listed."""
+NOW = "the load until now"
+HINT = "Search, or the path of a recording (.npz)"
+
+
+def runs_folder() -> Path:
+    """Where the app saves runs: beside the chats."""
+    from localmoe.sessions.schema import default_path
+
+    return default_path().parent / "runs"
+
+
+def saved_runs() -> list[Path]:
+    """Recordings in the app's folder and in the one it was started in, the newest first."""
+    found: dict[Path, float] = {}
+    for folder in (runs_folder(), Path.cwd()):
+        try:
+            found.update({path: path.stat().st_mtime for path in folder.glob("*.npz")})
+        except OSError:  # not ours to read
+            continue
+    return sorted(found, key=found.__getitem__, reverse=True)[:MOST]
+
+
+class RunsScreen(ModalScreen["tuple[str, Recording | None] | None"]):
+    """The search line has the keyboard; returns a name and the run, None for the load until now."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", "Back", id="runs.close", priority=True),
+        Binding("enter", "take", "Take", id="runs.take", priority=True),
+        Binding("ctrl+s", "save", "Save this chat's run", id="runs.save", priority=True),
+    ]
+
+    def __init__(self, fits: Callable[[Recording], str], record: Callable[[], Recording], name: str) -> None:
+        """`fits` says why a run is none of this model, or ""; `record` makes this chat's, saved under `name`."""
+        super().__init__(classes="dialog")
+        self._fits, self._record, self._name = fits, record, name
+        self._files: list[Path] = []
+        self._listed: list[Path | None] = [None]
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="panel wide-panel") as panel:
+            panel.border_title = "Show the difference from"
+            yield Input(placeholder=HINT, compact=True, id="runs-search")
+            yield OptionList(id="runs-list", markup=False, compact=True)
+            yield Static(id="runs-said", markup=False)
+            yield Footer(show_command_palette=False)
+
+    def on_mount(self) -> None:
+        self.query_one(OptionList).can_focus = False
+        self.query_one(Input).focus()
+        self._files = saved_runs()
+        self._fill()
+
+    @on(Input.Changed, "#runs-search")
+    def _fill(self) -> None:
+        terms = self.query_one(Input).value.lower().split()
+        self._listed = [path for path in self._files if all(term in path.name.lower() for term in terms)]
+        if not terms:
+            self._listed.insert(0, None)
+        options = self.query_one(OptionList)
+        options.clear_options()
+        options.add_options([Option(self._line(path)) for path in self._listed])
+        if self._listed:
+            options.highlighted = 0
+
+    @staticmethod
+    def _line(path: Path | None) -> Content:
+        if path is None:
+            return Content(NOW)
+        try:
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+        except OSError:  # gone meanwhile
+            when = "gone"
+        where = "saved here" if path.parent == runs_folder() else "this folder"
+        return Content.assemble((f"{when}  ", MUTED), shown_line(path.name), (f"  {size_text(path)}  {where}", MUTED))
+
+    @on(OptionList.OptionSelected)
+    def _clicked(self) -> None:
+        self.action_take()
+
+    def on_key(self, event: events.Key) -> None:
+        moves = {"up": "cursor_up", "down": "cursor_down", "pageup": "page_up", "pagedown": "page_down"}
+        if event.key in moves:
+            event.stop()
+            getattr(self.query_one(OptionList), f"action_{moves[event.key]}")()
+
+    def action_take(self) -> None:
+        """Read the chosen run, or the one whose path is typed."""
+        at, typed = self.query_one(OptionList).highlighted, Path(self.query_one(Input).value.strip()).expanduser()
+        if at is not None and at < len(self._listed):
+            path = self._listed[at]
+            if path is None:
+                self.dismiss((NOW, None))
+            else:
+                self._read(path)
+        elif typed.name:
+            self._read(typed)
+
+    @work(exclusive=True)
+    async def _read(self, path: Path) -> None:
+        try:
+            recording = await asyncio.to_thread(load_recording, path)
+        except LocalMoeError as error:
+            self._say(str(error), wrong=True)
+            return
+        if wrong := self._fits(recording):
+            self._say(f"{path.name}: {wrong}", wrong=True)
+        else:
+            self.dismiss((path.stem, recording))
+
+    @work(exclusive=True)
+    async def action_save(self) -> None:
+        """Save what the trace holds of this chat, and list it."""
+        path = runs_folder() / f"{self._name}-{time.strftime('%Y%m%d-%H%M%S')}.npz"
+        try:
+            recording = await asyncio.to_thread(self._record)
+            os.makedirs(path.parent, exist_ok=True)
+            await asyncio.to_thread(save_recording, recording, path)
+        except LocalMoeError as error:
+            self._say(str(error), wrong=True)
+            return
+        except OSError as error:
+            self._say(f"{path.parent}: cannot be made: {error.strerror or error}", wrong=True)
+            return
+        self._files = saved_runs()
+        self.query_one(Input).value = ""
+        self._fill()
+        self._say(f"the newest {recording.n_token} tokens of this chat: {path}")
+
+    def _say(self, text: str, *, wrong: bool = False) -> None:
+        self.query_one("#runs-said", Static).update(Content.styled(shown_line(text), "$text-error" if wrong else MUTED))
