@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 
-FRAMES = 20
-"""Looks at the engine a second: text is drawn this often at most."""
+TICK = 0.04
+"""Seconds between the questions whether to look."""
+EVERY = 0.08
+"""Seconds between looks at the engine: text is drawn this often at most."""
 PICTURES = 0.4
 """Seconds between drawings of the experts or the status line while text comes."""
-PART, SLOWEST = 0.055, 0.5
+PART, SLOWEST = 0.1, 0.5
 """The part of a core that drawing may take, and the seconds after which it looks all the same."""
 FIRST, SHARE = 0.01, 0.2
 """Processor seconds a look is taken to cost at first, and how much the newest counts for what the next will cost."""
@@ -27,12 +29,12 @@ class Pace:
     @property
     def distance(self) -> float:
         """Seconds from one look to the next."""
-        return min(SLOWEST, max(1 / FRAMES, self._cost / PART))
+        return min(SLOWEST, max(EVERY, self._cost / PART))
 
     def look(self) -> bool:
         """Whether to look now."""
         now = time.monotonic()
-        if now - self._looked < self.distance:
+        if now - self._looked < self.distance - TICK / 2:  # the nearest tick: one comes a little early or late
             return False
         used = time.thread_time()
         if now - self._looked < 2 * SLOWEST:  # else nothing was written meanwhile: that says nothing about a look

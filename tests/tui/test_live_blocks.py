@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+import asyncio
+import itertools
+import time
 
+import pytest
+from textual.app import App
+from textual.geometry import Offset
+from textual.selection import Selection
+from textual.widgets import Markdown
+
+from localmoe.tui.widgets.live_blocks import FlatList, LiveMarkdown
+from localmoe.tui.widgets.prompt import Prompt
 from localmoe.tui.widgets.turns import ReplyTurn
 
 from .driving import ask, chat, lines, running, screen_text
@@ -28,18 +38,124 @@ async def test_fed_in_pieces_equals_the_whole(text, size):
             await transcript.feed(text[at : at + size])
             if at % 5 == 0:
                 await pilot.pause()
+        await transcript.finish()
         transcript.settle()
         await pilot.pause()
         pieces = screen_text(app)
     async with running(FakeModel(answer="."), size=(100, 90)) as (app, pilot):
         await ask(app, pilot)
         await chat(app).transcript.feed(text)
+        await chat(app).transcript.finish()
         chat(app).transcript.settle()
         await pilot.pause()
         whole = screen_text(app)
         assert app.screen.query_one(ReplyTurn).source == "." + text
     left = [line[:48] for line in pieces.splitlines()[:-3]]
     assert left == [line[:48] for line in whole.splitlines()[:-3]]
+    assert text.split()[-1] in pieces
+
+
+LIST = (
+    "- one *two* `three` and then so many words that this item wraps at least twice on a narrow screen, with **bold**\n"
+    "- two\\\n  a hard break\n\n  another paragraph of it\n  - inner\n    - innermost, and long enough to wrap once\n"
+    "- - at once\n-\n- 1. numbers\n  2. in it\n"
+)
+NUMBERED = (
+    "8. eight\n9. nine\n10. ten, which is long enough to wrap on a narrow screen and go on below\n    - a bullet\n"
+)
+
+
+class OneList(App[None]):
+    """A list and a line below it."""
+
+    def __init__(self, markdown: type[Markdown], text: str) -> None:
+        super().__init__()
+        self._markdown, self._text = markdown, text
+
+    def compose(self):
+        yield self._markdown(self._text + "\nEnd.")
+
+
+@pytest.mark.parametrize("theme", ["textual-dark", "textual-light"])
+@pytest.mark.parametrize("text", [LIST, NUMBERED], ids=["bullets", "numbers"])
+async def test_a_flat_list_looks_like_textuals(text, theme):
+    """Characters and styles of every line are those of Textual's own lists."""
+    shown = []
+    for markdown in (Markdown, LiveMarkdown):
+        app = OneList(markdown, text)
+        async with app.run_test(size=(40, 40)) as pilot:
+            app.theme = theme
+            await pilot.pause()
+            assert bool(app.query(FlatList)) == (markdown is LiveMarkdown)
+            cells = [
+                [(char, s.style) for s in strip for char in s.text] for strip in app.screen._compositor.render_strips()
+            ]
+            shown.append([[(char, style.color, style.bgcolor, style.bold, style.italic) if char != " " else char
+                           for char, style in line] for line in cells])  # fmt: skip
+    assert shown[0] == shown[1]
+
+
+async def test_text_in_a_flat_list_can_be_selected():
+    """Lines are copied whole, however they wrap."""
+    app = OneList(LiveMarkdown, LIST)
+    async with app.run_test(size=(40, 40)) as pilot:
+        await pilot.pause()
+        app.screen.selections = {app.query_one(FlatList): Selection(Offset(2, 0), Offset(5, 1))}
+        await pilot.pause()
+        copied = app.screen.get_selected_text()
+        assert copied == (
+            "one two three and then so many words that this item wraps at least twice on a narrow screen, with bold\n"
+            "• two"
+        )
+        selected = app.screen.get_component_rich_style("screen--selection").bgcolor
+        lit = "".join(s.text for line in app.query_one(FlatList)._render_cache.lines for s in line
+                      if s.style and s.style.bgcolor == selected)  # fmt: skip
+        assert lit.replace(" ", "") == copied.replace("\n", "").replace(" ", "").replace(
+            "three", ""
+        )  # code has its own
+
+
+STEADY = "One **bold *both* words** and `some code` in it.\n\n## A *title*\n\n" + LIST + "\n```py\nx = 1\n```\n\nEnd.\n"
+
+
+async def test_what_is_shown_stays_as_it_is():
+    """A letter at a time: no mark of Markdown is shown that is gone later, and what a line begins with stays."""
+    async with running(FakeModel(answer="ok"), size=(100, 60)) as (app, pilot):
+        await ask(app, pilot)
+        await chat(app).action_new_chat()
+        await ask(app, pilot)
+        reply = app.screen.query_one(ReplyTurn)
+        for number in range(1, len(STEADY)):
+            await reply.feed(STEADY[number - 1])
+            await pilot.pause()
+            if number % 3 == 0:
+                seen = "\n".join(line[:48] for line in screen_text(app).splitlines()[2:-4])
+                assert not set("*#`") & set(seen), seen
+        await reply.finish()
+
+
+async def test_a_fast_reply_comes_evenly(monkeypatch):
+    """100 tokens/s for three seconds: the text on the screen changes ten times a second, in steps of ten tokens."""
+    words = [f" w{n:03d}" + "\n\n" * (n % 60 == 59) + "\n-" * (120 < n < 180 and n % 8 == 0) for n in range(300)]
+    async with running(FakeModel(answer=words, delay=0.01), size=(120, 40)) as (app, pilot):
+        drawn: list[tuple[float, str]] = []
+        display = app._display
+
+        def note(screen, update) -> None:
+            display(screen, update)
+            for reply in app.screen.query(ReplyTurn):
+                drawn.append((time.monotonic(), reply.source))
+
+        monkeypatch.setattr(app, "_display", note)
+        app.screen.query_one(Prompt).insert("hi")
+        await pilot.press("enter")
+        while not drawn or "w299" not in drawn[-1][1]:
+            await asyncio.sleep(0.02)  # pilot's own pauses take more of the thread than the app
+        times = [now for (now, text), (_, before) in zip(drawn[1:], drawn, strict=False) if text != before]
+        gaps = sorted(b - a for a, b in itertools.pairwise(times))
+        assert len(times) >= 15
+        assert gaps[len(gaps) // 2] <= 0.2  # 0.09 on a quiet machine
+        assert gaps[9 * len(gaps) // 10] <= 0.35
 
 
 async def test_a_growing_text_needs_few_layouts():

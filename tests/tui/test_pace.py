@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from localmoe.tui import pace
-from localmoe.tui.pace import FIRST, PART, SLOWEST, Pace
+from localmoe.tui.pace import EVERY, FIRST, PART, SLOWEST, TICK, Pace
 
 
 @pytest.fixture
@@ -20,28 +20,39 @@ def clock(monkeypatch):
 
 
 def test_drawing_takes_its_part_of_a_core(clock):
-    """Looks that cost 0.012 s each come at last every 0.2 s, at even distances."""
+    """Looks that cost 0.012 s each come at last at even distances, of which 0.012 s is that part."""
     looks, times = Pace(), []
-    for _ in range(2000):
-        clock.now += 0.005
+    for _ in range(500):
+        clock.now += TICK
         if looks.look():
             clock.used += 0.012
             times.append(clock.now)
     gaps = [b - a for a, b in itertools.pairwise(times)][-10:]
-    assert all(gap == pytest.approx(0.012 / PART, abs=0.006) for gap in gaps)
+    assert all(gap == pytest.approx(0.012 / PART, abs=0.501 * TICK) for gap in gaps)
 
 
 def test_dear_and_cheap_looks_are_spread_evenly(clock):
     """One in four costs eight times as much: no gap is twice another, and the part of a core holds."""
     looks, times, began = Pace(), [], clock.used
-    for _ in range(8000):
-        clock.now += 0.005
+    for _ in range(1000):
+        clock.now += TICK
         if looks.look():
-            clock.used += 0.016 if len(times) % 4 == 0 else 0.002
+            clock.used += 0.032 if len(times) % 4 == 0 else 0.004
             times.append(clock.now)
     gaps = [b - a for a, b in itertools.pairwise(times)][20:]
-    assert max(gaps) < 2 * min(gaps)
+    assert max(gaps) <= min(gaps) + 1.01 * TICK
     assert (clock.used - began) / 40 == pytest.approx(PART, rel=0.15)
+
+
+def test_cheap_looks_come_ten_times_a_second(clock):
+    """Also where ticks come a millisecond early or late."""
+    looks, times = Pace(), []
+    for number in range(100):
+        clock.now = 100 + TICK * number + 0.001 * (number % 3 - 1)
+        if looks.look():
+            clock.used += 0.002
+            times.append(clock.now)
+    assert all(b - a == pytest.approx(EVERY, abs=0.003) for a, b in itertools.pairwise(times[10:]))
 
 
 def test_it_looks_in_the_end_whatever_that_costs(clock):
@@ -51,7 +62,7 @@ def test_it_looks_in_the_end_whatever_that_costs(clock):
         clock.used += 10
         clock.now += SLOWEST
         assert looks.look()
-    clock.now += SLOWEST - 0.01
+    clock.now += SLOWEST - TICK
     assert not looks.look()
 
 

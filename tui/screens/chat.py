@@ -20,7 +20,7 @@ from ..engine_worker import EngineWorker, Progressed
 from ..follow import Follower
 from ..messages import CellOpened, ReplyDone, ReplyFailed, Submitted, TurnAsked
 from ..options import AppOptions
-from ..pace import FRAMES, Pace
+from ..pace import TICK, Pace
 from ..rules import Rules, rules_of
 from ..talk import Talk
 from ..widgets.context_note import ContextNote
@@ -120,7 +120,7 @@ class ChatScreen(Screen[None]):
         self.set_focus(self.query_one(Prompt))  # now: a key may be the next message
         self.query_one(Prompt).insert(self._draft.text)
         self.query_one(TitleBar).show_model(self.model, self.n_used)
-        self.set_interval(1 / FRAMES, self._look)
+        self._ticks = self.set_interval(TICK, self._look, pause=True)
         self.call_after_refresh(self._begin_chat)
 
     async def _begin_chat(self) -> None:
@@ -145,8 +145,8 @@ class ChatScreen(Screen[None]):
     async def _look(self) -> None:
         """Take what the engine did since the last look; between two looks draw what is costlier than text."""
         if not self.busy:
-            return
-        if self._pace.look():
+            self._ticks.pause()
+        elif self._pace.look():
             await self._take(self.worker.drain())
         elif self._pace.picture():
             self.follow.draw_next(self._last)
@@ -191,6 +191,7 @@ class ChatScreen(Screen[None]):
         routing = {} if self.rules == self.start_rules else self.rules.options
         used = routing.pop("n_expert_used", self.n_used or None)
         self.worker.generate(self.talk.request(used, routing, keep))
+        self._ticks.resume()
         self.refresh_bindings()
         self.call_after_refresh(self.call_after_refresh, self.worker.drawn)  # a second drawing follows the first
 
@@ -255,6 +256,7 @@ class ChatScreen(Screen[None]):
     async def _end(self, reason: str) -> None:
         self.busy = False
         await self._take(self.worker.drain())
+        await self.transcript.finish()
         self.record.end_reply(self.record.turns[-1], reason)
         self.status.state = "ready"
         self.status.rules = self.rules.brief(self.start_rules) + skipped_text(self)

@@ -1,16 +1,24 @@
-"""Blocks of Markdown that grow in place: the last one of a reply changes many times a second while it is written.
+"""Markdown that grows in place: the last block of a reply changes ten times a second while it is written.
 
-Textual lays the screen out again for every change of a block and makes a list anew for every token in it. Here a block
-asks for a layout only where it gets another height or width, and a list keeps its items.
+Textual lays the screen out again for every change of a block, twice where it gets another height, and makes lists anew:
+that takes ten times as long as drawing the lines that changed. Here what grows is given room for lines to come, a list
+of paragraphs is one widget, other lists keep their items, and only the lines that changed are drawn.
 """
 
 from __future__ import annotations
 
-from textual.containers import Horizontal, Vertical
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from markdown_it.token import Token
+from textual.app import ComposeResult
+from textual.containers import Horizontal, ScrollableContainer, Vertical
 from textual.content import Content
-from textual.css.query import NoMatches
+from textual.geometry import Region, Size
+from textual.selection import Selection
+from textual.visual import Visual
 from textual.widget import Widget
-from textual.widgets import Label, Static
+from textual.widgets import Label, Markdown
 from textual.widgets._markdown import (
     MarkdownBullet,
     MarkdownBulletList,
@@ -21,71 +29,169 @@ from textual.widgets._markdown import (
 )
 from textual.widgets.markdown import MarkdownBlock
 
+from .flat_list import HangingLines, is_flat, list_lines
+
+# Textual looks for a widget's CSS along its first bases: those that only change a method must not be widgets.
+if TYPE_CHECKING:
+    from textual.widget import Widget as _Widget
+    from textual.widgets import Static as _Static
+else:
+    _Widget = _Static = object
+
 ROOM = 1 / 5
-"""Part of the screen's lines that a growing block is given in advance: a layout, and drawing all that scrolls after it,
-cost as much as eight updates without."""
+"""Part of the view's lines that what grows is given in advance."""
+
+
+class LaidOutOnce(_Widget):
+    """Takes another size without asking for a second layout."""
+
+    def _size_updated(self, size: Size, virtual_size: Size, container_size: Size, layout: bool = True) -> bool:  # noqa: ARG002
+        return super()._size_updated(size, virtual_size, container_size, layout=False)
 
 
 class Growing:
-    """Lets one block at a time have room for lines that will come, and shows text in it."""
+    """Which text grows, and how many lines it is given until it needs more."""
 
     def __init__(self) -> None:
-        self._roomy: Static | None = None
+        self.text: LiveText | None = None
+        self.height = self.spare = 0
 
-    def show(self, block: Static, content: Content) -> None:
-        """Show a text that grew, with a layout of the screen only where it needs more room."""
-        width, height = block.content_size
-        if not width:  # not on the screen yet
-            block.update(content)
+    def follow(self, text: LiveText | None, n_blocks: int = 0) -> None:
+        """Another text grows, `n_blocks` blocks further down, in the room that was left; None: none does."""
+        if text is self.text:
             return
-        lines = content.get_height(block.styles, width)  # type: ignore[arg-type] # as Widget does
-        room = round(ROOM * block.screen.size.height)
-        if self._roomy is not block:
-            self.settle()
-        if lines <= height <= lines + room:
-            block.update(content, layout=False)
-        else:
-            self._roomy = block
-            block.styles.min_height = lines + room
-            block.update(content)
+        if self.text is not None:
+            self.spare = self.height - self.text.lines
+            self.text.refresh(layout=True)
+        self.spare = max(0, self.spare - 2 * n_blocks)  # an empty line and a line of text each
+        self.text, self.height = text, self.spare
+        if text is not None:
+            text.refresh(layout=True)
 
-    def settle_above(self, last: Widget) -> None:
-        """Take the room away from a block that does not grow any more, since another one follows it."""
-        if self._roomy is not None and self._roomy is not last and last not in self._roomy.ancestors:
-            self.settle()
-
-    def settle(self) -> None:
-        """Give no block more room than it needs."""
-        if self._roomy is not None:
-            self._roomy.styles.min_height = None
-            self._roomy = None
+    def height_of(self, text: LiveText, lines: int) -> int:
+        """The lines that a text of so many is given."""
+        if text is not self.text:
+            return lines
+        if lines > self.height:
+            self.height = lines + _room_below(text, lines)
+        return self.height
 
 
-class LiveParagraph(MarkdownParagraph):
+def _room_below(text: LiveText, lines: int) -> int:
+    """Lines to give a text of so many in advance: on the first page no more than fit, so that it stays there."""
+    if not text.region:  # not laid out yet
+        return 0
+    view = next((each for each in text.ancestors if isinstance(each, ScrollableContainer)), text.screen)
+    room, free = round(ROOM * view.region.height), view.region.bottom - text.region.y - lines
+    return min(room, free) if free > 0 and not view.max_scroll_y else room
+
+
+class LiveText(LaidOutOnce, _Static):
+    """Text of which only the lines that changed are drawn; a layout is asked for where they need more room."""
+
+    picture: Visual = Content()
+    auto_links = False  # there are none in it
+
+    @property
+    def growing(self) -> Growing:
+        return self.query_ancestor(LiveMarkdown).growing
+
+    @property
+    def lines(self) -> int:
+        """The height of what is to be seen; 0 before it is laid out."""
+        width = self.content_size.width
+        return self.picture.get_height(self.styles, width) if width else 0  # type: ignore[arg-type] # as Widget does
+
+    def render(self) -> Visual:
+        return self.picture
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        return self.growing.height_of(self, super().get_content_height(container, viewport, width))
+
+    def show(self, picture: Visual) -> None:
+        """Show another text that begins alike."""
+        self.picture = picture
+        width, height = self.content_size
+        if not (width and self.is_attached) or self.growing.height_of(self, self.lines) != height:
+            self.refresh(layout=True)
+            return
+        before = self._render_cache.lines
+        self._layout_cache.clear()
+        self._render_content()
+        changed = zip(before, self._render_cache.lines, strict=False)
+        same = next((y for y, (old, new) in enumerate(changed) if old != new), len(before))
+        self.refresh(Region(0, same, width, height - same))
+        self._dirty_regions.clear()  # it is rendered already
+
+
+class LiveParagraph(LiveText, MarkdownParagraph):
     """A paragraph whose text may grow."""
 
     def set_content(self, content: Content) -> None:
         self._content = content
-        growing_of(self).show(self, content)
+        self.show(content)
 
 
-class LiveFence(MarkdownFence):
-    """A code block that may grow; its lines do not wrap."""
+class LiveCode(LiveText, Label):
+    """The text of a block of code; its lines do not wrap."""
+
+    def show(self, picture: Visual) -> None:
+        if picture.get_optimal_width(self.styles, 0) > self.content_size.width:  # type: ignore[arg-type]
+            self.picture = picture
+            self.refresh(layout=True)
+        else:
+            super().show(picture)
+
+
+class LiveFence(LaidOutOnce, MarkdownFence):
+    """A block of code that may grow."""
+
+    def compose(self) -> ComposeResult:
+        code = LiveCode(id="code-content", expand=True)
+        code.picture = self._highlighted_code
+        yield code
 
     def set_content(self, content: Content) -> None:
         self._content = content
-        try:
-            label = self.query_one("#code-content", Label)
-        except NoMatches:  # not mounted yet: it begins with what it has
-            return
-        if content.cell_length > 0 and max(line.cell_length for line in content.split("\n")) > label.content_size.width:
-            label.update(content)
+        for code in self.query_children(LiveCode):
+            code.show(content)
+
+
+class FlatList(LiveText, MarkdownBlock):
+    """A list of paragraphs and of such lists."""
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"bullet"}
+    DEFAULT_CSS = """
+    FlatList {
+        margin: 0 0 1 0;
+
+        & > .bullet {
+            color: $text-primary;
+        }
+
+        &:light > .bullet {
+            color: $text-secondary;
+        }
+    }
+    """
+
+    def __init__(self, markdown: Markdown, tokens: Sequence[Token]) -> None:
+        super().__init__(markdown, tokens[0])
+        self.picture = HangingLines(list_lines(tokens, self._token_to_content))
+
+    async def _update_from_block(self, block: MarkdownBlock) -> None:
+        if isinstance(block, FlatList):
+            self.show(block.picture)
         else:
-            growing_of(self).show(label, content)
+            await super()._update_from_block(block)
+
+    def get_selection(self, selection: Selection) -> tuple[str, str] | None:
+        assert isinstance(self.picture, HangingLines)
+        return selection.extract(self.picture.plain), "\n"
 
 
 class LiveBulletList(MarkdownBulletList):
-    """A list whose last item may grow and which may get more."""
+    """A list of more than paragraphs, whose last item may grow and which may get more."""
 
     async def _update_from_block(self, block: MarkdownBlock) -> None:
         if not await _grow(self, block):
@@ -100,21 +206,66 @@ class LiveOrderedList(MarkdownOrderedList):
             await super()._update_from_block(block)
 
 
-LIVE: dict[str, type[MarkdownBlock]] = {
-    "paragraph_open": LiveParagraph,
-    "fence": LiveFence,
-    "code_block": LiveFence,
-    "bullet_list_open": LiveBulletList,
-    "ordered_list_open": LiveOrderedList,
-}
-"""Blocks by the parser's names, for `Markdown.BLOCKS`."""
+class LiveMarkdown(LaidOutOnce, Markdown):
+    """Markdown that can grow."""
+
+    BLOCKS = {  # noqa: RUF012 - the base declares it so
+        **Markdown.BLOCKS,
+        "paragraph_open": LiveParagraph,
+        "fence": LiveFence,
+        "code_block": LiveFence,
+        "bullet_list_open": LiveBulletList,
+        "ordered_list_open": LiveOrderedList,
+    }
+
+    def __init__(self, markdown: str | None = None, **keywords: Any) -> None:
+        super().__init__(markdown, **keywords)
+        self.growing = Growing()
+        self._least = Size(0, 0)
+
+    async def grow(self, text: str) -> None:
+        """Append; await it before the next piece."""
+        before = len(self.children)
+        with self.app.batch_update():
+            await self.append(text)
+            self.growing.follow(self._last_text(), len(self.children) - before)
+        self.screen.check_idle()  # else what it was told of within the batch waits for something else to be drawn
+
+    def settle(self) -> None:
+        """Take no more room than is needed. Until then nothing moves."""
+        self._least = Size(0, 0)
+        self.growing.follow(None)
+        self.refresh(layout=True)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        height = super().get_content_height(container, viewport, width)
+        if self.growing.text is not None:
+            least = self._least.height if self._least.width == width else 0
+            self._least = Size(width, max(least, height))
+        return max(height, self._least.height)
+
+    def _last_text(self) -> LiveText | None:
+        widget: Widget = self
+        while widget.children:
+            widget = widget.children[-1]
+        return widget if isinstance(widget, LiveText) else None
+
+    def _parse_markdown(self, tokens: Iterable[Token]) -> Iterator[MarkdownBlock]:
+        for block in _top_level(tokens):
+            if is_flat(block):
+                yield FlatList(self, block)
+            else:
+                yield from super()._parse_markdown(block)
 
 
-def growing_of(block: MarkdownBlock) -> Growing:
-    """What the blocks of a Markdown widget share."""
-    growing = getattr(block._markdown, "growing", None)
-    assert isinstance(growing, Growing)
-    return growing
+def _top_level(tokens: Iterable[Token]) -> Iterator[list[Token]]:
+    """The tokens of each block that is in no other one."""
+    block: list[Token] = []
+    for token in tokens:
+        block.append(token)
+        if token.level == 0 and token.nesting <= 0:
+            yield block
+            block = []
 
 
 async def _grow(old: Widget, new: MarkdownBlock) -> bool:
@@ -143,8 +294,6 @@ async def _grow_list(old: LiveBulletList | LiveOrderedList, new: MarkdownBlock) 
     else:
         await place.remove_children()
         await place.mount_all(wanted)
-    if len(items) > len(rows):
-        growing_of(new).settle()
     for item, symbol in zip(items[len(rows) :], symbols[len(rows) :], strict=True):
         bullet = MarkdownBullet()
         bullet.symbol = symbol

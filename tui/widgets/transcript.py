@@ -17,6 +17,7 @@ from localmoe.sessions.tree import Turn
 from ..copying import code_blocks, first_line
 from ..messages import TurnAsked
 from ..screens.dialogs import ChooseScreen
+from .live_blocks import LaidOutOnce
 from .turns import Note, ReplyTurn, UserTurn, shown
 
 WELCOME = "Write below, Enter sends. Beside the chat you see which experts each layer uses, while it answers."
@@ -33,7 +34,7 @@ SHOWN = 60
 """Turns that are drawn at first; more above them are drawn when asked for."""
 
 
-class TurnBox(Vertical):
+class TurnBox(LaidOutOnce, Vertical):
     """A turn, and under it which of its versions it is."""
 
     def __init__(self, turn: Turn) -> None:
@@ -62,7 +63,11 @@ class TurnBox(Vertical):
         self.post_message(TurnAsked("branch", self.turn, -1 if event.x < 4 else 1))
 
 
-class Transcript(VerticalScroll):
+class Turns(LaidOutOnce, Vertical):
+    """What scrolls."""
+
+
+class Transcript(LaidOutOnce, VerticalScroll):
     """Turns from top to bottom; the last reply can grow."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -83,7 +88,7 @@ class Transcript(VerticalScroll):
 
     def compose(self) -> ComposeResult:
         # An anchored scroll view holds short content at its bottom: the turns fill at least one page instead.
-        with Vertical(id="turns"):
+        with Turns(id="turns"):
             yield Static(WELCOME, id="welcome", markup=False)
 
     def on_mount(self) -> None:
@@ -151,10 +156,15 @@ class Transcript(VerticalScroll):
         if self.reply is not None:
             await self.reply.feed(text)
 
+    async def finish(self) -> None:
+        """No more comes of the reply."""
+        if self.reply is not None:
+            await self.reply.finish()
+
     def settle(self) -> None:
         """Something comes below the reply, which needs no more room to grow. Until then nothing moves."""
         if self.reply is not None:
-            self.reply.growing.settle()
+            self.reply.settle()
 
     async def add_note(self, text: str, *, error: bool = False) -> None:
         """Add a line of the app's own."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 from functools import cache
 
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from markdown_it.utils import EnvType
 from textual.content import Content
-from textual.widgets import Markdown, Static
+from textual.widgets import Static
 
 from localmoe.text.visible import visible
 
-from .live_blocks import LIVE, Growing
+from ..growing_text import closers, settled
+from .live_blocks import LiveMarkdown
 
 # Rules that turn a model's text into something else than text to look at: links that open, addresses shown decoded,
 # raw HTML, entities that spell control characters.
@@ -23,7 +26,17 @@ _LINE_ENDS = dict.fromkeys((0x0B, 0x0C, 0x1C, 0x1D, 0x1E, 0x85, 0x2028, 0x2029),
 @cache
 def harmless_markdown() -> MarkdownIt:
     """The parser for text from a model: emphasis, lists, tables, code; links, images and HTML stay as typed."""
-    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).disable(list(_OFF))
+    return _harmless(MarkdownIt("commonmark"))
+
+
+@cache
+def unfinished_markdown() -> MarkdownIt:
+    """The same for the beginning of a text: what it leaves open is closed at its end."""
+    return _harmless(_Unfinished("commonmark"))
+
+
+def _harmless(parser: MarkdownIt) -> MarkdownIt:
+    return parser.enable(["table", "strikethrough"]).disable(list(_OFF))
 
 
 def shown(text: str) -> str:
@@ -50,18 +63,34 @@ class Note(Static):
         super().__init__(Content(shown(text)), classes="note error" if error else "note")
 
 
-class ReplyTurn(Markdown):
+class _Unfinished(MarkdownIt):
+    def parse(self, src: str, env: EnvType | None = None) -> list[Token]:
+        ends = closers(src)
+        return super().parse(src.rstrip() + ends if ends else src, env)
+
+
+class ReplyTurn(LiveMarkdown):
     """A reply that grows while it is written."""
 
-    BLOCKS = {**Markdown.BLOCKS, **LIVE}  # noqa: RUF012 - the base declares it so
-
     def __init__(self, text: str = "") -> None:
-        self.growing = Growing()
-        super().__init__(shown(text), classes="turn reply", parser_factory=harmless_markdown, open_links=False)
+        self._held = ""
+        self._open = False
+        super().__init__(shown(text), classes="turn reply", parser_factory=self._parser, open_links=False)
+
+    def _parser(self) -> MarkdownIt:
+        return unfinished_markdown() if self._open else harmless_markdown()
 
     async def feed(self, text: str) -> None:
         """Append a piece of the model's text; await it before the next piece."""
-        if text:
-            await self.append(shown(text))
-            if self.children:
-                self.growing.settle_above(self.children[-1])
+        self._open = True
+        whole = self.source + self._held + shown(text)
+        sure = settled(whole)[len(self.source) :]
+        self._held = whole[len(self.source) + len(sure) :]
+        if sure:
+            await self.grow(sure)
+
+    async def finish(self) -> None:
+        """No more comes: show the text as it is."""
+        rest, self._held, self._open = self._held, "", False
+        if rest or closers(self.source):
+            await self.grow(rest)
