@@ -49,6 +49,11 @@ class Rules:
             "threshold": f"{routing.threshold:g}",
         }
 
+    def kept(self, config: ModelConfig) -> dict[str, str]:
+        """What is kept with a chat: `texts`, or {} where nothing but top-k differs from the model's own routing."""
+        plain = Routing(self.routing.n_used)
+        return {} if not config.n_expert or self.routing == plain else self.texts
+
     def brief(self, start: Rules) -> str:
         """What differs from how the app was started, in few characters; "" where nothing does."""
         own, first = self.routing, start.routing
@@ -99,6 +104,21 @@ def read_rules(config: ModelConfig, texts: Mapping[str, str]) -> Rules:
             "force_experts": texts["forced"].split(),
             "expert_threshold": _number(float, texts["threshold"].strip() or "0", "skip below"),
         },
+    )
+
+
+def kept_rules(config: ModelConfig, texts: Mapping[str, str]) -> Rules:
+    """Rules that were kept with a chat; UsageError where the model has no such layers or experts."""
+    return read_rules(
+        config, {"used": str(config.n_expert_used or 1), "left": "", "forced": "", "threshold": "", **texts}
+    )
+
+
+def in_words(texts: Mapping[str, Any]) -> str:
+    """What was kept of a chat's rules, for a person, whatever the model: `top-2, 3:1,5 left out`; "" for none."""
+    said = {"used": "top-{}", "left": "{} left out", "forced": "{} forced", "threshold": "weights below {} skipped"}
+    return ", ".join(
+        words.format(texts[name]) for name, words in said.items() if texts.get(name) not in (None, "", "0")
     )
 
 

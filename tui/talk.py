@@ -91,6 +91,7 @@ class Talk:
         """Begin a new chat with the same settings; the old one is kept."""
         old = self.record
         self.record = Record(old.store, old.model, old.conversation.system, old.parameters)
+        self.record.routing = dict(old.routing)
         self.editing, self.skipped = None, 0
 
     def trouble(self) -> str | None:

@@ -60,6 +60,7 @@ def to_json(saved: Saved) -> str:
         "model": harmless(entry.model),
         "system": harmless(conversation.system),
         "parameters": dict(saved.parameters),
+        "routing": dict(saved.routing),
         "turns": turns,
         "line": [numbers[turn] for turn in conversation.turns],
     }

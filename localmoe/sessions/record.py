@@ -17,12 +17,14 @@ TITLE = 60
 class Record:
     """The chat that is going on. It is put into the store with its first question, not before.
 
-    `trouble` says why it is not saved any more. `model` is the path of the model's file, `parameters` plain data.
+    `trouble` says why it is not saved any more. `model` is the path of the model's file, `parameters` plain data,
+    `routing` the rules of routing as they are typed, {} where they are the model's.
     """
 
     def __init__(self, store: Store | None, model: str, system: str, parameters: Mapping[str, Any]) -> None:
         self.store, self.model = store, model
         self.parameters: dict[str, Any] = dict(parameters)
+        self.routing: dict[str, str] = {}
         self.conversation = Conversation(system)
         self.key: int | None = None
         self.title = ""
@@ -32,6 +34,7 @@ class Record:
     def resumed(cls, store: Store, saved: Saved) -> Record:
         """Go on with a chat that was kept."""
         record = cls(store, saved.entry.model, saved.conversation.system, saved.parameters)
+        record.routing = {name: text for name, text in saved.routing.items() if isinstance(text, str)}
         record.conversation, record.key, record.title = saved.conversation, saved.entry.key, saved.entry.title
         return record
 
@@ -90,8 +93,12 @@ class Record:
         self.conversation.system = self.conversation.system if system is None else system
         self.parameters.update(parameters)
         self.parameters = {name: value for name, value in self.parameters.items() if value is not None}
-        if (key := self.key) is not None:
-            self._store(lambda store: store.configure(key, self.model, self.conversation.system, self.parameters))
+        self._keep_settings()
+
+    def route(self, routing: Mapping[str, str]) -> None:
+        """Change how tokens are routed."""
+        self.routing = dict(routing)
+        self._keep_settings()
 
     def rename(self, title: str) -> None:
         """Give it a name."""
@@ -99,12 +106,16 @@ class Record:
         if (key := self.key) is not None:
             self._store(lambda store: store.rename(key, title))
 
+    def _keep_settings(self) -> None:
+        if (key := self.key) is not None:
+            settings = (self.model, self.conversation.system, self.parameters, self.routing)
+            self._store(lambda store: store.configure(key, *settings))
+
     def _keep(self, turn: Turn) -> Turn:
         if self.key is None:
             self.title = self.title or title_of(turn.text)
-            self.key = self._store(
-                lambda store: store.create(self.title, self.model, self.conversation.system, self.parameters)
-            )
+            settings = (self.model, self.conversation.system, self.parameters, self.routing)
+            self.key = self._store(lambda store: store.create(self.title, *settings))
         if (key := self.key) is not None:
             above = self.conversation.parent_key(turn)
             turn.key = self._store(lambda store: store.add(key, above, turn)) or 0

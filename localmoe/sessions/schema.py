@@ -15,14 +15,15 @@ from pathlib import Path
 
 from localmoe.errors import BadInputError, FileError
 
-VERSION = 1
+VERSION = 2
 _APPLICATION = 0x4C6D6F45
 """`application_id`: "LmoE", so that another program's database is not taken for ours."""
 
 _TABLES = """
 CREATE TABLE sessions (
     id INTEGER PRIMARY KEY, title TEXT NOT NULL, named INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL,
-    updated REAL NOT NULL, model TEXT NOT NULL, system TEXT NOT NULL, parameters TEXT NOT NULL, leaf INTEGER
+    updated REAL NOT NULL, model TEXT NOT NULL, system TEXT NOT NULL, parameters TEXT NOT NULL, leaf INTEGER,
+    routing TEXT NOT NULL DEFAULT '{}'
 );
 CREATE INDEX by_age ON sessions (updated);
 CREATE TABLE turns (
@@ -36,6 +37,8 @@ CREATE TABLE pieces (turn INTEGER NOT NULL REFERENCES turns ON DELETE CASCADE, t
 CREATE INDEX by_turn ON pieces (turn);
 CREATE TABLE models (path TEXT PRIMARY KEY, opened REAL NOT NULL);
 """
+_CHANGES = {1: "ALTER TABLE sessions ADD COLUMN routing TEXT NOT NULL DEFAULT '{}'"}
+"""What makes the next version of a version's tables."""
 _INDEX = """
 CREATE VIRTUAL TABLE words USING fts5(text, content='turns', content_rowid='id');
 CREATE TRIGGER words_in AFTER INSERT ON turns BEGIN
@@ -108,6 +111,8 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
     if not n_tables:
         _make(connection)
+    elif version < VERSION:
+        _renew(connection)
     for table in ("sessions", "turns", "pieces", "models"):
         connection.execute(f"SELECT * FROM {table} LIMIT 1").fetchone()
 
@@ -122,6 +127,20 @@ def _make(connection: sqlite3.Connection) -> None:
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
             connection.execute(f"PRAGMA user_version = {VERSION}")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _renew(connection: sqlite3.Connection) -> None:
+    """Bring tables of an older version up to this one, all or none, whoever else does so at the same time."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        for older in range(version, VERSION):
+            connection.execute(_CHANGES[older])
+        connection.execute(f"PRAGMA user_version = {VERSION}")
     except BaseException:
         connection.execute("ROLLBACK")
         raise

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,11 +39,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Saved:
-    """A chat as it was kept; `parameters` is what was stored, unchecked."""
+    """A chat as it was kept; `parameters` and `routing`, rules as they are typed, are what was stored, unchecked."""
 
     entry: Entry
     conversation: Conversation
     parameters: Mapping[str, Any]
+    routing: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Store:
@@ -68,23 +69,28 @@ class Store:
 
     # --- one chat
 
-    def create(self, title: str, model: str, system: str, parameters: Mapping[str, Any]) -> int:
+    def create(
+        self, title: str, model: str, system: str, parameters: Mapping[str, Any], routing: Mapping[str, str]
+    ) -> int:
         """Begin a chat; its number."""
         now = time.time()
-        row = (title, now, now, model, system, json.dumps(dict(parameters)))
+        row = (title, now, now, model, system, json.dumps(dict(parameters)), json.dumps(dict(routing)))
         with self._change() as run:
             key = run(
-                "INSERT INTO sessions (title, created, updated, model, system, parameters) VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT INTO sessions (title, created, updated, model, system, parameters, routing) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
                 row,
             ).lastrowid
         assert key is not None
         return key
 
-    def configure(self, session: int, model: str, system: str, parameters: Mapping[str, Any]) -> None:
+    def configure(
+        self, session: int, model: str, system: str, parameters: Mapping[str, Any], routing: Mapping[str, str]
+    ) -> None:
         """Keep with what a chat goes on."""
-        row = (model, system, json.dumps(dict(parameters)), session)
+        row = (model, system, json.dumps(dict(parameters)), json.dumps(dict(routing)), session)
         with self._change() as run:
-            run("UPDATE sessions SET model = ?, system = ?, parameters = ? WHERE id = ?", row)
+            run("UPDATE sessions SET model = ?, system = ?, parameters = ?, routing = ? WHERE id = ?", row)
 
     def add(self, session: int, parent: int | None, turn: Turn) -> int:
         """Keep a turn after `parent`, as the line's last; its number."""
@@ -139,13 +145,13 @@ class Store:
             found = run(f"{_FROM} WHERE s.id = ?", (session,)).fetchone()
             if found is None:
                 raise UsageError("no such chat", got=session)
-            system, parameters, leaf = run(
-                "SELECT system, parameters, leaf FROM sessions WHERE id = ?", (session,)
+            system, parameters, routing, leaf = run(
+                "SELECT system, parameters, routing, leaf FROM sessions WHERE id = ?", (session,)
             ).fetchone()
             rows = run(
                 "SELECT id, parent, role, text, stop_reason FROM turns WHERE session = ? ORDER BY id", (session,)
             ).fetchall()
-        return Saved(_entry(found), _grown(str(system), rows, leaf), _object(parameters))
+        return Saved(_entry(found), _grown(str(system), rows, leaf), _object(parameters), _object(routing))
 
     # --- all chats
 

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,7 @@ def test_nothing_is_lost_when_the_process_is_killed(path: Path) -> None:
     """SIGKILL in the middle of a reply: every piece handed over is there, and the reply says it was cut off."""
     program = """
 import sys, time
+from contextlib import closing
 from pathlib import Path
 from localmoe.sessions.record import Record
 from localmoe.sessions.store import Store
@@ -183,7 +185,7 @@ def test_search_follows_changes(path: Path) -> None:
 def test_a_chat_of_thousands_of_turns_is_kept_and_deleted(path: Path) -> None:
     """Deeper than SQLite's trigger depth and Python's recursion."""
     with Store(path) as store:
-        key = store.create("long", "m", "", {})
+        key = store.create("long", "m", "", {}, {})
         with store._change() as run:
             for n in range(1, 5001):
                 run("INSERT INTO turns (id, session, parent, role, text, created) VALUES (?, ?, ?, 'user', 'x', 0)",
@@ -298,3 +300,46 @@ def test_titles_are_first_lines_cut_at_a_word() -> None:
     assert title_of("\n  tell me\ta story \nmore") == "tell me a story"
     assert title_of("word " * 40) == ("word " * 11 + "word").rstrip() + "…"
     assert title_of(" \n") == "Chat"
+
+
+FIRST_TABLES = """
+CREATE TABLE sessions (
+    id INTEGER PRIMARY KEY, title TEXT NOT NULL, named INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL,
+    updated REAL NOT NULL, model TEXT NOT NULL, system TEXT NOT NULL, parameters TEXT NOT NULL, leaf INTEGER
+);
+CREATE TABLE turns (
+    id INTEGER PRIMARY KEY, session INTEGER NOT NULL REFERENCES sessions ON DELETE CASCADE,
+    parent INTEGER, role TEXT NOT NULL, text TEXT NOT NULL, stop_reason TEXT, created REAL NOT NULL
+);
+CREATE TABLE pieces (turn INTEGER NOT NULL REFERENCES turns ON DELETE CASCADE, text TEXT NOT NULL);
+CREATE TABLE models (path TEXT PRIMARY KEY, opened REAL NOT NULL);
+INSERT INTO sessions VALUES (1, 'old', 0, 1.0, 2.0, '/m.gguf', 'Be kind.', '{"top_k": 7}', 2);
+INSERT INTO turns VALUES (1, 1, NULL, 'user', 'hello', NULL, 1.0), (2, 1, 1, 'assistant', 'hi', 'eos', 2.0);
+PRAGMA application_id = 0x4C6D6F45;
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_file_of_the_first_version_opens(tmp_path):
+    """Its chats are as they were, routed as the model does, and rules of routing are kept with them from then on."""
+    path = tmp_path / "sessions.db"
+    with closing(sqlite3.connect(path)) as old:
+        old.executescript(FIRST_TABLES)
+    with Store(path) as store:
+        saved = store.load(1)
+        assert [turn.text for turn in saved.conversation.turns] == ["hello", "hi"]
+        assert (saved.parameters, saved.routing) == ({"top_k": 7}, {})
+        Record.resumed(store, saved).route({"left": "3:1"})
+    with Store(path) as store:
+        assert store.load(1).routing == {"left": "3:1"}
+        assert store._connection.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)
+
+
+def test_two_programs_that_meet_an_old_file_renew_it_once(tmp_path):
+    path = tmp_path / "sessions.db"
+    with closing(sqlite3.connect(path)) as old:
+        old.executescript(FIRST_TABLES)
+    with closing(sqlite3.connect(path, isolation_level=None)) as one, closing(sqlite3.connect(path)) as other:
+        schema._renew(one)
+        schema._renew(other)
+        assert other.execute("SELECT routing FROM sessions").fetchall() == [("{}",)]

@@ -160,12 +160,12 @@ class FakeModel:
         *,
         cancel: threading.Event,
         on_prompt: Callable[[int, int], None],
-        n_expert_used: int | None = None,
+        n_expert_used: int | list[int] | None = None,
         n_probs: int = 0,
         **sampling: Any,
     ) -> Iterator[Step]:
         self.asked.append({"how": how, "prompt": prompt, "n_expert_used": n_expert_used, **sampling})
-        k = n_expert_used or self.config.n_expert_used
+        k = max(n_expert_used) if isinstance(n_expert_used, list) else n_expert_used or self.config.n_expert_used
         began = time.perf_counter()
         on_prompt(0, n_prompt)
         for done in range(0, n_prompt, 16):

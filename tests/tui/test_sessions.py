@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from textual.widgets import Input, Static
 
 from localmoe.sessions.record import Record
 from localmoe.sessions.store import Store
@@ -14,6 +15,7 @@ from localmoe.tui.engine_worker import KEEP_EVERY, _Kept
 from localmoe.tui.options import AppOptions
 from localmoe.tui.screens.chat import ChatScreen
 from localmoe.tui.screens.dialogs import NoticeScreen
+from localmoe.tui.screens.rules import RulesScreen
 from localmoe.tui.screens.sessions import SessionsScreen, ago
 from localmoe.tui.widgets.prompt import Prompt
 from localmoe.tui.widgets.status import StatusLine
@@ -281,3 +283,101 @@ async def test_the_list_fits(path: Path, size: tuple[int, int]):
 
 def test_ages_are_short():
     assert [ago(s) for s in (0, 61, 7200, 86400 * 3, 86400 * 800)] == ["now", "1m", "2h", "3d", "2y"]
+
+
+async def route(app, pilot, **fields: str) -> None:
+    """Fill in the panel of rules."""
+    await pilot.press("f8")
+    await until(pilot, lambda: isinstance(app.screen, RulesScreen))
+    for name, text in fields.items():
+        app.screen.query_one(f"#rules-{name}", Input).value = text
+    await pilot.press("enter")
+    await until(pilot, lambda: isinstance(app.screen, ChatScreen))
+
+
+async def test_rules_of_routing_go_on_with_the_chat(path):
+    """Experts left out and forced, and the threshold, are asked for again after --continue; a new chat goes on so."""
+    async with running(FakeModel(), options=keeping(path)) as (app, pilot):
+        await route(app, pilot, left="3:1 5-6:0", forced="0:2", threshold="0.1")
+        await ask(app, pilot)
+        await pilot.press("ctrl+n")
+        await ask(app, pilot)
+    with Store(path) as store:
+        first, second = (store.load(key) for key in (1, 2))
+        assert first.routing == {"used": "2", "left": "3:1 5-6:0", "forced": "0:2", "threshold": "0.1"}
+        assert second.routing == first.routing
+    model = FakeModel()
+    async with running(model, options=keeping(path, resume=1)) as (app, pilot):
+        said = "routing as in this chat: top-2 of 4, 3:1 5:0 6:0 left out, 0:2 forced, weights below 0.1 skipped"
+        await until(pilot, lambda: any(note.message == said for note in app._notifications))
+        await until(pilot, lambda: not chat(app).busy)
+        await ask(app, pilot)
+        assert model.asked[-1]["leave_out"] == {3: (1,), 5: (0,), 6: (0,)}
+        assert model.asked[-1]["force_experts"] == {0: (2,)}
+        assert model.asked[-1]["expert_threshold"] == 0.1
+        assert "3 out, 1 forced, skip <0.1" in app.screen.query_one(StatusLine).rules
+        await open_list(app, pilot)
+        preview = str(app.screen.query_one("#sessions-preview", Static).render())
+        assert "routing: top-2, 3:1 5-6:0 left out, 0:2 forced, weights below 0.1 skipped" in preview
+        await pilot.press("escape", "ctrl+t")
+        await ask(app, pilot)
+        assert "leave_out" not in model.asked[-1]
+    with Store(path) as store:
+        assert store.load(1).routing == {}
+
+
+async def test_a_number_of_experts_by_layer_goes_on_too(path):
+    async with running(FakeModel(n_layer=3), options=keeping(path)) as (app, pilot):
+        await ask(app, pilot)
+        await route(app, pilot, used="1,2,3")
+    async with running(FakeModel(n_layer=3), options=keeping(path, resume=1)) as (app, pilot):
+        await until(pilot, lambda: chat(app).rules.routing.limits == (1, 2, 3))
+        await until(pilot, lambda: not chat(app).busy)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ({"n_layer": 4}, "no such layers"),
+        ({"n_expert": 2}, "no such expert"),
+        ({"n_expert": 0, "n_used": 0}, "no experts to choose"),
+    ],
+    ids=["layers", "experts", "dense"],
+)
+async def test_rules_that_a_model_cannot_follow_are_said(path, model, reason):
+    """The chat goes on without them, and keeps them for a model that can."""
+    async with running(FakeModel(), options=keeping(path)) as (app, pilot):
+        await route(app, pilot, left="5:3")
+        await ask(app, pilot)
+    other = FakeModel(**model)
+    async with running(other, options=keeping(path, resume=1)) as (app, pilot):
+        await until(pilot, lambda: any(reason in note.message for note in app._notifications))
+        assert any("not routed as in this chat (top-2, 5:3 left out)" in note.message for note in app._notifications)
+        await until(pilot, lambda: not chat(app).busy)
+        await ask(app, pilot)
+        assert "leave_out" not in other.asked[-1]
+    with Store(path) as store:
+        assert store.load(1).routing["left"] == "5:3"
+
+
+async def test_rules_that_were_damaged_are_said(path):
+    [key] = kept(path, "foxes")
+    with Store(path) as store:
+        store.configure(key, "/m/demo.gguf", "", {}, {"left": "\x1b[2J", "threshold": "nan"})
+    async with running(FakeModel(), options=keeping(path, resume=key)) as (app, pilot):
+        await until(pilot, lambda: any("not routed as in this chat" in note.message for note in app._notifications))
+        assert all("\x1b" not in note.message for note in app._notifications)
+        await until(pilot, lambda: not chat(app).busy)
+
+
+async def test_a_chat_without_rules_is_routed_as_the_app_was_started(path):
+    """Also after one with rules of its own."""
+    async with running(FakeModel(), options=keeping(path)) as (app, pilot):
+        await ask(app, pilot, "first")
+        await pilot.press("ctrl+n")
+        await route(app, pilot, left="3:1")
+        await ask(app, pilot, "second")
+        await open_list(app, pilot)
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: chat(app).record.key == 1 and not chat(app).busy)
+        assert chat(app).rules == chat(app).start_rules

@@ -34,6 +34,7 @@ from ..widgets.turns import shown_line
 from .cell import CellScreen
 from .expert_screens import compare_from_here, compare_saved, open_rules, routed_since, skipped_text
 from .figures import FiguresScreen
+from .kept_rules import route_as_kept, route_by_parameters
 from .loading import Draft
 from .tokens import TokensScreen
 
@@ -127,6 +128,8 @@ class ChatScreen(Screen[None]):
         """Go on with a chat that was kept, and send what was written while the model was opened."""
         if self.record.turns:
             await self.go_on_with(self.record)
+        elif not self.record.routing:
+            self.record.route(self.rules.kept(self.model.config))
         if self._draft.sent:
             self.post_message(Submitted(self._draft.sent))
 
@@ -199,6 +202,7 @@ class ChatScreen(Screen[None]):
         """Show a chat that was kept and read it, so that the next reply begins at once."""
         self._edit(None)
         self.talk = Talk(record, self.options)
+        route_as_kept(self)
         self.take_parameters()
         await self.transcript.show(record.turns)
         self.query_one(Prompt).focus()
@@ -208,10 +212,8 @@ class ChatScreen(Screen[None]):
 
     def take_parameters(self) -> None:
         """The record's parameters were changed: show what depends on them."""
-        wanted = self.record.parameters.get("n_expert_used") or self.start_rules.routing.n_used
-        if self.n_used != min(wanted, self.model.config.n_expert) > 0:
-            self.rules = self.rules.with_used(self.model.config, min(wanted, self.model.config.n_expert))
-            self.status.rules = self.rules.brief(self.start_rules)
+        route_by_parameters(self)
+        self.status.rules = self.rules.brief(self.start_rules)
         self.experts.set_used(self.n_used)
         self.query_one(TitleBar).show_model(self.model, self.n_used)
         self._warn()
@@ -381,6 +383,7 @@ class ChatScreen(Screen[None]):
         self.rules = rules
         self.experts.set_used(self.n_used)
         self.record.configure(n_expert_used=None if rules.routing.limits else self.n_used)
+        self.record.route(rules.kept(self.model.config))
         self.query_one(TitleBar).show_model(self.model, self.n_used)
         self.status.rules = rules.brief(self.start_rules)
         if self.busy:

@@ -20,6 +20,7 @@ from localmoe.errors import LocalMoeError
 from localmoe.sessions.export import file_name, write
 from localmoe.sessions.store import Entry, Store
 
+from ..rules import in_words
 from ..widgets.turns import MUTED, shown, shown_line
 from .dialogs import AskScreen, ChooseScreen
 
@@ -117,7 +118,10 @@ class SessionsScreen(ModalScreen[Chosen | None]):
         except LocalMoeError as error:
             preview.update(Content(shown_line(str(error))))
             return
-        parts: list[Content] = [Content.styled(shown_line(Path(entry.model).name), MUTED)]
+        head = [shown_line(Path(entry.model).name)]
+        if routing := in_words(saved.routing):
+            head.append(f"routing: {shown_line(routing)}")
+        parts: list[Content] = [Content.styled("\n".join(head), MUTED)]
         for turn in saved.conversation.turns[-4:]:
             style = "$text-accent" if turn.role == "user" else ""
             parts.append(Content.styled(shown(turn.text[: PREVIEW // 3]), style))
