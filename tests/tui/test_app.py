@@ -116,7 +116,7 @@ async def test_the_heatmap_follows_the_trace():
 
 
 async def test_the_path_is_the_newest_tokens():
-    """Each layer's experts with their weights, as the last step had them."""
+    """Each layer's experts with their weights, of the last token that ran."""
     model = FakeModel(n_layer=6, n_expert=8, answer=["one", " two"])
     async with running(model) as (app, pilot):
         await ask(app, pilot)
@@ -125,7 +125,7 @@ async def test_the_path_is_the_newest_tokens():
         for layer in range(6):
             entry = f"{layer} {experts[layer, 0]} {f'{weights[layer, 0]:.2f}'[1:]} {experts[layer, 1]}"
             assert entry in shown
-        assert "“ two”" in screen_text(app)
+        assert f"“<{model.trace.rows[-1][0]}>”" in screen_text(app)
 
 
 @pytest.mark.parametrize(
