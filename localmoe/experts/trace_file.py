@@ -67,19 +67,20 @@ def load_recording(path: str | os.PathLike[str]) -> Recording:
     name = visible(os.fspath(path))
     try:
         with zipfile.ZipFile(path) as archive:
-            arrays = _arrays(archive, name)
+            members = _members(archive, name)
+            meta = _meta(_array(archive, members.pop("meta"), "meta", name), name)
+            arrays = {member: _array(archive, info, member, name) for member, info in members.items()}
     except OSError as error:
         if error.errno == errno.EINVAL:  # the archive's directory points before the file's beginning
             raise BadInputError("no trace of localmoe", file=name, got="a damaged archive") from None
         raise FileError(f"cannot be read: {error.strerror or error}", file=name) from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise BadInputError("no trace of localmoe", file=name, got=visible(str(error), 100)) from None
-    meta = _meta(arrays, name)
     return _checked(arrays, meta, name)
 
 
-def _arrays(archive: zipfile.ZipFile, file: str) -> dict[str, Array]:
-    """All known members, their headers compared with what is stored before anything is unpacked."""
+def _members(archive: zipfile.ZipFile, file: str) -> dict[str, zipfile.ZipInfo]:
+    """All members, by the names of ARRAYS; none is missing, and together they are not too large."""
     members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         name = info.filename.removesuffix(".npy")
@@ -92,10 +93,11 @@ def _arrays(archive: zipfile.ZipFile, file: str) -> dict[str, Array]:
     total = sum(info.file_size for info in members.values())
     if total > MAX_BYTES or members["meta"].file_size > MAX_META:
         raise BadInputError("the trace is too large", file=file, got=f"{total} bytes", expected=f"at most {MAX_BYTES}")
-    return {name: _array(archive, info, name, file) for name, info in members.items()}
+    return members
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, file: str) -> Array:
+    """One member, its header compared with what is stored before anything is unpacked."""
     kind, dims = ARRAYS[name]
     with archive.open(info) as member:
         version = np.lib.format.read_magic(member)
@@ -116,9 +118,9 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, file: str
     return np.frombuffer(data, dtype).reshape(shape)
 
 
-def _meta(arrays: Mapping[str, Array], file: str) -> dict[str, Any]:
+def _meta(text: Array, file: str) -> dict[str, Any]:
     try:
-        meta = json.loads(arrays["meta"].tobytes())
+        meta = json.loads(text.tobytes())
     except (ValueError, RecursionError):
         meta = None
     if not isinstance(meta, dict) or any(type(meta.get(key)) is not kind for key, kind in _META.items()):

@@ -97,6 +97,17 @@ def test_what_is_no_recording_is_refused_and_named(tmp_path: Path, name: str) ->
         load_recording(tmp_path / "bad.npz")
 
 
+def test_another_format_is_named_before_its_arrays_are_looked_at(tmp_path: Path) -> None:
+    save_recording(MADE, tmp_path / "t.npz")
+    parts = members(tmp_path / "t.npz")
+    parts.update({"meta.npy": meta(format=1), "n_used.npy": packed(np.zeros(2, np.int32))})
+    with zipfile.ZipFile(tmp_path / "old.npz", "w") as archive:
+        for part, content in parts.items():
+            archive.writestr(part, content)
+    with pytest.raises(BadInputError, match="meta: unknown format, got 1, expected 2"):
+        load_recording(tmp_path / "old.npz")
+
+
 @pytest.mark.parametrize("keep", [0, 10, 100, -30])
 def test_cut_files_are_refused(tmp_path: Path, keep: int) -> None:
     save_recording(MADE, tmp_path / "t.npz")
