@@ -156,9 +156,21 @@ def njit(function: Any = None, *, fast: bool = False, inline: bool = False) -> A
         options: dict[str, Any] = {"nogil": True, "fastmath": FASTMATH if fast else False}
         if inline:
             return numba.njit(**options, inline="always")(f)
-        return _cached(lambda: numba.njit(**options, cache=True)(f))
+        return _unspecialised(_cached(lambda: numba.njit(**options, cache=True)(f)))
 
     return decorate if function is None else decorate(function)
+
+
+def _unspecialised(dispatcher: Any) -> Any:
+    """Let a call with a constant compile nothing anew: Numba makes a version of its own for each integer in a source.
+
+    LLVM sees the constant all the same where it inlines the call.
+    """
+    template = dispatcher.get_call_template
+    dispatcher.get_call_template = lambda args, kws: template(
+        [types.unliteral(a) for a in args], {name: types.unliteral(a) for name, a in kws.items()}
+    )
+    return dispatcher
 
 
 @cache
