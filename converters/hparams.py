@@ -264,9 +264,6 @@ def _complete_scaling(rope: dict[str, Any], values: dict[str, Any], file: Path) 
     """Set what a rope type's parameters default to, and check that they are numbers."""
     kind = rope["rope_type"]
     if kind in ("llama3", "yarn"):
-        original = values.get("original_max_position_embeddings")
-        if original is not None:
-            rope["original_max_position_embeddings"] = original
         rope.setdefault("original_max_position_embeddings", values["max_position_embeddings"])
         _positive(rope, "original_max_position_embeddings", file)
     if kind in ("linear", "yarn", "llama3"):
@@ -289,27 +286,30 @@ def rope_factors(hparams: HParams) -> np.ndarray[Any, np.dtype[np.float32]] | No
     """The `rope_freqs.weight` tensor of llama3 scaling, (head_dim / 2,) float32; None for the other types.
 
     Wavelengths below `high_freq` stay, those above `low_freq` are divided by `factor`, those between are blended. The
-    operations and their widths are those of llama.cpp's converter: frequencies in float32, the rest in doubles.
+    operations are those of llama.cpp's converter, in float32, where torch divides a number by a tensor: it multiplies
+    by the reciprocal.
     """
     rope = hparams.rope
     if rope["rope_type"] != "llama3":
         return None
     dim = hparams.head_dim
     exponents = (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)).astype(np.float64)
-    # torch's float32 power is correctly rounded, NumPy's is not: a power in doubles, rounded, equals the former.
-    freqs = np.float32(1.0) / np.power(float(rope["rope_theta"]), exponents).astype(np.float32)
+    # A power in doubles, rounded, is what torch's float32 power is for Llama 3's numbers; for others one in some 100 of
+    # torch's, which depend on the CPU, is one unit in the last place off. NumPy's is for one in six.
+    one = np.float32(1)
+    freqs = one / np.power(float(rope["rope_theta"]), exponents).astype(np.float32)
     factor, low, high = rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"]
     context = rope["original_max_position_embeddings"]
     factors = np.empty(len(freqs), dtype=np.float32)
     for i, freq in enumerate(freqs):
-        wavelength = np.float32(2 * math.pi) / freq
+        wavelength = one / freq * np.float32(2 * math.pi)
         if wavelength < context / high:
             factors[i] = 1
         elif wavelength > context / low:
             factors[i] = factor
         else:
-            smooth = (np.float32(context) / wavelength - np.float32(low)) / np.float32(high - low)
-            factors[i] = 1 / ((1 - smooth) / np.float32(factor) + smooth)
+            smooth = (one / wavelength * np.float32(context) - np.float32(low)) / np.float32(high - low)
+            factors[i] = one / ((one - smooth) / np.float32(factor) + smooth)
     return factors
 
 

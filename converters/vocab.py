@@ -18,13 +18,13 @@ from . import vocab_bpe, vocab_spm, vocab_tekken
 from .checkpoint import find_file
 from .hparams import Warn
 from .source import MetaValue
-from .special_tokens import special_keys
+from .special_tokens import ID_KEYS, special_keys
 from .tokenizer_files import TokenizerFiles, Vocabulary
 
 PAD_SCORE = -10000.0
 SPM = "tokenizer.model"
 SPM_VERSIONS = tuple(f"{SPM}.v{number}" for number in (3, 2, 1))
-CODELLAMA_VOCAB, CODELLAMA_FILL = 32016, {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
+CODELLAMA_VOCAB, CODELLAMA_EOT = 32016, 32010  # the converter's prefix, suffix and middle have no keys any more
 GRANITE_VOCAB = 49152
 
 
@@ -92,8 +92,7 @@ def vocabulary_keys(vocabulary: Vocabulary, files: TokenizerFiles, warn: Warn) -
     keys |= special_keys(files, len(vocabulary.tokens), warn, vocabulary.special_ids)
     n_vocab = len(vocabulary.tokens)
     if n_vocab == CODELLAMA_VOCAB:
-        for kind, token_id in CODELLAMA_FILL.items():
-            keys[f"tokenizer.ggml.{kind}_token_id"] = MetaValue(token_id, GGUFValueType.UINT32)
+        keys[str(ID_KEYS["eot"])] = MetaValue(CODELLAMA_EOT, GGUFValueType.UINT32)
     if n_vocab == GRANITE_VOCAB:
         keys["tokenizer.ggml.add_bos_token"] = MetaValue(False, GGUFValueType.BOOL)
     return keys

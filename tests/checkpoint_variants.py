@@ -18,6 +18,25 @@ _USER_DEFINED = bpe_tokenizer(
 _NO_NAMES = {"tokenizer_class": "PreTrainedTokenizerFast"}
 _FAST = _NO_NAMES | {"bos_token": "<|end|>"}
 _TEMPLATES = [{"name": name, "template": name} for name in ("default", "tool_use")]
+_CARD = """---
+license: other
+license_name: my-license
+license_link: https://example.com/licence
+language: [en, de]
+tags: [moe, merge]
+pipeline_tag: text-generation
+base_model:
+- mistralai/Mistral-7B-v0.1
+- https://huggingface.co/meta-llama/Llama-2-7b-hf
+datasets:
+- some/data
+- other/data-set_v2
+model_name: My Model
+model_creator: Someone
+quantized_by: Me
+---
+# Title
+"""
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 32, "beta_slow": 1}
 
 VARIANTS: dict[str, Tiny] = {
@@ -77,5 +96,26 @@ VARIANTS: dict[str, Tiny] = {
     "rope-llama3": Tiny("llama", config={"rope_scaling": {**ROPE_LLAMA3, "original_max_position_embeddings": 64}}),
     "rope-theta-absent": Tiny(config={"rope_theta": None}),
     "sliding-window": Tiny("mistral", config={"sliding_window": 128}),
+    "three-experts": Tiny(n_expert=3, n_layer=1, n_ff=52, n_head_kv=1, dtype="BF16"),
+    "six-experts-top-3": Tiny(n_expert=6, n_used=3, n_head_kv=4, head_dim=16, dtype="F64"),
+    "sixteen-experts": Tiny(n_expert=16, n_used=4, n_layer=1, version=5, shards=4),
+    "two-experts-top-1": Tiny(n_expert=2, n_used=1, dtypes={"gate": "F16", "w2": "BF16", "norm": "F64"}),
+    "mixtral-yarn": Tiny(version=5, config={"rope_parameters": {**_YARN, "rope_theta": 1e6}}),
+    "mixtral-llama3": Tiny(
+        head_dim=128,
+        config={"rope_theta": 5e5, "rope_scaling": {**ROPE_LLAMA3, "original_max_position_embeddings": 64}},
+    ),
+    "rope-original-length-outside": Tiny(
+        "llama",
+        config={"original_max_position_embeddings": 64, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    ),
+    "codellama-rows": Tiny("llama", n_layer=1, n_embd=16, n_head=2, n_vocab=32016, tied=True, dtype="F16"),
+    "smollm-rows": Tiny("llama", n_layer=1, n_embd=16, n_head=2, n_vocab=49152, tied=True, dtype="F16"),
+    "Nous-Hermes-2-Mixtral-8x7B-DPO": Tiny(texts={"README.md": _CARD}),
+    "Tiny-Llama-3B-v1.5-chat": Tiny(
+        "llama",
+        config={"_name_or_path": "org/other-13B"},
+        texts={"README.md": "---\nlicense: [mit, apache-2.0]\nbase_model: a/B-13B-v1.2\nlanguage: fr\ntags: t\n---\n"},
+    ),
     "key-value-heads-absent": Tiny("llama", n_head_kv=4, config={"num_key_value_heads": None}),
 }
