@@ -96,9 +96,10 @@ class _State:
 
 
 def find_recipe(file_type: str) -> Recipe:
-    """The recipe of a file type's name in any case; UsageError lists those there are."""
+    """The recipe of a file type's name in any case, or its number; UsageError lists those there are."""
     name = file_type.strip().upper()
     recipe = RECIPES.get(ALIASES.get(name, name))
+    recipe = recipe or next((one for one in RECIPES.values() if name == str(int(one.file_type))), None)
     if recipe is None:
         raise UsageError("unknown file type", got=file_type, expected=f"one of {', '.join(RECIPES)}")
     return recipe
@@ -116,7 +117,7 @@ def parse_options(
     compiled = []
     for expression, type_name in overrides:
         try:
-            pattern = re.compile(expression)
+            pattern = re.compile(expression.lower())  # as llama-quantize does: a tensor's name has small letters
         except re.error as error:
             raise UsageError(f"not a regular expression: {error}", got=expression) from None
         compiled.append((pattern, parse_type(type_name)))

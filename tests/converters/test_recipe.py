@@ -99,6 +99,12 @@ def test_pure_gives_one_type_to_all_matrices() -> None:
     assert {chosen[n] for n in chosen if not n.endswith("norm.weight") and "gate_inp" not in n} == {"Q4_K"}
 
 
+def test_the_expression_of_an_override_is_searched_in_small_letters() -> None:
+    """As llama-quantize does, \\S becomes \\s too."""
+    options = parse_options(overrides=[("FFN_Down", "Q8_0"), (r"attn_\S", "Q5_0")])
+    assert [pattern.pattern for pattern, _ in options.overrides] == ["ffn_down", r"attn_\s"]
+
+
 def test_overrides_come_first_and_are_not_counted() -> None:
     """llama-quantize: the counter of attn_v moves only where its rules are asked (here: layers 1, 2, ... are 0, 1)."""
     model = shape_model(MIXTRAL | {"n_expert": 4, "n_layer": 8})
@@ -175,5 +181,8 @@ def test_an_expert_in_a_layer_that_is_not_there() -> None:
 def test_file_types_by_name() -> None:
     assert find_recipe("q4_k").name == "Q4_K_M"
     assert find_recipe(" Q8_0 ").file_type == 7
+    assert [find_recipe(number).name for number in ("15", "0", "38")] == ["Q4_K_M", "F32", "MXFP4_MOE"]
     with pytest.raises(UsageError, match="unknown file type, got Q2_X, expected one of F32, F16"):
         find_recipe("Q2_X")
+    with pytest.raises(UsageError, match="got 40"):
+        find_recipe("40")
