@@ -1,22 +1,25 @@
 """What the terminal app costs, as one JSON line a test: the app is run in a pseudo-terminal and driven by keys.
 
-    python benchmarks/app.py MODEL.gguf [--tests speed,keys,record] [-n 256] [--rounds 5] [--size 120x40]
+    python benchmarks/app.py MODEL.gguf [--tests speed,text,keys,record] [-n 256] [--rounds 5]
 
 speed: tokens/s of a reply with the app open beside `localmoe run` on the same prompt, processes in turn. keys: how long
 a typed letter takes to come back while a long prompt is read. record: `localmoe experts record` beside `run`. Rates are
 those seen from outside the engine, from one token to the next; `trace_part` is the part of a reply's time that goes
-into the trace's ring and into reading it.
+into the trace's ring and into reading it. text: how long it takes from one change of the reply on the screen to the
+next, with numbered words in paragraphs and lists in place of the model's, at most `--pace` a second.
 """
 
 from __future__ import annotations
 
 import argparse
 import codecs
+import dataclasses
 import fcntl
 import itertools
 import json
 import os
 import pty
+import re
 import select
 import statistics
 import struct
@@ -24,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,8 +44,11 @@ Size = tuple[int, int]
 # ---- inside the measured process ----
 
 
-def child(out: str, n: int, command: list[str]) -> None:
-    """Run a command of localmoe's with every generation of n tokens timed; append JSON lines to `out`."""
+def child(out: str, n: int, pace: float, command: list[str]) -> None:
+    """Run a command of localmoe's with every generation of n tokens timed; append JSON lines to `out`.
+
+    pace: numbered words in place of the model's, at most so many a second; 0: the model's own.
+    """
     from localmoe.cli import app
     from localmoe.engine.api import Model
     from localmoe.experts.trace import RoutingTrace
@@ -57,23 +64,35 @@ def child(out: str, n: int, command: list[str]) -> None:
         options.update(max_tokens=n, ignore_eos=True)
         began = time.perf_counter()
         times: list[float] = []
-        for step in generate(self, prompt, **options):
+        screen = time.pthread_getcpuclockid(threading.main_thread().ident or 0)
+        for number, step in enumerate(generate(self, prompt, **options)):
             if not times:
-                spent[0] = 0.0
+                spent[0], drawn = 0.0, time.clock_gettime(screen)
+            elif pace:
+                time.sleep(max(0.0, times[0] + number / pace - time.perf_counter()))
             times.append(time.perf_counter())
-            yield step
+            yield dataclasses.replace(step, text=word(number)) if pace and step.token >= 0 else step
         gaps = sorted(b - a for a, b in itertools.pairwise(times))
         row = {
             "rate": (len(times) - 1) / (times[-1] - times[0]),
             "prompt_s": times[0] - began,
             "p99_ms": 1e3 * gaps[int(0.99 * len(gaps))],
             "trace_part": spent[0] / (times[-1] - times[0]),
+            "screen_part": (time.clock_gettime(screen) - drawn) / (times[-1] - times[0]),
         }
         with Path(out).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     Model.generate = timed  # type: ignore[method-assign]
     app.main(command)
+
+
+def word(number: int) -> str:
+    """Numbered words that no line breaks, in paragraphs and a list in turn, some of them bold."""
+    place = number % 160
+    begins = "\n\n" if place in (0, 60, 100) else "\n- " if place > 100 and place % 12 == 0 else " "
+    begins += "- " if place == 100 else ""
+    return f"{begins}**w{number:04d}**" if number % 9 == 4 else f"{begins}w{number:04d}"
 
 
 def _timed(method: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
@@ -93,12 +112,12 @@ def _timed(method: Callable[..., Any], spent: list[float]) -> Callable[..., Any]
 class Terminal:
     """A measured process on a pseudo-terminal whose output is read as it comes."""
 
-    def __init__(self, command: list[str], n: int, size: Size) -> None:
+    def __init__(self, command: list[str], n: int, size: Size, pace: float = 0) -> None:
         self.rows = Path(tempfile.mkstemp(suffix=".jsonl")[1])
         self.end, inner = pty.openpty()
         fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
         env = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
-        arguments = [sys.executable, __file__, "--child", str(self.rows), str(n), "--", *command]
+        arguments = [sys.executable, __file__, "--child", str(self.rows), str(n), str(pace), *command]
         self.process = subprocess.Popen(arguments, stdin=inner, stdout=inner, stderr=inner, env=env, cwd=ROOT)
         os.close(inner)
         self.seen = ""
@@ -151,6 +170,39 @@ def app_reply(args: argparse.Namespace, n: int, size: Size) -> dict[str, float]:
     return row
 
 
+def _changes(terminal: Terminal) -> list[float]:
+    """When a reply of numbered words changed on the screen."""
+    terminal.until(lambda: "Message" in terminal.seen, 120, "the chat")
+    time.sleep(0.3)
+    terminal.type("hi\r")
+    newest, times = -1, []
+    while not terminal.measured():
+        terminal.seen = ""
+        terminal.read(0.05)
+        seen = max((int(number) for number in re.findall(r"w(\d{4})", terminal.seen)), default=-1)
+        if seen > newest:
+            newest = seen
+            times.append(time.monotonic())
+    return times
+
+
+def text(args: argparse.Namespace, size: Size) -> dict[str, Any]:
+    """Seconds between two changes of the text on the screen, over `--rounds` replies."""
+    gaps: list[float] = []
+    rows: list[dict[str, float]] = []
+    for _ in range(args.rounds):
+        terminal = Terminal(["tui", *_options(args)], args.n, size, args.pace)
+        times = _changes(terminal)
+        gaps += [b - a for a, b in itertools.pairwise(times)]
+        rows += terminal.measured()
+        terminal.close("\x11")
+    gaps.sort()
+    figures = {"median_s": gaps[len(gaps) // 2], "p90_s": gaps[9 * len(gaps) // 10], "worst_s": gaps[-1]}
+    for name in ("rate", "screen_part"):
+        figures[name] = statistics.median(row[name] for row in rows)
+    return {name: round(value, 3) for name, value in figures.items()} | {"changes": len(gaps), "rounds": args.rounds}
+
+
 def plain_reply(args: argparse.Namespace, n: int, size: Size, record: bool = False) -> dict[str, float]:
     """One reply by `localmoe run`, or by `localmoe experts record`."""
     with tempfile.TemporaryDirectory() as folder:
@@ -183,6 +235,7 @@ def in_turn(args: argparse.Namespace, size: Size, one: str, other: Callable[[], 
         "trace_part": {
             name: round(statistics.median(r["trace_part"] for r in found), 5) for name, found in rows.items()
         },
+        "screen_part": round(statistics.median(row["screen_part"] for row in rows[one]), 4),
         "ratio": round(medians[one] / medians["run"], 4),
         "rounds": args.rounds,
     }
@@ -225,14 +278,15 @@ def keys(args: argparse.Namespace, size: Size) -> dict[str, Any]:
 def main() -> None:
     """Measure and print."""
     if sys.argv[1:2] == ["--child"]:
-        child(sys.argv[2], int(sys.argv[3]), sys.argv[5:])
+        child(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), sys.argv[5:])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--tests", default="speed,keys,record")
+    parser.add_argument("--tests", default="speed,text,keys,record")
     parser.add_argument("-n", type=int, default=256, help="tokens of a reply")
     parser.add_argument("-t", type=int, default=2, help="threads")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pace", type=float, default=100, help="tokens a second of the text test at most")
     parser.add_argument("--size", default="120x40", help="columns x lines")
     args = parser.parse_args()
     args.model = str(Path(args.model).resolve())
@@ -240,6 +294,7 @@ def main() -> None:
     size = (columns, lines)
     tests: dict[str, Callable[[], dict[str, Any]]] = {
         "speed": lambda: in_turn(args, size, "app", lambda: app_reply(args, args.n, size)),
+        "text": lambda: text(args, size),
         "keys": lambda: keys(args, size),
         "record": lambda: in_turn(args, size, "record", lambda: plain_reply(args, args.n, size, record=True)),
     }
