@@ -7,8 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 Messages = Sequence[Mapping[str, str]]
 NEARLY = 0.8
 """The part of the context from which on it is said."""
-_STOP = "When it is full the reply ends; nothing is cut. Ctrl+N: new chat. F9: forget the oldest turns instead."
+LEAST = 16
+"""Tokens below which a context is full: a question, its place in the template and a word of a reply need as many."""
+_STOP = "When none are, the reply ends there; nothing before it is cut. Ctrl+N: new chat. F9: forget the oldest turns."
 _FORGET = "When a question no longer fits, the oldest turns are left out of what the model reads; they stay here."
+_REFUSED = "Another message will be refused; nothing is cut. Ctrl+N: new chat. F9: forget the oldest turns instead."
+_FORGOTTEN = "For another message the oldest turns are left out of what the model reads; they stay here."
 
 
 def warning(used: int, size: int, overflow: str, draft: int = 0) -> str:
@@ -22,8 +26,11 @@ def warning(used: int, size: int, overflow: str, draft: int = 0) -> str:
         return f"This message takes {draft} tokens, {left} are left. {does}"
     if used <= NEARLY * size:
         return ""
+    if left < LEAST:
+        return f"The context is full: {used} of {size} tokens. {_FORGOTTEN if overflow == 'forget' else _REFUSED}"
+    about = left - left % (100 if left > 200 else 10)  # said again every so many tokens, not at every one
     does = _FORGET if overflow == "forget" else _STOP
-    return f"The context is {used / max(1, size):.0%} full: about {left} tokens are left. {does}"
+    return f"The context is nearly full: about {about} of {size} tokens are left. {does}"
 
 
 def fitting(messages: Messages, skip: int, count: Callable[[Messages], int], size: int) -> tuple[Messages, int]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import threading
+
+import pytest
+
 from localmoe.tui.context import fitting, warning
 from localmoe.tui.widgets.prompt import Prompt
 
@@ -16,12 +21,28 @@ def test_there_is_nothing_to_say_while_there_is_room():
 
 
 def test_what_will_happen_is_said():
-    """How full, how much is left, and what then; by the choice made."""
-    assert warning(3300, 4096, "stop").startswith("The context is 81% full: about 796 tokens are left.")
-    assert "nothing is cut" in warning(3300, 4096, "stop")
+    """How much is left, what happens then, and which keys help; by the choice made."""
+    nearly = warning(3300, 4096, "stop")
+    assert nearly.startswith("The context is nearly full: about 700 of 4096 tokens are left. When none are, the reply")
+    assert "Ctrl+N" in nearly
+    assert "F9" in nearly
     assert "oldest turns are left out" in warning(3300, 4096, "forget")
     assert warning(100, 200, "stop", 150).startswith("This message takes 150 tokens, 100 are left. It will be refused")
-    assert warning(200, 200, "stop").startswith("The context is 100% full")
+
+
+@pytest.mark.parametrize("used", [4081, 4096, 4100])
+def test_a_full_context_is_called_so(used):
+    """What the next message will do is said, in place of "about 0 tokens are left"."""
+    full = f"The context is full: {used} of 4096 tokens. "
+    assert warning(used, 4096, "stop").startswith(full + "Another message will be refused")
+    assert warning(used, 4096, "forget").startswith(full + "For another message the oldest turns are left out")
+
+
+def test_what_is_left_is_never_said_to_be_more_than_it_is():
+    """And at least one token is, as long as the context is not called full."""
+    for used in range(3277, 4081):
+        about = int(re.findall(r"about (\d+) of", warning(used, 4096, "stop"))[0])
+        assert 1 <= about <= 4096 - used < about + 100
 
 
 def messages(n: int, system: bool = True) -> list[dict[str, str]]:
@@ -57,14 +78,34 @@ async def test_a_filling_context_is_said_above_the_input():
     async with running(model) as (app, pilot):
         assert "context is" not in screen_text(app)
         await ask(app, pilot, "some words to begin with")
-        await until(pilot, lambda: "% full" in screen_text(app))
-        assert "nothing is cut" in screen_text(app)
+        await until(pilot, lambda: "The context is" in screen_text(app))
+        assert "Ctrl+N" in screen_text(app)
         app.screen.query_one(Prompt).insert("a very long question " * 5)
         await until(pilot, lambda: "This message takes" in screen_text(app))
         await pilot.press("ctrl+n")
         await pilot.pause()
         app.screen.query_one(Prompt).clear()
         await until(pilot, lambda: "full" not in screen_text(app))
+
+
+async def test_it_is_said_while_a_reply_is_written():
+    """Before the reply ends for want of room, not after."""
+    model = FakeModel(answer=["word "] * 180, n_ctx=200)
+    model.gate = threading.Semaphore(0)
+    async with running(model) as (app, pilot):
+        app.screen.query_one(Prompt).insert("hi")
+        await pilot.press("enter")
+        for _ in range(100):
+            model.gate.release()
+        await until(pilot, lambda: chat(app).status.used >= 100)
+        assert "nearly full" not in screen_text(app)
+        for _ in range(60):
+            model.gate.release()
+        await until(pilot, lambda: "The context is nearly full" in screen_text(app))
+        assert chat(app).busy
+        for _ in range(30):
+            model.gate.release()
+        await until(pilot, lambda: not chat(app).busy)
 
 
 class Template:

@@ -116,8 +116,7 @@ class ChatScreen(Screen[None]):
         self.query_one(LayerFigures).open(self.experts, self.model.memory_map)
         compare_saved(self)
         self.follow = Follower(self.model, self.experts, self.query_one(LayerFigures), self.status)
-        self.status.state = "ready"
-        self.status.size_of_context = self.model.n_ctx
+        self.status.state, self.status.size_of_context = "ready", self.model.n_ctx
         self.set_focus(self.query_one(Prompt))  # now: a key may be the next message
         self.query_one(Prompt).insert(self._draft.text)
         self.query_one(TitleBar).show_model(self.model, self.n_used)
@@ -153,6 +152,7 @@ class ChatScreen(Screen[None]):
             await self._take(self.worker.drain())
         elif self._pace.picture():
             self.follow.draw_next(self._last)
+            self._warn()
 
     async def _take(self, now: Progressed) -> None:
         """Put new text into the reply; where none came, or none comes any more, show where things stand."""

@@ -33,5 +33,6 @@ class ContextNote(Static):
             said = EDITING[talk.editing.role]
         else:
             said = warning(used, model.n_ctx, talk.overflow, counted)
-        self.display = bool(said)
-        self.update(said)
+        if said != self.content:
+            self.display = bool(said)
+            self.update(said)
