@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from localmoe.kernels.candidates import MOST, top_k
+from localmoe.kernels.candidates import MOST, sum_exp, top_k
 
 Floats = NDArray[np.floating[Any]]
 Ids = NDArray[np.int64]
@@ -112,16 +112,16 @@ def likeliest_with(logits: NDArray[np.float32], n: int, chosen: int) -> tuple[tu
 
     Logits must be finite or -inf, one of them finite.
     """
-    n = min(n, logits.size)
+    logits = np.ascontiguousarray(logits)
     found = likeliest(logits, n) if n <= MOST else None
     if found is None:
-        ids = np.argsort(-logits, kind="stable")[:n]
+        ids, greatest = np.argsort(-logits, kind="stable")[:n], float(logits.max())
+        total = float(np.exp(logits - greatest).sum(dtype=np.float64))
     else:
-        ids = found.ids
+        ids, greatest = found.ids, float(found.logits[0])
+        total = sum_exp(logits.ctypes.data, logits.size, greatest)
     ids = ids if chosen in ids else np.append(ids, chosen)
-    shifted = logits - logits.max()
-    np.exp(shifted, out=shifted)
-    probs = shifted[ids] / shifted.sum(dtype=np.float64)
+    probs = np.exp(logits[ids].astype(np.float64) - greatest) / total
     return tuple(zip(ids.tolist(), probs.tolist(), strict=True))
 
 

@@ -5,7 +5,23 @@ from __future__ import annotations
 import numpy as np
 
 from localmoe.jit import njit
-from localmoe.kernels.simd import LANES, fma, hmax, hsum, ld_f32, ld_i64, load_f32, maximum, st_f32, st_i64, zero_f32
+from localmoe.kernels.simd import (
+    LANES,
+    add,
+    exp,
+    fma,
+    hmax,
+    hsum,
+    ld_f32,
+    ld_i64,
+    load_f32,
+    maximum,
+    splat_f32,
+    st_f32,
+    st_i64,
+    sub,
+    zero_f32,
+)
 
 MOST = 128  # insertion into a sorted list is quick for so many
 _GROUP = 4 * LANES
@@ -50,3 +66,21 @@ def top_k(values: int, n: int, k: int, ids: int, kept: int) -> bool:
         if ld_f32(values + 4 * i) > ld_f32(least):
             _insert(ld_f32(values + 4 * i), i, k, ids, kept)
     return total == np.float32(0.0)
+
+
+@njit(fast=True)
+def sum_exp(values: int, n: int, greatest: float) -> float:
+    """The sum of exp(x - greatest) over n finite float32, of which `greatest` is the largest."""
+    shift = splat_f32(np.float32(greatest))
+    a, b, c, d = zero_f32(), zero_f32(), zero_f32(), zero_f32()
+    whole = n - n % _GROUP
+    for first in range(0, whole, _GROUP):
+        at = values + 4 * first
+        a = add(a, exp(sub(load_f32(at), shift)))
+        b = add(b, exp(sub(load_f32(at + 4 * LANES), shift)))
+        c = add(c, exp(sub(load_f32(at + 8 * LANES), shift)))
+        d = add(d, exp(sub(load_f32(at + 12 * LANES), shift)))
+    total = float(hsum(a)) + float(hsum(b)) + float(hsum(c)) + float(hsum(d))
+    for i in range(whole, n):
+        total += np.exp(ld_f32(values + 4 * i) - np.float32(greatest))
+    return total

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localmoe.kernels.candidates import MOST, top_k
+from localmoe.kernels.candidates import MOST, sum_exp, top_k
 from localmoe.kernels.elementwise import all_finite
 
 
@@ -48,3 +48,11 @@ def test_great_and_tiny_numbers_are_finite() -> None:
     values[::3], values[1::3] = -3.4e38, 1e-45
     assert all_finite(values.ctypes.data, values.size)
     assert found(values, 5) is not None
+
+
+@pytest.mark.parametrize("n", [1, 15, 64, 100, 32_000])
+def test_the_sum_of_exponentials_is_float64s(n: int) -> None:
+    values = np.random.default_rng(n).normal(0, 8, n).astype(np.float32)
+    values[n // 2] = -1e30
+    wanted = np.exp(values.astype(np.float64) - values.max()).sum()
+    assert sum_exp(values.ctypes.data, n, float(values.max())) == pytest.approx(wanted, rel=1e-5)
