@@ -20,6 +20,7 @@ from localmoe.errors import LocalMoeError, UsageError
 from localmoe.sessions.record import Record
 from localmoe.sessions.store import Store
 
+from .building import build
 from .commands import ChatCommands
 from .ending import end_on_signals
 from .engine_worker import EngineWorker, Loader, Progress
@@ -243,7 +244,7 @@ class LocalMoeApp(App[None]):
         if self.store is not None:
             with contextlib.suppress(LocalMoeError):
                 recent = self.store.recent_models()
-        self.push_screen(ModelsScreen(recent, self._options.models), self._model_chosen)
+        self.push_screen(ModelsScreen(recent, self._options.models, self._options.demo), self._model_chosen)
 
     async def _model_chosen(self, path: Path | None) -> None:
         if path is not None:
@@ -311,10 +312,14 @@ class LocalMoeApp(App[None]):
 def create_app(path: Path | None, options: AppOptions | None = None, loader: Loader | None = None) -> LocalMoeApp:
     """The app for a model's file, None: one that the user picks; `loader` stands in for `localmoe.load` in tests."""
 
+    demo = options.demo if options is not None else None
+
     def open_with(path: Path, load: Mapping[str, Any]) -> Loader:
         def run(progress: Progress) -> Model:
             import localmoe
 
+            if demo is not None and path == demo.path and not path.is_file():
+                build(demo, progress)
             return localmoe.load(str(path), progress=progress, **load)
 
         return loader or run

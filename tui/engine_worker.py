@@ -40,6 +40,10 @@ PART_EVERY = 0.1
 """Seconds between two messages about how far a comparison is."""
 
 
+class Closing(Exception):
+    """Raised out of a loader's progress: the app is left, and what is being made is not wanted any more."""
+
+
 class Loader(Protocol):
     """Opens a model; `progress` is called with a text, amounts done and total, or any of these."""
 
@@ -123,6 +127,7 @@ class EngineWorker:
         self._lock = threading.Lock()
         self._cancel = threading.Event()
         self._drawn = threading.Event()
+        self._closing = False
         self._state = Progressed()
         self._text: list[str] = []
         self._model: Model | None = None
@@ -155,6 +160,7 @@ class EngineWorker:
 
     def close(self, timeout: float = 2.0) -> None:
         """Stop, close the model and wait a little; a thread that does not answer ends with the process."""
+        self._closing = True
         self._cancel.set()
         self._drawn.set()
         self._jobs.put(None)
@@ -180,6 +186,8 @@ class EngineWorker:
     def _serve(self) -> None:
         try:
             self._model = self._loader(self._on_progress)
+        except Closing:
+            return
         except LocalMoeError as error:
             self.post(LoadFailed(str(error), error.exit_code))
             return
@@ -197,6 +205,8 @@ class EngineWorker:
             self._model.close()
 
     def _on_progress(self, *said: Any) -> None:
+        if self._closing:
+            raise Closing
         words = [str(item) for item in said if isinstance(item, str)]
         amounts = [float(item) for item in said if isinstance(item, (int, float))]
         part = None

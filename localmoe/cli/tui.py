@@ -21,7 +21,8 @@ from localmoe.cli.common import (
     sampling_arguments,
     with_sampling,
 )
-from localmoe.cli.default_model import given_or_demo_model, packaged_models, tiny_model_path
+from localmoe.cli.default_model import demo_to_build, given_or_demo_model, packaged_models
+from localmoe.cli.demo import tiny_model_path
 from localmoe.engine.sampling import SamplingParams
 from localmoe.errors import UsageError
 
@@ -75,7 +76,7 @@ def tui(
         saved = load_recording(against)
     options = AppOptions(
         load=load, sampling=sampling_arguments(sampling), system=system, saved=saved,
-        sessions=None if unsaved else default_path(), resume=resume, models=packaged_models(),
+        sessions=None if unsaved else default_path(), resume=resume, models=packaged_models(), demo=demo_to_build(),
     )  # fmt: skip
     code = run_app(path, options)
     raise typer.Exit(code)

