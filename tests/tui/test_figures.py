@@ -38,6 +38,19 @@ async def test_a_row_a_layer_with_what_the_statistics_say():
         assert "replies, 50 tokens" in screen_text(app)
 
 
+async def test_the_keys_that_change_the_phase_are_in_the_footer_and_work():
+    """The scrolling box around the table has left and right as well, and hid these."""
+    async with running(FakeModel(n_layer=6, n_expert=8, answer=["a"] * 50), size=(80, 24)) as (app, pilot):
+        await ask(app, pilot)
+        await pilot.press("f10")
+        await until(pilot, lambda: isinstance(app.screen, FiguresScreen), "figures")
+        assert "← Phase before  → Next phase" in screen_text(app)
+        for phase in ("prompts,", "replies,", "prompts and replies,"):
+            await pilot.press("right")
+            await pilot.pause()
+            assert screen_text(app).splitlines()[0].strip().startswith(phase)
+
+
 async def test_the_memory_map_and_the_working_set():
     async with running(FakeModel(n_layer=6, n_expert=8, answer=["a"] * 50)) as (app, pilot):
         await ask(app, pilot)

@@ -192,6 +192,16 @@ async def test_places_name_their_cells():
         assert heatmap.cell_at(3, 11) is None
 
 
+@pytest.mark.parametrize(("width", "n_step"), [(27, 9), (40, 17)])
+async def test_the_legend_has_fewer_steps_where_its_words_need_the_room(width, n_step):
+    async with Alone().run_test(size=(width, 34)) as pilot:
+        heatmap = pilot.app.query_one(Heatmap)
+        heatmap.show(np.ones((30, 8)), None, 2.0)
+        assert heatmap.cells is not None
+        legend = lines(heatmap)[heatmap.ABOVE + heatmap.cells.lines]
+        assert legend.split() == ["1/4", "▀" * n_step, "4×", "even"]
+
+
 async def test_columns_in_order_of_load_are_places_and_not_experts():
     """#1 is each layer's busiest; the header changes also where the picture does not."""
     async with Alone().run_test(size=(60, 12)) as pilot:

@@ -29,8 +29,8 @@ class FiguresScreen(Screen[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,f10", "app.pop_screen", "Back", id="figures.close", priority=True),
-        Binding("left", "phase(-1)", "Phase before", id="figures.left"),
-        Binding("right", "phase(1)", "Next phase", id="figures.right"),
+        Binding("left", "phase(-1)", "Phase before", id="figures.left", priority=True),
+        Binding("right", "phase(1)", "Next phase", id="figures.right", priority=True),
     ]
 
     def __init__(self, pane: ExpertPane, memory: Mapping[str, int]) -> None:

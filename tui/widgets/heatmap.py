@@ -278,7 +278,10 @@ class Heatmap(Widget):
         if self.look.shaded:
             return Strip([Segment(f"{indent}· never ░ less ▒ {middle} ▓ █ more", self.look.dim)])
         low, high = f"1/{2**self._span:.2g} ", f" {2**self._span:.2g}× {middle}"
-        return Strip([Segment(indent + low, self.look.dim), *self.scale(1), Segment(high, self.look.dim)])
+        steps = self.scale(1)
+        if len(indent + low) + len(steps) + len(high) > self._width:
+            steps = self.scale(2)
+        return Strip([Segment(indent + low, self.look.dim), *steps, Segment(high, self.look.dim)])
 
     def scale(self, step: int) -> list[Segment]:
         """The scale of loads from left to right, every `step`-th level."""
