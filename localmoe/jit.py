@@ -23,6 +23,7 @@ import numba
 import platformdirs
 from numba.core import config as numba_config
 from numba.core import types
+from numba.core.types.misc import unliteral
 
 from localmoe.errors import UsageError
 
@@ -168,7 +169,7 @@ def _unspecialised(dispatcher: Any) -> Any:
     """
     template = dispatcher.get_call_template
     dispatcher.get_call_template = lambda args, kws: template(
-        [types.unliteral(a) for a in args], {name: types.unliteral(a) for name, a in kws.items()}
+        [unliteral(a) for a in args], {name: unliteral(a) for name, a in kws.items()}
     )
     return dispatcher
 
