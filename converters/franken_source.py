@@ -168,7 +168,7 @@ def _stack(
     kinds = {part.tensor.type for part in parts}
     shape = (len(parts), *parts[0].tensor.shape)
     if cast is not None and not any(FORMATS[kind].quantized for kind in kinds):
-        parts = [replace(part, tensor=_cast_tensor(part.tensor, cast, part.path)) for part in parts]
+        parts = [p if p.changed else replace(p, tensor=_cast_tensor(p.tensor, cast, p.path)) for p in parts]
         kinds = {cast}
     if len(kinds) == 1 and not any(part.changed for part in parts):
         return SourceTensor(name, shape, kinds.pop(), [piece for part in parts for piece in part.tensor.pieces])
@@ -209,10 +209,17 @@ def _change(piece: Piece, part: _Part, target: Type, cast: Type | None, key: tup
     if part.scale != 1:
         rows *= np.float32(part.scale)
     if cast is not None:
-        rows = _as_float(_as(rows, Type.F32, cast, part.tensor, part.path), part.tensor, part.path, cast)
+        if part.changed and not FORMATS[part.tensor.type].quantized:  # mergekit changes weights in their own type
+            rows = _through(rows, part.tensor.type, part)
+        rows = _through(rows, cast, part)
     if not np.isfinite(rows).all():  # an encoder might hide it
         raise BadInputError("NaN or infinity", file=part.path, item=visible(part.tensor.name))
     return encode(target, rows) if FORMATS[target].quantized else _as(rows, Type.F32, target, part.tensor, part.path)
+
+
+def _through(rows: Array, kind: Type, part: _Part) -> Array:
+    """float32 rows rounded to another float type."""
+    return _as_float(_as(rows, Type.F32, kind, part.tensor, part.path), part.tensor, part.path, kind)
 
 
 def _as_float(rows: Array, tensor: SourceTensor, path: Path, kind: Type | None = None) -> Array:

@@ -252,6 +252,20 @@ def test_residual_scale_is_on_the_down_projection_alone(tmp_path: Path) -> None:
     assert np.array_equal(down, own_down * np.float32(0.5))
 
 
+def test_residual_scale_is_taken_before_dtype_in_the_sources_own_type(tmp_path: Path) -> None:
+    """As mergekit does: 0.3 x in float16, and that in bfloat16."""
+    models(tmp_path, type="F16")
+    prompts = ({"positive_prompts": [word]} for word in ("the", "sun"))
+    experts = [{"source_model": f"{name}.gguf", "residual_scale": 0.3} | next(prompts) for name in "ab"]
+    make(tmp_path, dtype="bfloat16", gate_mode="random", experts=experts)
+    with open_gguf(tmp_path / "out.gguf") as out, open_gguf(tmp_path / "b.gguf") as b:
+        own = (floats(b, "blk.0.ffn_down.weight") * np.float32(0.3)).astype(np.float16).astype(np.float32)
+        wanted = gguf.quants.dequantize(
+            gguf.quants.quantize(own, gguf.GGMLQuantizationType.BF16), gguf.GGMLQuantizationType.BF16
+        )
+        assert np.array_equal(floats(out, "blk.0.ffn_down_exps.weight")[1], wanted)
+
+
 def test_dtype_rounds_float_weights(tmp_path: Path) -> None:
     models(tmp_path)
     make(tmp_path, dtype="bfloat16", gate_mode="random")
