@@ -59,6 +59,8 @@ def tui(
     """Chat in the terminal app, with the experts' activity beside it."""
     if tiny and model is not None:
         raise UsageError("two models given", got=f"--tiny and -m {model}", expected="one")
+    if unsaved and (go_on or session is not None):
+        raise UsageError("a chat that was kept goes on with the file of chats", got="--no-save", expected="without it")
     resume, model = (None, model) if not go_on and session is None else kept_chat(session, model, tiny)
     path = tiny_model_path() if tiny else model or pick_or_demo_model(unsaved)
     from localmoe.sessions.schema import default_path

@@ -81,7 +81,7 @@ RESET = [LEFT, b"\x1b[?25h", b"\x1b[?1000l", b"\x1b[?1003l", b"\x1b[?2004l"]
 class Terminal:
     """A process on a real pseudo-terminal of 80 x 24."""
 
-    def __init__(self, *what: str) -> None:
+    def __init__(self, *what: str, program: str = PROGRAM) -> None:
         self.end, child = pty.openpty()
         fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         root = Path(__file__).parents[2]
@@ -89,7 +89,7 @@ class Terminal:
         for size in ("COLUMNS", "LINES"):  # where they are set, they hold against the terminal's own size
             env.pop(size, None)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *what], stdin=child, stdout=child, stderr=child, env=env, cwd=root
+            [sys.executable, "-c", program, *what], stdin=child, stdout=child, stderr=child, env=env, cwd=root
         )
         os.close(child)
         self.output = b""
