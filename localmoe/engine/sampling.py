@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -20,7 +20,7 @@ from localmoe.engine import sampler_steps as steps
 from localmoe.engine.sampler_history import LARGEST, Breakers, Vocabulary, dry, find_breakers, penalize
 from localmoe.engine.sampler_steps import Candidates
 from localmoe.errors import LocalMoeError, UsageError
-from localmoe.kernels.candidates import MOST
+from localmoe.kernels.candidates import MOST, draw_from_top
 
 INF = math.inf
 # Inclusive ranges; float fields must be finite besides.
@@ -117,8 +117,17 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         """Whether the likeliest token is always chosen, whatever the other steps keep."""
-        plain = self.typical_p >= 1 and self.xtc_probability <= 0 and self.dynatemp_range <= 0
-        return self.temperature <= 0 and (plain or self.mirostat > 0)
+        return self.temperature <= 0 and (self._is_plain or self.mirostat > 0)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether a few of the likeliest, top-p, min-p and a temperature are all that there is, as by default."""
+        few = 0 < self.top_k <= MOST and self.top_n_sigma <= 0 and not self.mirostat
+        return few and self._is_plain and self.temperature > 0
+
+    @property
+    def _is_plain(self) -> bool:
+        return self.typical_p >= 1 and self.xtc_probability <= 0 and self.dynatemp_range <= 0
 
 
 def _is_integer(value: object) -> bool:
@@ -138,6 +147,32 @@ def _check_number(name: str, value: Any) -> None:
         raise UsageError("out of range", item=name, got=repr(value), expected=kind + least + most)
 
 
+_Candidates = Callable[[], tuple[NDArray[np.int64], NDArray[np.float64]]]
+
+
+class TopDraw:
+    """Top-k, top-p, min-p, temperature and the draw in one compiled call: short chains of steps, as the default."""
+
+    def __init__(self, params: SamplingParams) -> None:
+        self._ids = np.empty(params.top_k, np.int64)
+        self._logits = np.empty(params.top_k, np.float32)
+        self._probs = np.empty(params.top_k, np.float64)
+        self._limits = float(params.top_p), float(params.min_p), int(params.min_keep), float(params.temperature)
+        self._n = 0
+
+    def draw(self, logits: NDArray[np.float32], uniform: float) -> int | None:
+        """The token that a number in [0, 1) draws from logits (V,); None where one is not finite."""
+        logits = np.ascontiguousarray(logits)
+        place, self._n = draw_from_top(
+            logits.ctypes.data, logits.size, self._ids, self._logits, self._probs, *self._limits, uniform
+        )
+        return None if place < 0 else int(self._ids[place])
+
+    def candidates(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Ids and probabilities that the last draw was from, likeliest first."""
+        return self._ids[: self._n].copy(), self._probs[: self._n].copy()
+
+
 class Sampler:
     """Chooses tokens by `params` from logits of `n_vocab` entries; remembers accepted tokens for the penalties.
 
@@ -154,8 +189,8 @@ class Sampler:
         self.seed = secrets.randbits(32) if params.seed is None or params.seed < 0 else int(params.seed)
         changed = params.repeats_matter or params.dry_matters or params.logit_bias
         self._only_greedy = params.is_greedy and not changed
-        chain = not (changed or params.is_greedy or params.mirostat or params.top_n_sigma > 0)
-        self._starts_with_top_k = chain and 0 < params.top_k <= MOST
+        short = params.is_short and not changed and params.top_k < n_vocab
+        self._top = TopDraw(params) if short else None
         self._breakers: Breakers = {}
         if params.dry_matters and tokenizer is not None:
             self._breakers = find_breakers(params.dry_sequence_breakers, tokenizer)
@@ -169,7 +204,7 @@ class Sampler:
         self._counts: Counter[int] = Counter()
         self._dry: deque[int] = deque(maxlen=params.dry_penalty_last_n)
         self._mu = 2.0 * params.mirostat_tau
-        self._last: tuple[NDArray[np.int64], NDArray[np.float64]] | None = None
+        self._last: _Candidates | None = None
 
     def accept(self, token: int) -> None:
         """Remember a token of the prompt or one that was chosen."""
@@ -187,7 +222,7 @@ class Sampler:
         """Ids and probabilities, likeliest first, that the last `sample` drew from."""
         if self._last is None:
             raise LocalMoeError("nothing was sampled yet")
-        ids, probs = self._last
+        ids, probs = self._last()
         order = np.argsort(-probs, kind="stable")
         return ids[order], probs[order]
 
@@ -200,20 +235,21 @@ class Sampler:
         logits = logits.astype(np.float32, copy=False)
         if self._only_greedy:
             return self._likeliest(logits)
+        if self._top is not None:
+            token = self._top.draw(logits, self._rng.random())
+            if token is not None:
+                self._last = self._top.candidates
+                return token
         with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
-            first = steps.likeliest(logits, self.params.top_k) if self._starts_with_top_k else None
-            if first is not None:  # and all logits are finite
-                kept = self._after_top_k(first)
-            else:
-                _check_logits(logits)
-                logits = self._biased(logits)
-                kept = self._mirostat(logits) if self.params.mirostat else self._chain(logits)
+            _check_logits(logits)
+            logits = self._biased(logits)
+            kept = self._mirostat(logits) if self.params.mirostat else self._chain(logits)
             probs = steps.probabilities(kept.logits)
             index = steps.draw_index(probs, self._rng.random())
             if self.params.mirostat:
                 surprise = -float(np.log2(probs[index]))
                 self._mu -= self.params.mirostat_eta * (surprise - self.params.mirostat_tau)
-        self._last = (kept.ids, probs)
+        self._last = lambda: (kept.ids, probs)
         return int(kept.ids[index])
 
     def _likeliest(self, logits: NDArray[np.float32]) -> int:
@@ -221,7 +257,7 @@ class Sampler:
         best = int(logits.argmax())
         if not math.isfinite(logits[best]):
             _check_logits(logits)
-        self._last = np.array([best]), np.ones(1)
+        self._last = lambda: (np.array([best]), np.ones(1))
         return best
 
     def _biased(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -247,10 +283,7 @@ class Sampler:
             dry(logits, self._dry, p.dry_multiplier, p.dry_base, p.dry_allowed_length, self._breakers)
         if p.is_greedy:
             return steps.greedy(logits)
-        return self._after_top_k(steps.from_vocabulary(steps.top_n_sigma(logits, p.top_n_sigma), p.top_k))
-
-    def _after_top_k(self, kept: Candidates) -> Candidates:
-        p = self.params
+        kept = steps.from_vocabulary(steps.top_n_sigma(logits, p.top_n_sigma), p.top_k)
         kept = steps.typical(kept, p.typical_p, p.min_keep)
         kept = steps.top_p(kept, p.top_p, p.min_keep)
         kept = steps.min_p(kept, p.min_p, p.min_keep)

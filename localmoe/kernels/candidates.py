@@ -1,6 +1,9 @@
-"""The largest of many float32, in one pass: what a sampler looks at first."""
+"""The largest of many float32, in one pass, and a draw from them: what a sampler does by default."""
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +28,8 @@ from localmoe.kernels.simd import (
 
 MOST = 128  # insertion into a sorted list is quick for so many
 _GROUP = 4 * LANES
+ROUNDING = 1e-7
+"""Logits come as float32: sums of probabilities are only known to about this."""
 
 
 @njit
@@ -84,3 +89,59 @@ def sum_exp(values: int, n: int, greatest: float) -> float:
     for i in range(whole, n):
         total += np.exp(ld_f32(values + 4 * i) - np.float32(greatest))
     return total
+
+
+@njit
+def _top_p(kept: Any, p: float) -> int:
+    """How many of the logits, largest first, it takes until their probabilities add up to p."""
+    total = 0.0
+    for i in range(kept.size):
+        total += math.exp(np.float64(kept[i]) - np.float64(kept[0]))
+    enough, running = (p - ROUNDING) * total, 0.0
+    for i in range(kept.size):
+        running += math.exp(np.float64(kept[i]) - np.float64(kept[0]))
+        if running >= enough:
+            return i + 1
+    return int(kept.size)
+
+
+@njit
+def _min_p(kept: Any, n: int, p: float) -> int:
+    """How many of the first n logits, largest first, are at least p times as likely as the first."""
+    least = np.float64(kept[0]) + math.log(p)
+    while np.float64(kept[n - 1]) < least:
+        n -= 1
+    return n
+
+
+@njit
+def draw_from_top(
+    values: int, n: int, ids: Any, kept: Any, probs: Any, top_p: float, min_p: float, min_keep: int,
+    temperature: float, uniform: float,
+) -> tuple[int, int]:  # fmt: skip
+    """Draw from n float32 by top-k, top-p, min-p and a temperature above 0: the place in `ids`, and how many were left.
+
+    ids int64, kept float32, probs float64, all (k,) with k < n and k <= MOST: tokens, logits and, of those that were
+    left, probabilities, largest first. `uniform` in [0, 1) draws. (-1, 0) where a value is infinite or NaN.
+    """
+    k = ids.size
+    if not top_k(values, n, k, ids.ctypes.data, kept.ctypes.data):
+        return -1, 0
+    left = max(_top_p(kept, top_p), min(min_keep, k)) if top_p < 1.0 else k
+    if min_p > 0.0:
+        left = max(_min_p(kept, left, min_p), min(min_keep, left))
+    total = 0.0
+    for i in range(left):
+        probs[i] = math.exp((np.float64(kept[i]) - np.float64(kept[0])) / temperature)
+        total += probs[i]
+    for i in range(left):
+        probs[i] /= total
+    place, running = left - 1, 0.0
+    for i in range(left):
+        running += probs[i]
+        if running > uniform:
+            place = i
+            break
+    while probs[place] == 0.0:
+        place -= 1
+    return place, left

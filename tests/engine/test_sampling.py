@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -412,15 +413,34 @@ def test_a_large_vocabulary_is_not_sorted() -> None:
 
 
 @settings(deadline=None)  # the first call may compile
-@given(st.integers(0, 2**32 - 1), st.integers(2, 2000), st.integers(1, 200), st.booleans())
-def test_the_quick_way_to_the_likeliest_chooses_the_same(seed: int, n: int, k: int, ties: bool) -> None:
+@given(
+    st.integers(0, 2**32 - 1), st.integers(2, 2000), st.integers(1, 200), st.booleans(),
+    st.sampled_from([0.0, 1e-30, 0.3, 0.8, 2.0]), st.sampled_from([0.0, 0.3, 0.95, 1.0]),
+    st.sampled_from([0.0, 1e-30, 0.05, 0.6, 1.0]), st.integers(0, 50),
+)  # fmt: skip
+def test_the_quick_way_to_the_likeliest_chooses_the_same(
+    seed: int, n: int, k: int, ties: bool, temperature: float, top_p: float, min_p: float, min_keep: int
+) -> None:
     """A logit bias of nothing takes the long way, with the same numbers drawn."""
     rng = np.random.default_rng(seed)
     logits = (rng.integers(0, 9, n) if ties else rng.normal(size=n) * 3).astype(np.float32)
-    for temperature in (0.0, 0.8):
-        quick = Sampler(SamplingParams(top_k=k, temperature=temperature, seed=seed), n)
-        long = Sampler(SamplingParams(top_k=k, temperature=temperature, seed=seed, logit_bias={0: 0.0}), n)
-        for _ in range(3):
-            assert quick.sample(logits) == long.sample(logits)
-            for ours, theirs in zip(quick.candidates(), long.candidates(), strict=True):
-                np.testing.assert_array_equal(ours, theirs)
+    params = SamplingParams(
+        top_k=k, temperature=temperature, top_p=top_p, min_p=min_p, min_keep=min_keep, seed=seed
+    )  # fmt: skip
+    quick, long = Sampler(params, n), Sampler(replace(params, logit_bias={0: 0.0}), n)
+    for _ in range(3):
+        assert quick.sample(logits) == long.sample(logits)
+        (ids, probs), (wanted, wanted_probs) = quick.candidates(), long.candidates()
+        np.testing.assert_array_equal(ids, wanted)
+        np.testing.assert_allclose(probs, wanted_probs, rtol=1e-12)
+
+
+def test_a_logit_that_is_not_finite_takes_the_long_way() -> None:
+    """-inf is a token that cannot be chosen; NaN is an error, wherever it stands."""
+    logits = np.linspace(0, 3, 100, dtype=np.float32)
+    logits[[3, 99]] = -np.inf
+    sampler = Sampler(SamplingParams(seed=1), 100)
+    assert all(sampler.sample(logits) not in (3, 99) for _ in range(50))
+    logits[40] = np.nan
+    with pytest.raises(LocalMoeError, match="NaN at token 40"):
+        sampler.sample(logits)
