@@ -287,3 +287,27 @@ def test_a_merged_lora_with_added_tokens(tmp_path: Path) -> None:
     assert tokens[N_BPE:] == ["<|im_start|>", "<tool>", *(f"[PAD{N_BPE + i}]" for i in range(2, 6))]
     assert types[N_BPE:] == [3, 4, 5, 5, 5, 5]
     assert notes == [f"vocabulary padded: the tokenizer has {N_BPE + 2} tokens, the embedding {N_BPE + 6} rows"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "reason"),
+    [("F8_E4M3", "FP8 weights are not read"), ("F8_E5M2", "FP8 weights are not read"), ("I8", "dtype is not read")],
+)
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.block_sparse_moe.experts.2.w1.weight"])
+def test_dtypes_that_are_not_read_are_named(tmp_path: Path, dtype: str, reason: str, name: str) -> None:
+    """Also where nothing else says that the checkpoint is quantized."""
+    tiny = Tiny()
+    folder = write_checkpoint(tmp_path / "m", tiny)
+    tensors = {key: encode("F32", x) for key, x in checkpoint_weights(tiny).items()}
+    shape = tensors[name][1]
+    tensors[name] = (dtype, shape, bytes(int(np.prod(shape))))
+    write_safetensors(folder / "model.safetensors", tensors)
+    with pytest.raises(BadInputError, match=rf"{re.escape(name)}: {reason}, got {dtype}, expected F32, F16, BF16, F64"):
+        load_source(folder)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "fp8", "bitsandbytes", "compressed-tensors", "mxfp4"])
+def test_quantization_methods_are_named(tmp_path: Path, method: str) -> None:
+    folder = write_checkpoint(tmp_path / "m", config={"quantization_config": {"quant_method": method, "bits": 4}})
+    with pytest.raises(BadInputError, match=f"quantization_config: quantized checkpoints are not read, got {method}"):
+        load_source(folder)
