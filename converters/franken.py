@@ -53,6 +53,7 @@ def build(
     *,
     seed: int = 0,
     pre: str | None = None,
+    allow_pickle: bool = False,
     options: Options | None = None,
     imatrix: Imatrix | None = None,
     split: Split | None = None,
@@ -65,13 +66,14 @@ def build(
     """Write the recipe's model to `out`, all or nothing.
 
     `file_type` None: Q4_K_M, or where a source is quantized already, every tensor as it is (experts that get noise then
-    become Q8_0). `options` and `imatrix` as `write_model` takes them. `seed` decides noise and random routers. `notify`
+    become Q8_0). `options` and `imatrix` as `write_model` takes them, `pre` and `allow_pickle` as `load_source`
+    does. `seed` decides noise and random routers. `notify`
     is told notes, a line each. BadInputError: sources that cannot be merged; UsageError: weights would be quantized
     again without `allow_requantize`, `out` is a source.
     """
     progress = progress or Silent()
     with ExitStack() as stack:
-        sources = open_sources(recipe, stack, pre=pre, warn=notify)
+        sources = open_sources(recipe, stack, pre=pre, allow_pickle=allow_pickle, warn=notify)
         chosen = file_type or (COPY if quantized(sources) else DEFAULT_TYPE)
         chosen = COPY if chosen.upper() == COPY else find_recipe(chosen).name
         shape = (sources.base.model.n_layer, len(recipe.experts), _width(sources))

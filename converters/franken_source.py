@@ -50,7 +50,7 @@ class Sources:
     experts: tuple[Source, ...]
 
 
-def open_sources(recipe: Recipe, stack: ExitStack, *, pre: str | None, warn: Warn) -> Sources:
+def open_sources(recipe: Recipe, stack: ExitStack, *, pre: str | None, allow_pickle: bool, warn: Warn) -> Sources:
     """Open every model of the recipe until `stack` closes; BadInputError names how two of them differ."""
     opened: dict[Path, Source] = {}
 
@@ -58,7 +58,7 @@ def open_sources(recipe: Recipe, stack: ExitStack, *, pre: str | None, warn: War
         real = path.resolve()
         if real not in opened:
             _check_architecture(path, recipe, item)
-            opened[real] = _open(path, stack, pre, warn, is_base=not opened)
+            opened[real] = _open(path, stack, pre, allow_pickle, warn, is_base=not opened)
         return opened[real]
 
     base = source(recipe.base, "base_model")
@@ -95,9 +95,11 @@ def _architecture(path: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _open(path: Path, stack: ExitStack, pre: str | None, warn: Warn, *, is_base: bool) -> Source:
+def _open(path: Path, stack: ExitStack, pre: str | None, allow_pickle: bool, warn: Warn, *, is_base: bool) -> Source:
     if path.is_dir():
-        model = load_source(path, pre=pre, tokenizer=is_base, warn=lambda line: warn(f"{path}: {line}"))
+        model = load_source(
+            path, pre=pre, allow_pickle=allow_pickle, tokenizer=is_base, warn=lambda line: warn(f"{path}: {line}")
+        )
         return Source(path, model, None)
     gguf = stack.enter_context(open_gguf(path))
     return Source(path, gguf_source(gguf), gguf)

@@ -11,6 +11,7 @@ import typer
 from localmoe.cli.output_path import output_path
 from localmoe.cli.quantize import SplitMaxSize, SplitMaxTensors, summary, table
 from localmoe.cli.type_options import (
+    AllowPickle,
     ImatrixFile,
     LeaveOutputTensor,
     OutputTensorType,
@@ -53,12 +54,7 @@ def convert(
     token_embedding_type: TokenEmbeddingType = None,
     leave_output_tensor: LeaveOutputTensor = False,
     imatrix: ImatrixFile = None,
-    allow_pickle: Annotated[
-        bool,
-        typer.Option(
-            "--allow-pickle", help="Read weights from pickled files (.bin, .pt, .pth); nothing they hold is run."
-        ),
-    ] = False,
+    allow_pickle: AllowPickle = False,
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Quantize a GGUF that is quantized already; it loses quality.")
     ] = False,

@@ -12,6 +12,7 @@ import typer
 from localmoe.cli.output_path import output_path
 from localmoe.cli.quantize import SplitMaxSize, SplitMaxTensors, summary, table
 from localmoe.cli.type_options import (
+    AllowPickle,
     ImatrixFile,
     LeaveOutputTensor,
     OutputTensorType,
@@ -55,6 +56,7 @@ def franken(
     token_embedding_type: TokenEmbeddingType = None,
     leave_output_tensor: LeaveOutputTensor = False,
     imatrix: ImatrixFile = None,
+    allow_pickle: AllowPickle = False,
     allow_requantize: Annotated[
         bool,
         typer.Option("--allow-requantize", help="Quantize weights that are quantized already; they lose quality."),
@@ -108,9 +110,9 @@ def franken(
     matrix = read_imatrix(imatrix) if imatrix is not None else None
     split = parse_split(split_max_size, split_max_tensors)
     built = build(
-        read_recipe(recipe, _note), out, file_type, seed=seed, pre=pre, options=options, imatrix=matrix, split=split,
-        allow_requantize=allow_requantize, dry_run=dry_run, progress=TerminalProgress(), n_threads=threads,
-        notify=_note,
+        read_recipe(recipe, _note), out, file_type, seed=seed, pre=pre, allow_pickle=allow_pickle, options=options,
+        imatrix=matrix, split=split, allow_requantize=allow_requantize, dry_run=dry_run, progress=TerminalProgress(),
+        n_threads=threads, notify=_note,
     )  # fmt: skip
     _show(built, report, threads)
 

@@ -1,4 +1,4 @@
-"""Options that choose tensors' types: the same for `quantize`, `convert` and `franken`."""
+"""Options that `quantize`, `convert` and `franken` share, most of them about tensors' types."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ import typer
 if TYPE_CHECKING:
     from localmoe.converters.recipe import Options
 
+AllowPickle = Annotated[
+    bool,
+    typer.Option("--allow-pickle", help="Read weights from pickled files (.bin, .pt, .pth); nothing they hold is run."),
+]
 Pure = Annotated[bool, typer.Option("--pure", help="One type for all matrices, without the mix's exceptions.")]
 TensorType = Annotated[
     list[str] | None,
@@ -43,7 +47,7 @@ def type_options(
     token_embedding_type: str | None,
     leave_output_tensor: bool,
 ) -> Options:
-    """What the options above say. UsageError: a type or an expression that is none."""
+    """What the options about types say. UsageError: a type or an expression that is none."""
     from localmoe.converters.recipe import parse_options
 
     return parse_options(

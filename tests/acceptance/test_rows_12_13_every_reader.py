@@ -165,7 +165,10 @@ def test_rows_12_and_13_pickled_weights(tmp_path: Path, pipe: Path) -> None:
     for (folder, parts), answer in zip(asked, together(*(("convert", f, *out) for f, _ in asked)), strict=True):
         answer.failed(3, f"error: {folder}", *parts).quickly()
     assert contents(tmp_path) == before
-    localmoe("convert", pickled(write_checkpoint(tmp_path / "good", DENSE)), *out).succeeded()
+    good = pickled(write_checkpoint(tmp_path / "good", DENSE))
+    for command in readers(tmp_path, good, good):
+        localmoe(*command).failed(3, f"error: {good}", "holds only pickled weights", "--allow-pickle")
+        localmoe(*command, "--allow-pickle").succeeded()
 
 
 def test_a_folder_is_no_gguf(tmp_path: Path) -> None:
