@@ -58,6 +58,14 @@ Opener = Callable[[Path, Mapping[str, Any]], Loader]
 
 SWITCH = 0.0005
 """Seconds after which drawing gives the interpreter to the engine's thread, which needs it between two tokens."""
+ON_WHITE = {
+    **dict.fromkeys(("foreground", "text-accent", "text-warning", "text-success"), "#000000"),
+    "foreground-muted": "#555555",
+    "text-primary": "#0000aa",
+    "text-secondary": "#aa00aa",
+    "text-error": "#aa0000",
+}
+"""Colours of 16 that are dark enough on white, by Textual's names."""
 COLLECT, TIDY = (2000, 20, 1_000_000), 0.5
 """The garbage collector's thresholds, and seconds from a reply to a full collection: one held up keys for 45 ms."""
 
@@ -214,6 +222,12 @@ class LocalMoeApp(App[None]):
             self.pop_screen()
         else:
             self.push_screen(HelpScreen())
+
+    def get_css_variables(self) -> dict[str, str]:
+        """Of 16 colours a light theme takes those that can be read on a terminal's white: no yellow, no light grey."""
+        variables = super().get_css_variables()
+        few = self.console.color_system in (None, "standard")
+        return variables | (ON_WHITE if few and not self.current_theme.dark else {})
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterator[SystemCommand]:
         """Of Textual's own commands those that are not said in F1 already, with their meaning."""
