@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-TICK = 0.04
+TICK = 0.045
 """Seconds between the questions whether to look."""
-EVERY = 0.08
+EVERY = 0.09
 """Seconds between looks at the engine: text is drawn this often at most."""
 PICTURES = 0.4
 """Seconds between drawings of the experts or the status line while text comes."""

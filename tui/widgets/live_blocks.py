@@ -70,17 +70,16 @@ class Growing:
 
     def height_of(self, text: LiveText, lines: int) -> int:
         """The lines that a text of so many is given."""
-        if text is not self.text:
-            return lines
-        if lines > self.height:
+        return max(lines, self.height) if text is self.text else lines
+
+    def make_room(self, text: LiveText, lines: int) -> None:
+        """Give a text of so many lines more where it grows and needs them; not while the screen is laid out."""
+        if text is self.text and lines > self.height:
             self.height = lines + _room_below(text, lines)
-        return self.height
 
 
 def _room_below(text: LiveText, lines: int) -> int:
     """Lines to give a text of so many in advance: on the first page no more than fit, so that it stays there."""
-    if not text.region:  # not laid out yet
-        return 0
     view = next((each for each in text.ancestors if isinstance(each, ScrollableContainer)), text.screen)
     room, free = round(ROOM * view.region.height), view.region.bottom - text.region.y - lines
     return min(room, free) if free > 0 and not view.max_scroll_y else room
@@ -112,7 +111,12 @@ class LiveText(LaidOutOnce, _Static):
         """Show another text that begins alike."""
         self.picture = picture
         width, height = self.content_size
-        if not (width and self.is_attached) or self.growing.height_of(self, self.lines) != height:
+        if not (width and self.is_attached):  # not laid out yet
+            self.refresh(layout=True)
+            return
+        lines, growing = self.lines, self.growing
+        growing.make_room(self, lines)
+        if growing.height_of(self, lines) != height:
             self.refresh(layout=True)
             return
         before = self._render_cache.lines
