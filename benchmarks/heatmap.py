@@ -1,6 +1,6 @@
 """What a frame of the heatmap takes, every line of it drawn from values that all changed: a JSON line a size.
 
-    python benchmarks/heatmap.py [-r 50]
+python benchmarks/heatmap.py [-r 50]
 """
 
 from __future__ import annotations
