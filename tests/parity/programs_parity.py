@@ -176,6 +176,17 @@ def compare_quantize(what: str, model: Path, matrix: Path, folder: Path) -> bool
     return say(what, all(results.values()), same=results)
 
 
+def compare_requantize(model: Path, folder: Path) -> bool:
+    """What is quantized already, quantized again by both programs."""
+    once, mine, peer, results = folder / "once.gguf", folder / "by-us.gguf", folder / "by-them.gguf", {}
+    for first, then in (("Q8_0", "Q4_K_M"), ("Q4_K_M", "IQ4_XS"), ("IQ3_S", "Q5_1"), ("Q6_K", "F16")):
+        ours("quantize", model, once, first)
+        ours("quantize", once, mine, then, "--allow-requantize")
+        theirs("quantize", "--allow-requantize", once, peer, then)
+        results[f"{first} to {then}"] = mine.read_bytes() == peer.read_bytes()
+    return say("quantized again", all(results.values()), same=results)
+
+
 # --- split files -----------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +227,7 @@ def compare_random(folder: Path) -> Iterator[bool]:
         yield compare_imatrix(name, model, text, folder, "-c", 64, "--chunks", 1 if name == "64 experts" else 8)
     yield compare_perplexity("random F32", models["random F32"], text, "-c", 100)  # in the end a chunk is left over
     yield compare_refusals(models["random F32"], folder)
+    yield compare_requantize(models["random F32"], folder)
     yield compare_splits(models["random F32"], folder)
 
 
