@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -84,3 +85,13 @@ def test_the_example_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert said[0].startswith("model.gguf: top-2 of 8, 0:3 left out")
     assert float(said[-1]) > 0
     assert not (load_recording(tmp_path / "a.npz").experts[:, 0] == 3).any()
+
+
+def test_every_function_that_the_docs_name_is_there_and_says_what_it_does() -> None:
+    docs = Path(__file__).parents[2] / "docs" / "experts.md"
+    table = docs.read_text().split("## From Python")[1].split("```")[0]
+    names = re.findall(r"`(localmoe\.[a-z_.]+)`", table)
+    assert len(names) > 10
+    for name in names:
+        module, _, function = name.rpartition(".")
+        assert getattr(importlib.import_module(module), function).__doc__, name

@@ -56,6 +56,11 @@ def test_what_cannot_be_is_said(field, text, said):
         read_rules(CONFIG, PLAIN | {field: text})
 
 
+def test_an_expert_cannot_be_forced_and_left_out():
+    with pytest.raises(UsageError, match="expert 3 of layer 2 cannot be forced and left out"):
+        read_rules(CONFIG, PLAIN | {"left": "2:3", "forced": "*:3"})
+
+
 async def _fill(app, pilot, **fields):
     await pilot.press("f8")
     await until(pilot, lambda: isinstance(app.screen, RulesScreen), "the panel")
