@@ -80,6 +80,24 @@ async def test_keys_go_through_tokens_and_layers():
         assert not isinstance(app.screen, TokensScreen)
 
 
+@pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "xterm")])
+async def test_without_colours_to_tell_apart_tokens_carry_their_experts_numbers(monkeypatch, variable, value):
+    """16 colours make all of the scale's grey."""
+    monkeypatch.setenv("COLORTERM", "" if variable == "TERM" else "truecolor")
+    monkeypatch.setenv(variable, value)
+    model = FakeModel(n_layer=6, n_expert=8, answer=["a"] * 12)
+    async with running(model) as (app, pilot):
+        await ask(app, pilot)
+        await pilot.press("f7")
+        await until(pilot, lambda: isinstance(app.screen, TokensScreen), "the tokens")
+        _, _, experts, weights = model.trace.rows[0]
+        number = str(experts[0][weights[0].argmax()]).translate(str.maketrans("01234567", "₀₁₂₃₄₅₆₇"))
+        text = app.screen.query_one(TokenText)
+        first, second = text.render_line(0)._segments[:2]
+        assert first.text == f"<0>{number}"
+        assert first.style.bgcolor == second.style.bgcolor == text.rich_style.bgcolor
+
+
 async def test_a_tokens_colour_is_its_first_experts():
     async with running(FakeModel(n_layer=6, n_expert=8, answer=["a"] * 12)) as (app, pilot):
         await ask(app, pilot)

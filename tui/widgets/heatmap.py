@@ -21,7 +21,6 @@ from .cells import Cells, fit, pool, weight
 
 MARK = "•"
 CURSOR = "▸"
-_FEW_COLOURS = {None, "standard", "windows"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Heatmap(Widget):
         """The styles, read once: asking the style sheet for them again on every line took three quarters of a frame."""
         if self._look is None:
             base = self.rich_style
-            shaded = self.app.no_color or self.app.console.color_system in _FEW_COLOURS
+            shaded = palette.few_colours(self.app)
             self._look = Look(base, base + Style(dim=True), self.app.current_theme.dark, shaded)
         return self._look
 

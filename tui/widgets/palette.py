@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.color import Color
 from rich.segment import Segment
 from rich.style import Style
+from textual.app import App
 
 Levels = NDArray[np.uint8]
 RGB = tuple[int, int, int]
@@ -36,6 +38,11 @@ _STOPS: dict[bool, tuple[RGB, tuple[RGB, ...]]] = {
 }
 _GLYPHS = ("·", "░", "▒", "▓", "█")
 _GLYPH_STEPS = (-0.5, 0.25, 0.75)  # of the scale's half width: up to here ░, ▒, ▓; beyond, █
+
+
+def few_colours(app: App[Any]) -> bool:
+    """Whether the terminal cannot tell colours like these apart: 16 of them at most, or NO_COLOR."""
+    return app.no_color or app.console.color_system in {None, "standard", "windows"}
 
 
 def scale_span(n_expert: int, n_used: int) -> float:

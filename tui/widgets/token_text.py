@@ -18,6 +18,8 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
+from .palette import few_colours
+
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 WHEEL = 3
 """Rows a turn of the mouse's wheel goes."""
@@ -36,7 +38,7 @@ def expert_style(expert: int, dark: bool) -> Style:
 
 def expert_name(expert: int, app: App[Any]) -> Text:
     """An expert's number as its tokens show it: in their colours, or where there are none as the number they carry."""
-    if app.no_color:
+    if few_colours(app):
         return Text(str(expert).translate(_SUBSCRIPTS) if expert >= 0 else "none")
     name = f" {expert} " if expert >= 0 else "none"
     return Text(name, style=expert_style(expert, app.current_theme.dark))
@@ -85,7 +87,7 @@ class TokenText(Widget, can_focus=True):
 
     def show(self, experts: Sequence[int], selected: int) -> None:
         """Colour each token by its expert, and select one."""
-        again = self.app.no_color and experts != self._experts
+        again = few_colours(self.app) and experts != self._experts
         self._experts, self._selected = experts, selected
         if again:
             self._wrap()
@@ -104,7 +106,7 @@ class TokenText(Widget, can_focus=True):
 
     def _wrap(self) -> None:
         numbered = self._pieces
-        if self.app.no_color:  # numbers in place of colours
+        if few_colours(self.app):  # numbers in place of colours
             numbered = [
                 f"{piece}{str(expert).translate(_SUBSCRIPTS)}" if expert >= 0 else piece
                 for piece, expert in zip(self._pieces, self._experts, strict=False)
@@ -126,11 +128,11 @@ class TokenText(Widget, can_focus=True):
         self._top = min(max(self._top, row - height + 1), row, max(0, len(self._rows) - height))
 
     def render_line(self, y: int) -> Strip:
-        base, dark = self.rich_style, self.app.current_theme.dark
+        base, dark, coloured = self.rich_style, self.app.current_theme.dark, not few_colours(self.app)
         row = self._rows[self._top + y] if self._top + y < len(self._rows) else []
         segments = []
         for token, text in row:
-            style = base + expert_style(self._experts[token], dark)
+            style = base + expert_style(self._experts[token], dark) if coloured else base
             segments.append(Segment(text, style + Style(reverse=True, bold=True) if token == self._selected else style))
         return Strip(segments).adjust_cell_length(self.size.width, base)
 
