@@ -14,7 +14,7 @@ from localmoe.tui.screens.cell import CellScreen
 from localmoe.tui.screens.tokens import Routed, TokensScreen, path_lines
 from localmoe.tui.widgets.heatmap import Heatmap
 from localmoe.tui.widgets.prompt import Prompt
-from localmoe.tui.widgets.token_text import WHEEL, TokenText, expert_style, wrap
+from localmoe.tui.widgets.token_text import WHEEL, TokenText, expert_style, numbered_piece, wrap
 
 from .driving import ask, chat, running, screen_text, until
 from .fake_model import FakeModel, Step
@@ -35,6 +35,10 @@ def test_wrapping_keeps_every_token_and_every_newline():
         [(4, "h")],
     ]
     assert wrap(["漢字"], 3) == [[(0, "漢")], [(0, "字")]]
+
+
+def test_a_number_stays_on_its_tokens_line():
+    assert [numbered_piece(piece, 12) for piece in ("a", "\n", "b\n\n", "")] == ["a₁₂", "₁₂\n", "b₁₂\n\n", "₁₂"]
 
 
 def test_a_path_by_hand():

@@ -44,6 +44,12 @@ def expert_name(expert: int, app: App[Any]) -> Text:
     return Text(name, style=expert_style(expert, app.current_theme.dark))
 
 
+def numbered_piece(piece: str, expert: int) -> str:
+    """A token with its expert's number, which stays on its line where it ends in newlines."""
+    text = piece.rstrip("\n")
+    return f"{text}{str(expert).translate(_SUBSCRIPTS)}{piece[len(text) :]}"
+
+
 def wrap(pieces: Sequence[str], width: int) -> list[list[tuple[int, str]]]:
     """Rows of (token, text) at most `width` columns wide; a newline ends its row, and every token has a place."""
     rows: list[list[tuple[int, str]]] = [[]]
@@ -108,7 +114,7 @@ class TokenText(Widget, can_focus=True):
         numbered = self._pieces
         if few_colours(self.app):  # numbers in place of colours
             numbered = [
-                f"{piece}{str(expert).translate(_SUBSCRIPTS)}" if expert >= 0 else piece
+                numbered_piece(piece, expert) if expert >= 0 else piece
                 for piece, expert in zip(self._pieces, self._experts, strict=False)
             ]
         self._rows = wrap(numbered, max(1, self.size.width))
