@@ -22,7 +22,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from gguf import GGUFValueType
 
-from localmoe.errors import BadInputError
+from localmoe.errors import BadInputError, LocalMoeError
 from localmoe.output_file import scratch
 from localmoe.progress import Progress
 from localmoe.quants.decode import decode
@@ -212,5 +212,9 @@ def _running(base: Source, out: Path, n_ctx: int, n_threads: int | None, progres
         return
     with scratch(out.resolve()) as file:
         write_into(file, base.model, "BF16", progress=progress, n_threads=n_threads)
-        with localmoe.load(str(file.path), n_ctx=n_ctx, **exact) as model:
+        try:
+            opened = localmoe.load(str(file.path), n_ctx=n_ctx, **exact)
+        except LocalMoeError as error:  # about a file that has no name of its own
+            raise type(error)(str(error).removeprefix(f"{file.path}: "), file=base.path) from None
+        with opened as model:
             yield model

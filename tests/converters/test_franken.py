@@ -15,7 +15,7 @@ import yaml
 import localmoe
 from localmoe.converters.franken import Franken, build
 from localmoe.converters.franken_recipe import read_recipe
-from localmoe.errors import BadInputError, LocalMoeError, UsageError
+from localmoe.errors import BadInputError, LocalMoeError, MemoryLimitError, UsageError
 from localmoe.gguf_file import GGUFFile, open_gguf
 from localmoe.model.config import ModelConfig
 from tests import naive_bfloat16
@@ -362,6 +362,14 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, problem: str) -> None:
         make(tmp_path, **changes)
     assert (tmp_path / "out.gguf").read_bytes() == before
     assert sorted({*(p.name for p in tmp_path.iterdir())} - {"recipe.yml"}) == names
+
+
+def test_memory_that_is_short_is_said_of_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of the copy that runs, which has no name."""
+    models(tmp_path)
+    monkeypatch.setattr("localmoe.model.memory.available_memory", lambda: 1)
+    with pytest.raises(MemoryLimitError, match=rf"^{tmp_path}/a\.gguf: context \d+: the cache .* does not fit"):
+        make(tmp_path)
 
 
 def test_a_dry_run_checks_and_writes_nothing(tmp_path: Path) -> None:
