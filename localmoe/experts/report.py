@@ -164,6 +164,7 @@ def html(recording: Recording) -> str:
         "first": kept.start,
         "workingSet": working_set_line(counted, recording),
         "shares": {name: _plain(np.round(figures.share, 5)) for name, figures in by_phase.items()},
+        "byWeight": {name: _plain(np.round(figures.weight_share, 5)) for name, figures in by_phase.items()},
         "tokens": {name: int(figures.tokens.max(initial=0)) for name, figures in by_phase.items()},
         "columns": list(WORDS.items()),
         "figures": {name: cells(figures) for name, figures in by_phase.items()},

@@ -81,6 +81,8 @@ def test_the_page_has_every_tokens_choices_heaviest_first() -> None:
     weights = np.frombuffer(base64.b64decode(data["weights"]), "<u2").reshape(shape) / data["one"]
     np.testing.assert_allclose(weights, [[[0.75, 0.25], [1, 0]], [[0.5, 0.5], [0.9, 0.1]]], atol=1e-4)
     assert len(data["figures"]["all"]) == 2
+    # layer 0: weights 0.25 + 0.5, 0.75, 0, 0.5 of experts 0 to 3, of 2 in all
+    assert data["byWeight"]["all"][0] == [0.375, 0.375, 0.0, 0.25]
     assert all(len(row) == len(data["columns"]) for row in data["figures"]["all"])
 
 
