@@ -8,6 +8,7 @@ from rich.color import Color, ColorSystem
 from rich.style import Style
 from textual.widgets import Footer
 
+from localmoe.tui.screens.tokens import TokensScreen
 from localmoe.tui.widgets.heatmap import Heatmap
 from localmoe.tui.widgets.prompt import Prompt
 from localmoe.tui.widgets.status import StatusLine
@@ -77,6 +78,19 @@ async def test_everything_written_in_the_chat_is_legible(way):
         await chat(app).transcript.add_note("it failed", error=True)
         app.screen.query_one(Prompt).blur()
         await until(pilot, lambda: chat(app).query_one("#context-note").display)
+        await pilot.pause(0.1)
+        for y, text, style in shown(app, way):
+            assert contrast(style) >= 2.4, (y, text, str(style))
+
+
+async def test_everything_written_about_tokens_is_legible(way):
+    """The chat token by token, whatever expert's colour a token has."""
+    async with running(FakeModel(n_layer=6, n_expert=8, answer=["word "] * 40)) as (app, pilot):
+        if "theme" in way:
+            app.theme = way["theme"]
+        await ask(app, pilot)
+        await pilot.press("f7")
+        await until(pilot, lambda: isinstance(app.screen, TokensScreen), "the tokens")
         await pilot.pause(0.1)
         for y, text, style in shown(app, way):
             assert contrast(style) >= 2.4, (y, text, str(style))
