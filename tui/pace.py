@@ -12,6 +12,8 @@ PICTURES = 0.4
 """Seconds between drawings of the experts or the status line while text comes."""
 PART, SLOWEST = 0.1, 0.5
 """The part of a core that drawing may take, and the seconds after which it looks all the same."""
+FAST, PART_OF_FAST = 130.0, 0.035
+"""Tokens a second that nobody reads along with, and the part of a core that drawing takes then: the engine needs it."""
 FIRST, SHARE = 0.01, 0.2
 """Processor seconds a look is taken to cost at first, and how much the newest counts for what the next will cost."""
 
@@ -24,15 +26,17 @@ class Pace:
 
     def __init__(self) -> None:
         self._looked = self._pictured = 0.0
+        self._part = PART
         self._used, self._cost = time.thread_time(), FIRST
 
     @property
     def distance(self) -> float:
         """Seconds from one look to the next."""
-        return min(SLOWEST, max(EVERY, self._cost / PART))
+        return min(SLOWEST, max(EVERY, self._cost / self._part))
 
-    def look(self) -> bool:
-        """Whether to look now."""
+    def look(self, rate: float = 0.0) -> bool:
+        """Whether to look now; `rate` is that of the reply, in tokens a second."""
+        self._part = PART_OF_FAST if rate > FAST else PART
         now = time.monotonic()
         if now - self._looked < self.distance - TICK / 2:  # the nearest tick: one comes a little early or late
             return False

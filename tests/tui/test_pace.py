@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from localmoe.tui import pace
-from localmoe.tui.pace import EVERY, FIRST, PART, SLOWEST, TICK, Pace
+from localmoe.tui.pace import EVERY, FAST, FIRST, PART, PART_OF_FAST, SLOWEST, TICK, Pace
 
 
 @pytest.fixture
@@ -53,6 +53,18 @@ def test_cheap_looks_come_ten_times_a_second(clock):
             clock.used += 0.002
             times.append(clock.now)
     assert all(b - a == pytest.approx(EVERY, abs=0.003) for a, b in itertools.pairwise(times[10:]))
+
+
+def test_a_fast_reply_is_drawn_less_often(clock):
+    """The engine that writes it needs the processor more than whoever cannot read along."""
+    looks, times = Pace(), []
+    for _ in range(500):
+        clock.now += TICK
+        if looks.look(FAST + 1):
+            clock.used += 0.007
+            times.append(clock.now)
+    gaps = [b - a for a, b in itertools.pairwise(times)][-10:]
+    assert all(gap == pytest.approx(0.007 / PART_OF_FAST, abs=0.501 * TICK) for gap in gaps)
 
 
 def test_it_looks_in_the_end_whatever_that_costs(clock):

@@ -148,7 +148,7 @@ class ChatScreen(Screen[None]):
         """Take what the engine did since the last look; between two looks draw what is costlier than text."""
         if not self.busy:
             self._ticks.pause()
-        elif self._pace.look():
+        elif self._pace.look(self._last.n_gen / self._last.gen_s if self._last.gen_s else 0.0):
             await self._take(self.worker.drain())
         elif self._pace.picture():
             self.follow.draw_next(self._last)
