@@ -9,10 +9,10 @@ TICK = 0.045
 EVERY = 0.09
 """Seconds between looks at the engine: text is drawn this often at most."""
 PICTURES = 0.4
-"""Seconds between drawings of the experts or the status line while text comes."""
+"""Seconds between drawings of the experts or the status line while text comes; twice as many with a fast reply."""
 PART, SLOWEST = 0.1, 0.5
 """The part of a core that drawing may take, and the seconds after which it looks all the same."""
-FAST, PART_OF_FAST = 130.0, 0.035
+FAST, PART_OF_FAST = 130.0, 0.025
 """Tokens a second that nobody reads along with, and the part of a core that drawing takes then: the engine needs it."""
 FIRST, SHARE = 0.01, 0.2
 """Processor seconds a look is taken to cost at first, and how much the newest counts for what the next will cost."""
@@ -49,7 +49,7 @@ class Pace:
     def picture(self) -> bool:
         """Whether to draw what is no text, which is done between two looks."""
         now = time.monotonic()
-        if now - self._pictured < PICTURES:
+        if now - self._pictured < (2 * PICTURES if self._part == PART_OF_FAST else PICTURES):
             return False
         self._pictured = now
         return True

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 
-SUSPECT = 3  # steps with a long wait, less those without, before one is left out: interrupts make some, too
+SUSPECT = 8  # steps with a long wait, less those without, before one is left out: interrupts and drawing make some, too
 FIRST_PROBE, LAST_PROBE = 4, 64  # steps without it before all are tried again, doubled each time
 BETTER = 0.95  # of the time of a step that was held up
 FIRST_PAUSE, LAST_PAUSE = 16, 1024  # steps before it is tried again where it was no better, doubled each time
