@@ -14,9 +14,14 @@ if TYPE_CHECKING:
     from localmoe.tui.options import Buildable
 
 
+def tiny_model_path() -> Path:
+    """The small trained MoE that is part of the package (data/tiny-moe-licences.txt)."""
+    return Path(__file__).parents[1] / "data" / "tiny-moe.gguf"
+
+
 def packaged_models() -> list[tuple[str, Path]]:
     """Models that are always there, by a name: the tiny one, and the demo's where it has been built."""
-    from localmoe.cli.demo import demo_model_path, tiny_model_path
+    from localmoe.cli.demo import demo_model_path
 
     built = demo_model_path()
     return [*([("demo", built)] if built.is_file() else []), ("in the package", tiny_model_path())]

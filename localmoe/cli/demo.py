@@ -54,18 +54,14 @@ def demo(
         return
     print(PLAINLY, file=sys.stderr)
     if all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        from localmoe.cli.default_model import packaged_models
         from localmoe.sessions.schema import default_path
         from localmoe.tui.app import run_app
         from localmoe.tui.options import AppOptions
 
-        models = [("demo", path), ("in the package", tiny_model_path())]
-        raise typer.Exit(run_app(path, AppOptions({"n_threads": threads}, sessions=default_path(), models=models)))
+        options = AppOptions({"n_threads": threads}, sessions=default_path(), models=packaged_models())
+        raise typer.Exit(run_app(path, options))
     show_exchange(path, threads)
-
-
-def tiny_model_path() -> Path:
-    """The small trained MoE that is part of the package (data/tiny-moe-licences.txt)."""
-    return Path(__file__).parents[1] / "data" / "tiny-moe.gguf"
 
 
 def demo_model_path() -> Path:

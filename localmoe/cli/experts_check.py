@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from localmoe.cli.common import Context, ExpertsUsed, ModelPath, Threads, load_arguments, open_model
-from localmoe.cli.demo import tiny_model_path
+from localmoe.cli.default_model import tiny_model_path
 from localmoe.cli.experts_common import (
     AsJson,
     MaxTokens,

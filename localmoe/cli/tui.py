@@ -21,8 +21,7 @@ from localmoe.cli.common import (
     sampling_arguments,
     with_sampling,
 )
-from localmoe.cli.default_model import demo_to_build, given_or_demo_model, packaged_models
-from localmoe.cli.demo import tiny_model_path
+from localmoe.cli.default_model import demo_to_build, given_or_demo_model, packaged_models, tiny_model_path
 from localmoe.engine.sampling import SamplingParams
 from localmoe.errors import UsageError
 

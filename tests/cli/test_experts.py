@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from localmoe.cli import main
-from localmoe.cli.demo import tiny_model_path
+from localmoe.cli.default_model import tiny_model_path
 from localmoe.cli.experts import SUBCOMMANDS
 from localmoe.cli.experts_compare import setting_of
 from localmoe.errors import UsageError

@@ -10,7 +10,7 @@ import pytest
 
 import localmoe
 from localmoe.cli import main
-from localmoe.cli.demo import tiny_model_path
+from localmoe.cli.default_model import tiny_model_path
 
 SCRIPTURE = """And it came to pass in those days, that there went out a decree, and the people said unto him, \
 Behold, thou art the king of Israel, and we will go with thee into the land which the LORD giveth us."""
