@@ -30,7 +30,7 @@ def test_type_stop_resize_and_quit(model: Path):
     if not model.is_file():
         pytest.skip("`localmoe demo --build-only` has not been run")
     terminal = Terminal("-m", str(model), "--temp", "0", program=PROGRAM)
-    terminal.read_until(b"Message", COMPILING)
+    terminal.read_until(b"ready", COMPILING)  # a message can be written before, and waits
     os.write(terminal.end, b"The lighthouse keeper and the fox")
     terminal.read_until(b"and the fox")
     os.write(terminal.end, b"\r")
