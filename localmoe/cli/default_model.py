@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from localmoe.cli.demo_model import build_demo, demo_model_path
 from localmoe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,15 +22,12 @@ def tiny_model_path() -> Path:
 
 def packaged_models() -> list[tuple[str, Path]]:
     """Models that are always there, by a name: the tiny one, and the demo's where it has been built."""
-    from localmoe.cli.demo import demo_model_path
-
     built = demo_model_path()
     return [*([("demo", built)] if built.is_file() else []), ("in the package", tiny_model_path())]
 
 
 def demo_to_build() -> Buildable:
     """The demo model, for the app to offer where it is not there."""
-    from localmoe.cli.demo import build_demo, demo_model_path
     from localmoe.tui.options import Buildable
 
     return Buildable(demo_model_path(), "the demo: not built yet, Enter fetches 89 MiB and makes 369 MiB", build_demo)
@@ -39,8 +37,6 @@ def given_or_demo_model(path: Path | None) -> Path:
     """The model given, or the demo model, which is offered to be built where it is missing and someone can answer."""
     if path is not None:
         return path
-    from localmoe.cli.demo import build_demo, demo_model_path
-
     built = demo_model_path()
     if built.exists():
         return built

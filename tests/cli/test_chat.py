@@ -6,13 +6,12 @@ import io
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from localmoe.cli import main
+from localmoe.cli import default_model, main
 from localmoe.errors import UsageError
 from tests.cli.fake_model import FakeModel
 
@@ -178,7 +177,7 @@ def test_a_nearly_full_context_is_said(talk: Talk) -> None:
 
 
 class Demo:
-    """Stands for `localmoe.cli.demo`: building the demo model takes minutes."""
+    """Stands for `localmoe.cli.demo_model`: building the demo model takes minutes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -193,7 +192,8 @@ class Demo:
 @pytest.fixture
 def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Demo:
     fake = Demo(tmp_path / "demo.gguf")
-    monkeypatch.setitem(sys.modules, "localmoe.cli.demo", fake)  # type: ignore[arg-type]
+    monkeypatch.setattr(default_model, "demo_model_path", fake.demo_model_path)
+    monkeypatch.setattr(default_model, "build_demo", fake.build_demo)
     return fake
 
 

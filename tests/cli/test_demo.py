@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from localmoe.cli import demo as demo_module
-from localmoe.cli import main, smollm2
+from localmoe.cli import demo_model, main, smollm2
 from localmoe.errors import BadInputError, FileError
 from localmoe.gguf_file import open_gguf
 from tests.tiny import write_tiny
@@ -46,8 +46,8 @@ def test_without_a_terminal_it_prints_one_exchange_and_the_experts(
 
 
 def test_the_model_is_quantized_labelled_and_differs_by_noise(wheel: Path) -> None:
-    path = demo_module.build_demo()
-    assert path == demo_module.demo_model_path()
+    path = demo_model.build_demo()
+    assert path == demo_model.demo_model_path()
     with open_gguf(path) as model:
         assert model.metadata["localmoe.expert.labels"] == ["story", "code", "arithmetic", "small talk"]
         types = {name.split(".")[-2]: tensor.type.name for name, tensor in model.tensors.items()}
@@ -99,7 +99,7 @@ def test_in_a_terminal_it_opens_the_app(wheel: Path, monkeypatch: pytest.MonkeyP
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
     assert main(["demo"]) == 7
-    assert opened == [demo_module.demo_model_path()]
+    assert opened == [demo_model.demo_model_path()]
 
 
 # --- the wheel ---

@@ -202,7 +202,7 @@ def check_demo_without_noise(folder: Path, dense: Path) -> bool:
     from dataclasses import replace
 
     import localmoe
-    from localmoe.cli.demo import RECIPE
+    from localmoe.cli.demo_model import RECIPE
     from localmoe.converters.franken import build
     from localmoe.converters.franken_recipe import read_recipe
     from localmoe.converters.gguf_source import gguf_source

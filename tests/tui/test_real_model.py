@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from localmoe.cli.default_model import tiny_model_path
-from localmoe.cli.demo import demo_model_path
+from localmoe.cli.demo_model import demo_model_path
 
 from .test_terminal import RESET, Terminal
 
