@@ -3,8 +3,8 @@
 A barrier spins for a short while and then sleeps or yields the processor. Work between two barriers is taken in
 pieces: each thread works through a range of its own, front to back, as if the work were simply divided; one that has
 finished takes pieces of what others have left. On an idle machine that costs one atomic addition a piece, and memory
-is read in the same long runs; on a busy one the threads that still have a core do the work of the one that lost its
-own.
+is read in the same long runs, shorter towards the end, where nobody should wait for long; on a busy one the threads
+that still have a core do the work of the one that lost its own.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ SLEEP, PART = 0, -1  # how a barrier waits for long; with the address of a funct
 
 # A barrier's words, on cache lines of their own: threads that arrived; whether the last wait was long, and how
 # many were since the start; the generation; how many sleep until it changes. Then for each thread what is taken of
-# its range in each queue: the barrier's generation at that time << 20 | how many pieces. A word of an older generation
+# its range in each queue: the barrier's generation at that time << 20 | how many units. A word of an older generation
 # says that nothing is taken yet, so that nobody has to reset it.
 _HURRIED, LONG_WAITS, _GENERATION, _SLEEPERS, _LAST_CORE = 64, 72, 128, 192, 200
 _ALLOWED, _OTHERS, _TAKEN = 256, 384, 512  # sets of cores, for `part`
 CORES = 1024  # bits of a set
 _TAKEN_BYTES = 128
 QUEUES = 4  # lists of work between two barriers at most
+EQUAL = 1 << 20  # parts of what is left: too many for one to count
 
 
 def _pointer(b: Any, address: Any) -> Any:
@@ -268,24 +269,29 @@ def share(n: int, unit: int, thread: int, n_thread: int) -> tuple[int, int]:
 
 
 @njit
-def take(sync: int, queue: int, n: int, unit: int, pieces: int, thread: int, n_thread: int) -> tuple[int, int]:
+def take(
+    sync: int, queue: int, n: int, unit: int, pieces: int, parts: int, thread: int, n_thread: int
+) -> tuple[int, int]:
     """The next half-open range of 0..n for `thread`, from this queue, cut at multiples of `unit`; empty at the end.
 
-    A thread's own range, the one that `share` gives, is cut into `pieces`, less than 2**20; then come the others' in
-    turn. Every thread must pass the same n, unit and pieces until the next barrier, which fills the queue again.
+    A thread takes of its own range, the one that `share` gives, then of the others' in turn: a `parts`-th of what is
+    left of it, but one of `pieces` equal pieces at least; EQUAL parts: such pieces alone. Ranges are of less than 2**20
+    units. Every thread must pass the same until the next barrier, which fills the queue again.
     """
     generation = atomic_load(sync + _GENERATION) << 20
     for i in range(n_thread):
         owner = (thread + i) % n_thread
         first, last = share(n, unit, owner, n_thread)
-        piece = ((last - first + unit - 1) // unit + pieces - 1) // pieces * unit
+        units = (last - first + unit - 1) // unit
+        least = (units + pieces - 1) // pieces
         word = sync + _TAKEN + owner * _TAKEN_BYTES + 8 * queue
         while True:
             seen = atomic_load(word)
             taken = max(seen - generation, 0)
-            at = first + taken * piece
-            if at >= last:
+            if taken >= units:
                 break
-            if atomic_replace(word, seen, generation + taken + 1):
-                return at, min(at + piece, last)
+            now = min(max((units - taken) // parts, least), units - taken)
+            if atomic_replace(word, seen, generation + taken + now):
+                at = first + taken * unit
+                return at, min(at + now * unit, last)
     return 0, 0

@@ -26,6 +26,7 @@ from localmoe.model.forward_experts import (
 )
 from localmoe.model.forward_products import (
     MANY_UNIT,
+    PARTS_ONE,
     ROW_UNIT,
     add_row,
     multiply_many,
@@ -150,7 +151,7 @@ def logits_step(m: Any, step: Any, mine: Any, thread: int) -> None:
     inputs = m.iota + 4 * (step.n_tok - step.n_out)
     unit = ROW_UNIT if step.n_out == 1 else MANY_UNIT
     pieces = pieces_of(m.output.expert_bytes, m.n_thread)
-    first, last = take(m.sync, 0, m.n_vocab, unit, pieces, thread, m.n_thread)
+    first, last = take(m.sync, 0, m.n_vocab, unit, pieces, PARTS_ONE, thread, m.n_thread)
     while first < last:
         if step.n_out == 1:
             multiply_one(m.output, 0, mine.normed, step.n_tok - 1, step.logits, first, last)
@@ -159,7 +160,7 @@ def logits_step(m: Any, step: Any, mine: Any, thread: int) -> None:
         finite = all_finite(step.logits + ((step.n_out - 1) * m.n_vocab + first) * 4, last - first)
         if not finite and not step.failed_layer:  # a router that failed says more
             step.failed_layer = BAD_LOGITS
-        first, last = take(m.sync, 0, m.n_vocab, unit, pieces, thread, m.n_thread)
+        first, last = take(m.sync, 0, m.n_vocab, unit, pieces, PARTS_ONE, thread, m.n_thread)
 
 
 @njit(inline=True)

@@ -23,7 +23,7 @@ from localmoe.kernels.attention_pairs import QUERY_ROWS, SUB, SUBS, query_pairs,
 from localmoe.kernels.attention_tiles import K_BLOCK, MAX_ROWS
 from localmoe.kernels.elementwise import add_scaled, copy_scaled, rope_halves, rope_pairs, round_row_f16, zero_row
 from localmoe.kernels.simd import LANES, call_address, ld_f32, st_f32, st_i16, st_i64
-from localmoe.kernels.team import barrier, take
+from localmoe.kernels.team import EQUAL, barrier, take
 
 LOG2_E = 1.4426950408889634
 MAX_CHUNKS = 32  # parts of the context in decode, each of whole blocks; by position alone, whatever the threads
@@ -208,7 +208,7 @@ def attention_floats(m: Any, layer: Any, step: Any, shared: Any, n_tok: int, thr
     acc = q + MAX_ROWS * m.q_row
     state = acc + MAX_ROWS * width * 4
     n = m.n_head_kv * tiles
-    item, end = take(m.sync, 0, n, 1, max(n, 1), thread, m.n_thread)
+    item, end = take(m.sync, 0, n, 1, max(n, 1), EQUAL, thread, m.n_thread)
     while item < end:
         head, first_row = item // tiles, item % tiles * MAX_ROWS
         rows = min(MAX_ROWS, n_row - first_row)
@@ -216,7 +216,7 @@ def attention_floats(m: Any, layer: Any, step: Any, shared: Any, n_tok: int, thr
         last = step.pos + (first_row + rows - 1) // group + 1
         attend(m, layer, step, head, m.scores_many, m.values_many, q, first_row, rows, MAX_ROWS, 0, last, s, acc, state)
         store_heads(m, shared, head, first_row, rows, acc, width, state)
-        item, end = take(m.sync, 0, n, 1, max(n, 1), thread, m.n_thread)
+        item, end = take(m.sync, 0, n, 1, max(n, 1), EQUAL, thread, m.n_thread)
 
 
 @njit
@@ -227,14 +227,14 @@ def attention_pairs(m: Any, layer: Any, step: Any, shared: Any, first_tok: int, 
     tiles = (end - begin + QUERY_ROWS - 1) // QUERY_ROWS
     work = m.attn_work + thread * m.attn_bytes
     n = m.n_head_kv * tiles
-    item, stop = take(m.sync, 1, n, 1, n, thread, m.n_thread)
+    item, stop = take(m.sync, 1, n, 1, n, EQUAL, thread, m.n_thread)
     while item < stop:
         head, first_row = item // tiles, begin + item % tiles * QUERY_ROWS
         rows = min(QUERY_ROWS, end - first_row)
         state = attend_pairs(m, layer, step, head, first_row, rows, work)
         acc = state + QUERY_ROWS * 8
         store_heads(m, shared, head, first_row, rows, acc, width, state)
-        item, stop = take(m.sync, 1, n, 1, n, thread, m.n_thread)
+        item, stop = take(m.sync, 1, n, 1, n, EQUAL, thread, m.n_thread)
 
 
 @njit

@@ -10,9 +10,10 @@ from localmoe.jit import njit
 from localmoe.kernels.elementwise import copy_scaled
 from localmoe.kernels.router import group_by_expert, route, route_by_rules
 from localmoe.kernels.simd import ld_f32, ld_i32, st_i32
-from localmoe.kernels.team import share, take
+from localmoe.kernels.team import EQUAL, atomic_add, atomic_store, take
 from localmoe.model.forward_products import (
     MANY_UNIT,
+    PARTS_ONE,
     PIECES_MANY,
     ROW_UNIT,
     activate,
@@ -29,6 +30,7 @@ from localmoe.model.forward_profile import GATE_UP, SILU, mark, meet
 # A thread's gate and up values of one item stay in its caches until they are multiplied and quantized. Rows are a gap
 # apart, so that they do not compete for the same few places of the first level.
 PART_BYTES, PART_GAP = 640 << 10, 128
+HIDDEN_UNIT = 64  # rows of gate and up that a thread takes for one token at least, though 256 may be quantized together
 EXPERT_ROWS, EXPERT_TOKENS = 256, 64  # rows of an expert taken at a time if it has so many tokens; else up to 4 times
 
 
@@ -74,34 +76,42 @@ def hidden_part(m: Any, layer: Any, mine: Any, ids: int, k: int, first: int, las
 
 
 @njit
+def quantize_finished(m: Any, layer: Any, mine: Any, k: int, unit: int, first: int, last: int) -> None:
+    """Quantize the blocks of `unit` values that are complete with hidden values first to last of slot k.
+
+    Counts the values of each block, whichever threads compute them.
+    """
+    blocks = (m.n_ff + unit - 1) // unit
+    for block in range(first // unit, (last + unit - 1) // unit):
+        start, stop = block * unit, min(block * unit + unit, m.n_ff)
+        now = min(last, stop) - max(first, start)
+        done = m.hidden_done + 8 * (k * blocks + block)
+        if now == stop - start:
+            quantize_part(mine.hidden, layer.needs_down, k, m.n_ff, start, stop)
+        elif atomic_add(done, now) + now == stop - start:
+            atomic_store(done, 0)  # for the next layer
+            quantize_part(mine.hidden, layer.needs_down, k, m.n_ff, start, stop)
+
+
+@njit
 def hidden_one(m: Any, layer: Any, step: Any, mine: Any, ids: int, thread: int) -> None:
     """The hidden values of the chosen experts of one token, quantized for `down`."""
     unit = quantized_unit(layer.needs_down)
-    blocks = (m.n_ff + unit - 1) // unit
-    used = n_chosen(step, ids)
-    n = used * blocks
-    # a thread quantizes what it computed itself, without waiting, where whole blocks share out evenly
-    if unit == ROW_UNIT or n % m.n_thread == 0 or n >= 8 * m.n_thread:
-        pieces = pieces_of(2 * used * layer.gate.expert_bytes, m.n_thread)
-        at, stop = take(m.sync, 0, n, 1, pieces, thread, m.n_thread)
-        while at < stop:
-            k = at // blocks
-            end = min(stop, (k + 1) * blocks)
-            first, last = (at - k * blocks) * unit, min((end - k * blocks) * unit, m.n_ff)
-            hidden_part(m, layer, mine, ids, k, first, last, thread)
-            quantize_part(mine.hidden, layer.needs_down, k, m.n_ff, first, last)
-            mark(m, thread, SILU)
-            at = end
-            if at == stop:
-                at, stop = take(m.sync, 0, n, 1, pieces, thread, m.n_thread)
-        return
-    first, last = share(m.n_ff, ROW_UNIT, thread, m.n_thread)
-    for k in range(used):
+    rows = HIDDEN_UNIT if unit > HIDDEN_UNIT else unit
+    per_slot = (m.n_ff + rows - 1) // rows
+    n = n_chosen(step, ids) * per_slot
+    pieces = pieces_of(2 * n_chosen(step, ids) * layer.gate.expert_bytes, m.n_thread)
+    at, stop = take(m.sync, 0, n, 1, pieces, PARTS_ONE, thread, m.n_thread)
+    while at < stop:
+        k = at // per_slot
+        end = min(stop, (k + 1) * per_slot)
+        first, last = (at - k * per_slot) * rows, min((end - k * per_slot) * rows, m.n_ff)
         hidden_part(m, layer, mine, ids, k, first, last, thread)
-    meet(m, thread, SILU)
-    first, last = share(m.n_ff, unit, thread, m.n_thread)
-    for k in range(used):
-        quantize_part(mine.hidden, layer.needs_down, k, m.n_ff, first, last)
+        quantize_finished(m, layer, mine, k, unit, first, last)
+        mark(m, thread, SILU)
+        at = end
+        if at == stop:
+            at, stop = take(m.sync, 0, n, 1, pieces, PARTS_ONE, thread, m.n_thread)
 
 
 @njit
@@ -112,7 +122,7 @@ def feed_forward_one(m: Any, layer: Any, step: Any, mine: Any, ids: int, thread:
     units = (m.n_embd + ROW_UNIT - 1) // ROW_UNIT
     used = n_chosen(step, ids)
     pieces = pieces_of(used * layer.down.expert_bytes, m.n_thread)
-    at, stop = take(m.sync, 0, used * units, 1, pieces, thread, m.n_thread)
+    at, stop = take(m.sync, 0, used * units, 1, pieces, PARTS_ONE, thread, m.n_thread)
     while at < stop:
         k = at // units
         end = min(stop, (k + 1) * units)
@@ -121,7 +131,7 @@ def feed_forward_one(m: Any, layer: Any, step: Any, mine: Any, ids: int, thread:
         multiply_one(layer.down, ld_i32(ids + 4 * k), mine.hidden, k, out, first, last)
         at = end
         if at == stop:
-            at, stop = take(m.sync, 0, used * units, 1, pieces, thread, m.n_thread)
+            at, stop = take(m.sync, 0, used * units, 1, pieces, PARTS_ONE, thread, m.n_thread)
 
 
 @njit
@@ -166,23 +176,23 @@ def feed_forward_many(m: Any, layer: Any, step: Any, shared: Any, thread: int) -
     n_expert = max(m.n_expert, 1)
     rows = rows_of_item(m, step, m.n_ff, max(quantized_unit(layer.needs_down), MANY_UNIT))
     n = n_expert * ((m.n_ff + rows - 1) // rows)
-    item, end = take(m.sync, 0, n, 1, n, thread, m.n_thread)
+    item, end = take(m.sync, 0, n, 1, n, EQUAL, thread, m.n_thread)
     while item < end:
         hidden_many(m, layer, step, shared, item, rows, thread)
-        item, end = take(m.sync, 0, n, 1, n, thread, m.n_thread)
+        item, end = take(m.sync, 0, n, 1, n, EQUAL, thread, m.n_thread)
     meet(m, thread, SILU)
     scratch = m.scratch + thread * m.scratch_bytes
     rows = rows_of_item(m, step, m.n_embd, MANY_UNIT)
     parts = (m.n_embd + rows - 1) // rows
     n = n_expert * parts
-    item, end = take(m.sync, 0, n, 1, n, thread, m.n_thread)
+    item, end = take(m.sync, 0, n, 1, n, EQUAL, thread, m.n_thread)
     while item < end:
         e, first = item // parts, item % parts * rows
         start, stop = ld_i32(m.starts + 4 * e), ld_i32(m.starts + 4 * e + 4)
         if start < stop:
             slots, last = m.slots + 4 * start, min(first + rows, m.n_embd)
             multiply_many(layer.down, e, shared.hidden, slots, m.expert_out, slots, stop - start, first, last, scratch)
-        item, end = take(m.sync, 0, n, 1, n, thread, m.n_thread)
+        item, end = take(m.sync, 0, n, 1, n, EQUAL, thread, m.n_thread)
 
 
 @njit

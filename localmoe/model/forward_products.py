@@ -9,13 +9,13 @@ from localmoe.kernels import bfloat16
 from localmoe.kernels.activations import quantize_q8_0, quantize_q8_k
 from localmoe.kernels.elementwise import add_scaled, rms_norm, silu_multiply
 from localmoe.kernels.simd import call_address, ld_i64
-from localmoe.kernels.team import share, take
+from localmoe.kernels.team import EQUAL, share, take
 
 ROW_UNIT = 16  # rows are shared out in whole vectors
 MANY_UNIT = 32  # and in the rows that a matmul unpacks at once when tokens are many
 PIECES_MANY = 8  # pieces of a thread's rows when tokens are many
 PIECE_BYTES = 64 << 10  # least bytes of weights in a piece for one token: some microseconds of reading
-MOST_PIECES = 16
+PARTS_ONE = 4  # of what is left, one is taken at a time for one token
 
 
 @njit
@@ -90,8 +90,8 @@ def multiply_many(
 
 @njit
 def pieces_of(n_bytes: int, n_thread: int) -> int:
-    """Pieces of a thread's part of `n_bytes` of weights that one token is multiplied with."""
-    return min(max(n_bytes // n_thread // PIECE_BYTES, 1), MOST_PIECES)
+    """The smallest pieces of a thread's part of `n_bytes` of weights that one token is multiplied with."""
+    return max(n_bytes // n_thread // PIECE_BYTES, 1)
 
 
 @njit
@@ -107,18 +107,18 @@ def project(m: Any, w: Any, rows: Any, n_tok: int, out: int, thread: int, queue:
     """out[t] = w @ rows[t] for all tokens; rows of w are taken from `queue`."""
     if n_tok == 1:
         pieces = pieces_of(w.expert_bytes, m.n_thread)
-        first, last = take(m.sync, queue, w.rows, ROW_UNIT, pieces, thread, m.n_thread)
+        first, last = take(m.sync, queue, w.rows, ROW_UNIT, pieces, PARTS_ONE, thread, m.n_thread)
         while first < last:
             multiply_one(w, 0, rows, 0, out, first, last)
             round_part(m, out, 1, w.rows, first, last)
-            first, last = take(m.sync, queue, w.rows, ROW_UNIT, pieces, thread, m.n_thread)
+            first, last = take(m.sync, queue, w.rows, ROW_UNIT, pieces, PARTS_ONE, thread, m.n_thread)
         return
     scratch = m.scratch + thread * m.scratch_bytes
-    first, last = take(m.sync, queue, w.rows, MANY_UNIT, PIECES_MANY, thread, m.n_thread)
+    first, last = take(m.sync, queue, w.rows, MANY_UNIT, PIECES_MANY, EQUAL, thread, m.n_thread)
     while first < last:
         multiply_many(w, 0, rows, m.iota, out, m.iota, n_tok, first, last, scratch)
         round_part(m, out, n_tok, w.rows, first, last)
-        first, last = take(m.sync, queue, w.rows, MANY_UNIT, PIECES_MANY, thread, m.n_thread)
+        first, last = take(m.sync, queue, w.rows, MANY_UNIT, PIECES_MANY, EQUAL, thread, m.n_thread)
 
 
 @njit

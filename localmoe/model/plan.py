@@ -92,6 +92,7 @@ MODEL = record(
     "projected",  # (T, n_embd): attention's output before it is added
     "router_logits",
     "up",  # (K, n_ff), of one token
+    "hidden_done",  # of one token: (K, blocks of n_ff) int64, values computed of a block that is not quantized yet
     "parts",  # of many: gate and up of each thread's item (forward_experts.py)
     "expert_out",  # (T * K, n_embd)
     "slot_ids",

@@ -194,6 +194,7 @@ class Runner:
             "projected": self._address((BATCH, config.n_embd)),
             "router_logits": self._address((BATCH, max(config.n_expert, 1))),
             "up": self._address((max(config.n_expert, 1), n_ff)),
+            "hidden_done": self._address((max(config.n_expert, 1), -(-n_ff // 32)), np.int64),
             "parts": self._address((self.n_thread, 2 * PART_BYTES), np.uint8),
             "expert_out": self._address((self.n_slot, config.n_embd)),
             "slot_ids": self._address(self.n_slot, np.int32), "slots": self._address(self.n_slot, np.int32),
