@@ -17,17 +17,11 @@ from typing import Any
 import numpy as np
 from kernels import read, seconds
 
-from localmoe.jit import isa, kernel_address, njit
-from localmoe.kernels.activations import act_bytes
-from localmoe.kernels.attention_tiles import (
-    K_BLOCK,
-    k_block_bytes,
-    padded,
-    scores_address,
-    v_row_bytes,
-    values_address,
-)
+from localmoe.jit import kernel_address, njit
+from localmoe.kernels.shapes import K_BLOCK, act_bytes, k_block_bytes, padded, v_row_bytes
 from localmoe.kernels.simd import call_address
+from localmoe.kernels.table import scores_address, values_address
+from localmoe.target import isa
 
 POSITIONS = 512  # a block of attention
 

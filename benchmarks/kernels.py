@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from localmoe.jit import isa, kernel_address, njit
+from localmoe.jit import kernel_address, njit
 from localmoe.kernels.limits import read_span
 from localmoe.kernels.simd import call_address
 from localmoe.kernels.table import KERNELS, MATVEC_ARGS, matvec_address
+from localmoe.target import isa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.markdown import heading, row

@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from localmoe.jit import isa, njit
+from localmoe.jit import njit
 from localmoe.kernels.limits import peak, read_speed
 from localmoe.kernels.limits import seconds as wall_seconds
-from localmoe.kernels.matmul_driver import matmul_scratch_bytes
+from localmoe.kernels.shapes import MATMUL_SCRATCH
 from localmoe.kernels.simd import call_address
 from localmoe.kernels.table import KERNELS, matmul_address
+from localmoe.target import isa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.markdown import heading, row
@@ -77,7 +78,7 @@ class Product:
         row = naive.activation_row(KERNELS[kind].act, rng.normal(size=cols).astype(np.float32))
         act = np.zeros((most, -(-row.size // 64) * 64), np.uint8)
         act[:, : row.size] = row
-        scratch = np.zeros((THREADS, matmul_scratch_bytes(cols) + 64), np.uint8)
+        scratch = np.zeros((THREADS, MATMUL_SCRATCH + 64), np.uint8)
         return cls(
             kind, cols, raw, act, np.zeros((most, len(raw)), np.float32), np.arange(most, dtype=np.int32), scratch
         )

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import localmoe
-from localmoe.model.forward_profile import WAIT
+from localmoe.model.plan import WAIT
 
 
 def memory() -> dict[str, float]:

@@ -91,14 +91,12 @@ def record(cpu: Cpu, found: dict[str, dict[str, Any]]) -> None:
 def kernels() -> dict[str, Callable[[], int]]:
     """Every kernel that is called by its address; the forward pass has all others in it."""
     from localmoe.jit import kernel_address
-    from localmoe.kernels import attention_pairs as pairs
-    from localmoe.kernels import limits
-    from localmoe.kernels.attention import KINDS
-    from localmoe.kernels.attention_tiles import MAX_ROWS, scores_address, values_address
-    from localmoe.kernels.table import KERNELS, matmul_address, matvec_address
-    from localmoe.model.forward import N_ARGS, forward
+    from localmoe.kernels import limits, table
+    from localmoe.kernels.shapes import KINDS, MAX_ROWS
+    from localmoe.kernels.table import KERNELS, matmul_address, matvec_address, scores_address, values_address
+    from localmoe.model.forward import forward
 
-    out: dict[str, Callable[[], int]] = {"forward": partial(kernel_address, forward, N_ARGS)}
+    out: dict[str, Callable[[], int]] = {"forward": partial(kernel_address, forward, 6)}
     for kind in KERNELS:
         out[f"matmul_{kind.name.lower()}"] = partial(matmul_address, kind)
         out[f"matvec_{kind.name.lower()}"] = partial(matvec_address, kind)
@@ -106,9 +104,9 @@ def kernels() -> dict[str, Callable[[], int]]:
         for rows in (1, MAX_ROWS):
             out[f"scores_{cache}_{rows}"] = partial(scores_address, cache, rows)
             out[f"values_{cache}_{rows}"] = partial(values_address, cache, rows)
-        out[f"key_pairs_{cache}"] = partial(pairs.key_pairs_address, cache)
-        out[f"value_pairs_{cache}"] = partial(pairs.value_pairs_address, cache)
-    out |= {"pair_scores": pairs.pair_scores_address, "pair_values": pairs.pair_values_address}
+        out[f"key_pairs_{cache}"] = partial(table.key_pairs_address, cache)
+        out[f"value_pairs_{cache}"] = partial(table.value_pairs_address, cache)
+    out |= {"pair_scores": table.pair_scores_address, "pair_values": table.pair_values_address}
     return out | {"dots": partial(kernel_address, limits.dots, 2), "fmas": partial(kernel_address, limits.fmas, 2)}
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from localmoe.kernels.candidates import MOST, ROUNDING, sum_exp, top_k
+from localmoe.kernels.shapes import MOST, ROUNDING
+from localmoe.native import function
 
 Floats = NDArray[np.floating[Any]]
 Ids = NDArray[np.int64]
@@ -100,7 +101,10 @@ def likeliest(logits: NDArray[np.float32], k: int) -> Candidates | None:
         return None
     ids, kept = np.empty(k, np.int64), np.empty(k, np.float32)
     logits = np.ascontiguousarray(logits)
-    if not top_k(logits.ctypes.data, logits.size, k, ids.ctypes.data, kept.ctypes.data):
+    found = np.zeros(1, np.int64)
+    top_k = function("kernels.candidates", "top_k_call", 6)
+    top_k(logits.ctypes.data, logits.size, k, ids.ctypes.data, kept.ctypes.data, found.ctypes.data)
+    if not found[0]:
         return None
     return Candidates(ids, kept.astype(np.float64), ordered=True)
 
@@ -117,7 +121,9 @@ def likeliest_with(logits: NDArray[np.float32], n: int, chosen: int) -> tuple[tu
         total = float(np.exp(logits - greatest).sum(dtype=np.float64))
     else:
         ids, greatest = found.ids, float(found.logits[0])
-        total = sum_exp(logits.ctypes.data, logits.size, greatest)
+        number = np.array([greatest])
+        function("kernels.candidates", "sum_exp_call", 3)(logits.ctypes.data, logits.size, number.ctypes.data)
+        total = float(number[0])
     ids = ids if chosen in ids else np.append(ids, chosen)
     probs = np.exp(logits[ids].astype(np.float64) - greatest) / total
     return tuple(zip(ids.tolist(), probs.tolist(), strict=True))

@@ -20,7 +20,8 @@ from localmoe.engine import sampler_steps as steps
 from localmoe.engine.sampler_history import LARGEST, Breakers, Vocabulary, dry, find_breakers, penalize
 from localmoe.engine.sampler_steps import Candidates
 from localmoe.errors import LocalMoeError, UsageError
-from localmoe.kernels.candidates import MOST, draw_from_top
+from localmoe.kernels.shapes import MOST
+from localmoe.native import function
 
 INF = math.inf
 # Inclusive ranges; float fields must be finite besides.
@@ -154,18 +155,20 @@ class TopDraw:
     """Top-k, top-p, min-p, temperature and the draw in one compiled call: short chains of steps, as the default."""
 
     def __init__(self, params: SamplingParams) -> None:
-        self._ids = np.empty(params.top_k, np.int64)
-        self._logits = np.empty(params.top_k, np.float32)
-        self._probs = np.empty(params.top_k, np.float64)
-        self._limits = float(params.top_p), float(params.min_p), int(params.min_keep), float(params.temperature)
+        k = params.top_k
+        self._ids, self._logits, self._probs = np.empty(k, np.int64), np.empty(k, np.float32), np.empty(k, np.float64)
+        self._numbers = np.array([params.top_p, params.min_p, params.min_keep, params.temperature, 0.0])
+        self._out = np.zeros(2, np.int64)
+        self._places = [array.ctypes.data for array in (self._ids, self._logits, self._probs, self._numbers, self._out)]
+        self._draw = function("kernels.candidates", "draw_from_top", 8)
         self._n = 0
 
     def draw(self, logits: NDArray[np.float32], uniform: float) -> int | None:
         """The token that a number in [0, 1) draws from logits (V,); None where one is not finite."""
         logits = np.ascontiguousarray(logits)
-        place, self._n = draw_from_top(
-            logits.ctypes.data, logits.size, self._ids, self._logits, self._probs, *self._limits, uniform
-        )
+        self._numbers[4] = uniform
+        self._draw(logits.ctypes.data, logits.size, self._ids.size, *self._places)
+        place, self._n = self._out.tolist()
         return None if place < 0 else int(self._ids[place])
 
     def candidates(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

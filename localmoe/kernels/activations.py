@@ -43,7 +43,6 @@ from localmoe.kernels.simd import (
     to_i32,
 )
 
-ALIGN = 64
 _INFINITY = 0x7F800000  # bits of float32 infinity: every NaN's are greater
 _TINY = 0x0DA24260  # bits of 1e-30: below it 1 / d may overflow, and no model means it
 _MAX_F16, _LARGE = np.float32(65504.0), np.float32(65536.0)  # beyond it ggml has an infinity, and so no result
@@ -60,12 +59,6 @@ _splat = make_splat(_F32)
 _even = make_shuffle2(range(0, 32, 2))
 _odd = make_shuffle2(range(1, 32, 2))
 _even8, _odd8 = make_shuffle2(range(0, 16, 2)), make_shuffle2(range(1, 16, 2))
-
-
-def act_bytes(fmt: str, n: int) -> int:
-    """Bytes from one activation row of `n` values to the next, a multiple of 64."""
-    size = {"f32": 4 * n, "q8_0": n + 12 * (n // 32), "q8_k": n + 4 * (n // 256) + 6 * (n // 32)}[fmt]
-    return -(-size // ALIGN) * ALIGN
 
 
 @njit(fast=True, inline=True)

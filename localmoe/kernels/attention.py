@@ -17,8 +17,8 @@ from numba.core.extending import intrinsic
 
 from localmoe.jit import njit
 from localmoe.kernels.activations import quantize_q8_0
-from localmoe.kernels.attention_tiles import K_BLOCK
 from localmoe.kernels.elementwise import scale_row, store_row
+from localmoe.kernels.shapes import K_BLOCK, KINDS
 from localmoe.kernels.simd import (
     F32,
     LANES,
@@ -42,9 +42,7 @@ from localmoe.kernels.simd import (
     zero_f32,
 )
 
-BLOCK = 512  # positions of one softmax; a multiple of K_BLOCK
 NEGATIVE = -1e30  # below every score, and not an infinity: exp(NEGATIVE - NEGATIVE) must be 1
-KINDS = {"f32": 0, "f16": 1, "q8_0": 2}  # types of a cache, as records name them
 F16, Q8_0 = KINDS["f16"], KINDS["q8_0"]
 
 

@@ -14,28 +14,19 @@ length: for a head of 64 values about what float16 rounds off. Sums over more th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 
-from localmoe.jit import kernel_address, njit
-from localmoe.kernels.attention import BLOCK, NEGATIVE, keep_first
-from localmoe.kernels.attention_tiles import (
-    K_BLOCK,
-    MAX_ROWS,
-    k_block_bytes,
-    load_f16_vector,
-    load_f32_vector,
-    named_kernel,
-    padded,
-    v_row_bytes,
-    value_vectors,
-)
+from localmoe.jit import njit
+from localmoe.kernels.attention import NEGATIVE, keep_first
+from localmoe.kernels.attention_tiles import load_f16_vector, load_f32_vector, named_kernel, value_vectors
 from localmoe.kernels.elementwise import scale_row
+from localmoe.kernels.shapes import BLOCK, K_BLOCK, MAX_ROWS, SUB, SUBS, k_block_bytes, v_row_bytes
 from localmoe.kernels.simd import (
-    ISA,
     LANES,
     add,
     call,
@@ -59,11 +50,7 @@ from localmoe.kernels.simd import (
 from localmoe.kernels.tile import F32T, F32V, I16V, I32T, I32V, Cells, Value, loop, zero
 from localmoe.kernels.tile import fma as fma_values
 
-SUB = 128  # positions whose weights share a scale, and whose products are summed as integers
-SUBS = BLOCK // SUB
 LENGTH = 32767
-QUERY_ROWS = 128  # rows of one item: what a block of keys and values is turned into pairs for
-HAS_PAIRS = ISA in ("avx512vnni", "avxvnni")  # elsewhere dot2 is no faster than float32
 VECTORS = 2
 _TINY = 1e-30
 _VALUES = BLOCK // 2 * LANES * 4  # bytes of one vector of dimensions
@@ -212,25 +199,19 @@ def _emit_values(
 
 
 @cache
-def key_pairs_address(kind: str) -> int:
-    """Address of key_pairs(k, pairs, scales, n / K_BLOCK, head_dim, 0, 0)."""
-    return kernel_address(named_kernel(f"key_pairs_{kind}", _make_key_pairs(kind), 7), 7)
+def key_pairs_kernel(kind: str) -> Callable[..., None]:
+    """The plain function that turns keys of type `kind` into pairs."""
+    return named_kernel(f"key_pairs_{kind}", _make_key_pairs(kind), 7)
 
 
 @cache
-def value_pairs_address(kind: str) -> int:
-    """Address of value_pairs(v, pairs, scales, n, head_dim, zeros, 0)."""
-    return kernel_address(named_kernel(f"value_pairs_{kind}", _make_value_pairs(kind), 7), 7)
+def value_pairs_kernel(kind: str) -> Callable[..., None]:
+    """The plain function that turns values of type `kind` into pairs."""
+    return named_kernel(f"value_pairs_{kind}", _make_value_pairs(kind), 7)
 
 
-@cache
-def pair_scores_address() -> int:
-    return kernel_address(named_kernel("pair_scores", _emit_scores, 8), 8)
-
-
-@cache
-def pair_values_address() -> int:
-    return kernel_address(named_kernel("pair_values", _emit_values, 8), 8)
+pair_scores = named_kernel("pair_scores", _emit_scores, 8)
+pair_values = named_kernel("pair_values", _emit_values, 8)
 
 
 # --- rows -----------------------------------------------------------------------------------------------------
@@ -318,11 +299,3 @@ def weight_pairs(s: int, visible: int, subs: int, scale: float, state: int, scal
         scale_row(acc, kept, width)
     st_f32(state, greatest)
     st_f32(state + 4, np.float32(ld_f32(state + 4) * kept + hsum(total)))
-
-
-def pairs_bytes(head_dim: int) -> int:
-    """Bytes of scratch that a thread needs: see `attend_pairs` in model/forward_attention.py."""
-    width = padded(head_dim)
-    block = BLOCK * (2 * head_dim + 4) + BLOCK * 2 * width + SUBS * width * 4
-    rows = QUERY_ROWS * (2 * head_dim + 4 + 4 * BLOCK + 4 * SUBS + 4 * width + 8 + 8)
-    return block + rows + 4 * width

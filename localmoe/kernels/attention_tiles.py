@@ -21,7 +21,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from localmoe.jit import kernel_address
+from localmoe.kernels.shapes import K_BLOCK, k_block_bytes, v_row_bytes
 from localmoe.kernels.simd import LANES, emit_dot4, emit_dot4s, splat
 from localmoe.kernels.tile import (
     BIASED,
@@ -41,20 +41,12 @@ from localmoe.kernels.tile import (
     zero,
 )
 
-K_BLOCK = 32  # positions interleaved in K
-MAX_ROWS = 4 if LANES == 8 else 8
-N_ARGS = 7
 _WINDOW = 64  # positions whose values are added for all dimensions before the next ones: they stay in the L1 cache
 _REGISTERS = 14 if LANES == 8 else 30
 
 _F16V, _BYTES = ir.VectorType(F16T, LANES), ir.VectorType(ir.IntType(8), LANES)
 
 Keys = list[tuple[Value, Value, Value]]  # a vector's block of keys, its first lane's place in it, the block's bytes
-
-
-def padded(head_dim: int) -> int:
-    """Numbers a row of V and of an accumulator takes: whole vectors on every instruction set."""
-    return -(-head_dim // 16) * 16
 
 
 def _vectors(rows: int, sums: int = 1) -> int:
@@ -153,11 +145,6 @@ _KEYS = {  # one tile's code, sums a tile holds for each row and vector
 }
 
 
-def k_block_bytes(kind: str, head_dim: Any) -> Any:
-    """Bytes of K_BLOCK keys; `head_dim` is a number or a Value."""
-    return head_dim * {"f32": 4 * K_BLOCK, "f16": 2 * K_BLOCK, "q8_0": K_BLOCK + K_BLOCK // 16}[kind]
-
-
 def _make_scores(kind: str, rows: int) -> Callable[..., None]:
     run_tile, sums = _KEYS[kind]
     most = max(_vectors(rows, sums), 2 if K_BLOCK > LANES else 1)
@@ -186,13 +173,6 @@ def _make_scores(kind: str, rows: int) -> Callable[..., None]:
 
 
 # --- weights and values -------------------------------------------------------------------------------------
-
-
-def v_row_bytes(kind: str, head_dim: Any) -> Any:
-    """Bytes of one position's values; `head_dim` is a number or a Value."""
-    if kind == "q8_0":
-        return head_dim + head_dim // 16
-    return (head_dim + 15) // 16 * (16 * {"f32": 4, "f16": 2}[kind])
 
 
 def value_vectors(kind: str, row: Value, dims: list[Value], head_dim: Value) -> list[Value]:
@@ -273,20 +253,10 @@ def named_kernel(name: str, emit: Callable[..., None], n_args: int) -> Callable[
 @cache
 def scores_kernel(kind: str, rows: int) -> Callable[..., None]:
     """The plain function that multiplies `rows` queries with keys of type `kind`."""
-    return named_kernel(f"scores_{kind}_{rows}", _make_scores(kind, rows), N_ARGS)
+    return named_kernel(f"scores_{kind}_{rows}", _make_scores(kind, rows), 7)
 
 
 @cache
 def values_kernel(kind: str, rows: int) -> Callable[..., None]:
     """The plain function that adds values of type `kind`, weighted by `rows` rows."""
-    return named_kernel(f"values_{kind}_{rows}", _make_values(kind, rows), N_ARGS)
-
-
-def scores_address(kind: str, rows: int) -> int:
-    """Address of `scores`, compiled or from the cache."""
-    return kernel_address(scores_kernel(kind, rows), N_ARGS)
-
-
-def values_address(kind: str, rows: int) -> int:
-    """Address of `values`, compiled or from the cache."""
-    return kernel_address(values_kernel(kind, rows), N_ARGS)
+    return named_kernel(f"values_{kind}_{rows}", _make_values(kind, rows), 7)

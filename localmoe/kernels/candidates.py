@@ -6,8 +6,10 @@ import math
 from typing import Any
 
 import numpy as np
+from numba import carray
 
 from localmoe.jit import njit
+from localmoe.kernels.shapes import ROUNDING
 from localmoe.kernels.simd import (
     LANES,
     add,
@@ -25,11 +27,9 @@ from localmoe.kernels.simd import (
     sub,
     zero_f32,
 )
+from localmoe.kernels.team import as_pointer
 
-MOST = 128  # insertion into a sorted list is quick for so many
 _GROUP = 4 * LANES
-ROUNDING = 1e-7
-"""Logits come as float32: sums of probabilities are only known to about this."""
 
 
 @njit
@@ -115,33 +115,50 @@ def _min_p(kept: Any, n: int, p: float) -> int:
 
 
 @njit
-def draw_from_top(
-    values: int, n: int, ids: Any, kept: Any, probs: Any, top_p: float, min_p: float, min_keep: int,
-    temperature: float, uniform: float,
-) -> tuple[int, int]:  # fmt: skip
-    """Draw from n float32 by top-k, top-p, min-p and a temperature above 0: the place in `ids`, and how many were left.
+def draw_from_top(values: int, n: int, k: int, ids: int, kept: int, probs: int, numbers: int, out: int) -> None:
+    """Draw from n float32 by top-k, top-p, min-p and a temperature above 0.
 
-    ids int64, kept float32, probs float64, all (k,) with k < n and k <= MOST: tokens, logits and, of those that were
-    left, probabilities, largest first. `uniform` in [0, 1) draws. (-1, 0) where a value is infinite or NaN.
+    ids int64, kept float32, probs float64, (k,) each with k < n and k <= MOST: tokens, logits and, of those that were
+    left, probabilities, largest first. numbers, float64: top_p, min_p, the least number to leave, temperature, and one
+    in [0, 1) that draws. out, int64: the place in `ids` and how many were left; (-1, 0) where a value is infinite or
+    NaN.
     """
-    k = ids.size
-    if not top_k(values, n, k, ids.ctypes.data, kept.ctypes.data):
-        return -1, 0
-    left = max(_top_p(kept, top_p), min(min_keep, k)) if top_p < 1.0 else k
+    st_i64(out, -1)
+    st_i64(out + 8, 0)
+    if not top_k(values, n, k, ids, kept):
+        return
+    logits, weights = carray(as_pointer(kept), k, np.float32), carray(as_pointer(probs), k, np.float64)
+    given = carray(as_pointer(numbers), 5, np.float64)
+    top_p, min_p, least, temperature, uniform = given[0], given[1], int(given[2]), given[3], given[4]
+    left = max(_top_p(logits, top_p), min(least, k)) if top_p < 1.0 else k
     if min_p > 0.0:
-        left = max(_min_p(kept, left, min_p), min(min_keep, left))
+        left = max(_min_p(logits, left, min_p), min(least, left))
     total = 0.0
     for i in range(left):
-        probs[i] = math.exp((np.float64(kept[i]) - np.float64(kept[0])) / temperature)
-        total += probs[i]
+        weights[i] = math.exp((np.float64(logits[i]) - np.float64(logits[0])) / temperature)
+        total += weights[i]
     for i in range(left):
-        probs[i] /= total
+        weights[i] /= total
     place, running = left - 1, 0.0
     for i in range(left):
-        running += probs[i]
+        running += weights[i]
         if running > uniform:
             place = i
             break
-    while probs[place] == 0.0:
+    while weights[place] == 0.0:
         place -= 1
-    return place, left
+    st_i64(out, place)
+    st_i64(out + 8, left)
+
+
+@njit
+def top_k_call(values: int, n: int, k: int, ids: int, kept: int, out: int) -> None:
+    """`top_k`, whose answer becomes the int64 at `out`."""
+    st_i64(out, top_k(values, n, k, ids, kept))
+
+
+@njit
+def sum_exp_call(values: int, n: int, number: int) -> None:
+    """`sum_exp` with the float64 at `number` as `greatest`; the sum takes its place."""
+    place = carray(as_pointer(number), 1, np.float64)
+    place[0] = sum_exp(values, n, place[0])

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from localmoe.kernels.grids import half_power_of_two, of_sixteen
-from localmoe.kernels.matmul_driver import MINS, SCALES, Ahead, TileCode, UnpackCode, make_matmul
+from localmoe.kernels.matmul_driver import Ahead, TileCode, UnpackCode, make_matmul
+from localmoe.kernels.shapes import MINS, PITCH, SCALES
 from localmoe.kernels.simd import DOT4_BIAS
 from localmoe.kernels.tile import (
     BIASED,
@@ -18,7 +19,6 @@ from localmoe.kernels.tile import (
     I8V,
     I32T,
     I32V,
-    PITCH,
     Cells,
     Tile,
     Value,

@@ -8,7 +8,7 @@ function that unpacks a block and one that runs a tile.
 A kernel is `matmul(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch)`, all int64:
 w is the address of row 0 of a (rows, n_cols) matrix in its GGUF layout. Token i < n_tok reads the activation row at
 act + int32(in_idx[i]) * act_stride and writes float32 r0..r1 of the row at out + int32(out_idx[i]) * out_stride.
-scratch has `matmul_scratch_bytes(n_cols)` bytes, is 64-aligned and belongs to the calling thread.
+scratch has MATMUL_SCRATCH bytes, is 64-aligned and belongs to the calling thread.
 """
 
 from __future__ import annotations
@@ -20,54 +20,37 @@ from typing import Any
 from numba.core import cgutils
 
 from localmoe.jit import njit
-from localmoe.kernels.simd import LANES
-from localmoe.kernels.tile import (
+from localmoe.kernels.shapes import (
+    AHEAD_STATE,
     BIG,
-    I32T,
-    I64T,
+    CHUNK,
+    FACTORS,
+    MINS,
     PITCH,
     ROW_VECS,
     ROWS,
+    SCALES,
     SMALL,
+    SPARE,
+    STAGE,
+    STAGE_STEP,
     VEC_BYTES,
-    Value,
-    compiled,
-    loop,
-    output_rows,
-    token_rows,
 )
+from localmoe.kernels.simd import LANES
+from localmoe.kernels.tile import I32T, I64T, Value, compiled, loop, output_rows, token_rows
 
 UNPACK_LINES = 64  # cache lines of the next chunk to ask for while unpacking one
 # Columns of quantized weights unpacked at a time. Weights for few tokens are best used while in the first-level cache:
 # 16 KB with 16 lanes. For many, fewer and longer turns over the tokens gain more than reading from the second costs.
 FEW = 16
-SHORT_CHUNK, CHUNK = 512, 2048
+SHORT_CHUNK = 512
 FLOAT_CHUNK = 256  # columns of float weights: 32 KB of them, and short sums keep float32's rounding small
-
-# areas of scratch, from its start, in bytes
-_WEIGHTS = ROWS * CHUNK
-SCALES = _WEIGHTS  # float32 row vectors, at most one for 16 columns
-MINS = SCALES + CHUNK // 16 * PITCH  # int16 pairs or float32, at most one row vector for 32 columns
-FACTORS = MINS + CHUNK // 32 * PITCH  # two float32 row vectors for 256 columns
-SUMS = FACTORS + CHUNK // 256 * 2 * PITCH  # sums of activations, a row of SUMS_PITCH a token of the tile
-SUMS_PITCH = CHUNK // 16 * 4
-ACC = SUMS + BIG * SUMS_PITCH  # a tile's float32 sums while they are added up over the blocks of a chunk
-_SPARE = ACC + BIG * PITCH  # output rows of tokens and of weight rows that are not there
-_STAGE_STEP = 320
-_STAGE = _SPARE + BIG * PITCH  # copies of blocks at the ends of a matrix
-_AHEAD = _STAGE + LANES * _STAGE_STEP  # what of the next chunk has been asked for
-_SCRATCH = _AHEAD + 40
-
-
-def matmul_scratch_bytes(n_cols: int) -> int:
-    """Bytes of scratch a thread needs for any matmul; the same for any number of columns."""
-    return -(-_SCRATCH // 64) * 64
 
 
 def _emit_stage(source: Value, step: Value, target: Value, n_rows: Value, n_bytes: Value) -> None:
     b = source.b
     with loop(b, n_rows) as i:
-        pointers = [(p + i * q).v for p, q in ((target, Value(b, I64T(_STAGE_STEP))), (source, step))]
+        pointers = [(p + i * q).v for p, q in ((target, Value(b, I64T(STAGE_STEP))), (source, step))]
         byte = cgutils.voidptr_t
         cgutils.raw_memcpy(b, *(b.inttoptr(p, byte) for p in pointers), n_bytes.v, I64T(1))
 
@@ -94,7 +77,7 @@ def _emit_ahead(scratch: Value, lines: int) -> None:
     lines than a core has miss buffers would stall the loads behind it, so a few are asked for at a time. There is no
     branch because one in a tile's loop makes LLVM spill the sums.
     """
-    state = scratch + _AHEAD
+    state = scratch + AHEAD_STATE
     row, done, size, step, end = ((state + 8 * i).load(I64T) for i in range(5))
     inside = row < end
     for i in range(lines):
@@ -106,7 +89,7 @@ def _emit_ahead(scratch: Value, lines: int) -> None:
 
 
 def _emit_ahead_start(scratch: Value, row: Value, size: Value, step: Value, end: Value) -> None:
-    state = scratch + _AHEAD
+    state = scratch + AHEAD_STATE
     for i, value in enumerate((row, row - row, size, step, end)):
         (state + 8 * i).store(value)
 
@@ -124,7 +107,7 @@ def _tile_step(run_tile: TileCode, n: int, lines: int) -> Any:
     def emit(*args: Value) -> None:
         act, act_stride, in_idx, out, out_stride, out_idx, first, n_tok, end, scratch, k, n_k, n_cols = args
         tokens = token_rows(n, act, act_stride, in_idx, first, n_tok)
-        outs = output_rows(n, out, out_stride, out_idx, first, end, scratch + _SPARE)
+        outs = output_rows(n, out, out_stride, out_idx, first, end, scratch + SPARE)
         for row in outs:  # there by the time that the tile is done
             for rv in range(ROW_VECS):
                 (row + rv * VEC_BYTES).prefetch(write=True)
@@ -198,14 +181,14 @@ def make_matmul(
                         unpack((scratch, block, row_bytes, 0, whole, to))
                         for u in range(whole, n_units):
                             skip = u * unit_bytes
-                            stage = scratch + _STAGE
+                            stage = scratch + STAGE
                             _stage((block + skip, row_bytes, stage, here, min(unit_bytes, row_bytes - at - skip)))
-                            unpack((scratch, stage, _STAGE_STEP, u, 1, to))
+                            unpack((scratch, stage, STAGE_STEP, u, 1, to))
                 first = 0
                 while first < n_tok:
                     left = n_tok - first
                     n = BIG if left > 2 * SMALL or SMALL < left <= BIG else SMALL
-                    spare = scratch + _SPARE
+                    spare = scratch + SPARE
                     end = n_tok
                     if n_rows < ROWS:  # every token writes to its spare row
                         end = first

@@ -14,6 +14,7 @@ from typing import Any
 from llvmlite import ir
 
 from localmoe.jit import njit
+from localmoe.kernels.shapes import PITCH, VEC_BYTES
 from localmoe.kernels.simd import ISA, LANES, splat
 from localmoe.kernels.tile import (
     F32T,
@@ -21,8 +22,6 @@ from localmoe.kernels.tile import (
     I32T,
     I32V,
     I64T,
-    PITCH,
-    VEC_BYTES,
     Cells,
     Value,
     compiled,

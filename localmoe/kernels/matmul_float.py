@@ -15,13 +15,13 @@ from llvmlite import ir
 
 from localmoe.kernels.matmul_driver import FLOAT_CHUNK, Ahead, UnpackCode, make_matmul
 from localmoe.kernels.matmul_few import FEW, make_few
+from localmoe.kernels.shapes import PITCH
 from localmoe.kernels.tile import (
     F16T,
     F32T,
     F32V,
     I16T,
     I32T,
-    PITCH,
     Cells,
     Value,
     gather16,

@@ -14,8 +14,9 @@ from numba.core import cgutils
 from localmoe.kernels import blocks256
 from localmoe.kernels.blocks256 import Block256
 from localmoe.kernels.matmul_driver import UnpackCode, make_matmul
+from localmoe.kernels.shapes import PITCH
 from localmoe.kernels.simd import LANES
-from localmoe.kernels.tile import F32T, F32V, I64T, PITCH, Value, gather16, loop, store_vectors
+from localmoe.kernels.tile import F32T, F32V, I64T, Value, gather16, loop, store_vectors
 from localmoe.kernels.tile_scaled import BLOCK, make_scaled_tile
 
 _FLOATS = ir.VectorType(F32T, 16)

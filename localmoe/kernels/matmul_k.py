@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 from llvmlite import ir
 
-from localmoe.kernels.matmul_driver import FACTORS, MINS, SCALES, Ahead, TileCode, make_matmul
+from localmoe.kernels.matmul_driver import Ahead, TileCode, make_matmul
+from localmoe.kernels.shapes import FACTORS, MINS, PITCH, SCALES
 from localmoe.kernels.simd import LANES, VBMI, call, splat
 from localmoe.kernels.tile import (
     BIASED,
@@ -21,7 +22,6 @@ from localmoe.kernels.tile import (
     I16V,
     I32T,
     I32V,
-    PITCH,
     Cells,
     Tile,
     Value,

@@ -8,6 +8,7 @@ access needs alignment. Only the dot products differ between instruction sets, a
 
 from __future__ import annotations
 
+from localmoe.kernels.shapes import ISA, LANES
 from localmoe.kernels.simd_cross import (
     DOT4_BIAS,
     bits_f32,
@@ -35,8 +36,6 @@ from localmoe.kernels.simd_cross import (
 from localmoe.kernels.simd_emit import (
     GFNI,
     HAS_LOOKUP,
-    ISA,
-    LANES,
     VBMI,
     Vec,
     VecModel,

@@ -8,12 +8,12 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils, types
 
+from localmoe.kernels.shapes import ISA
 from localmoe.kernels.simd_emit import (
     BITS,
     F32T,
     I16T,
     I64T,
-    ISA,
     VNNI,
     Vec,
     call,

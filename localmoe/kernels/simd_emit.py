@@ -14,10 +14,9 @@ from llvmlite import ir
 from numba.core import cgutils, extending, types
 from numba.core.datamodel import models
 
-from localmoe.jit import isa, target_features
+from localmoe.kernels.shapes import ISA, LANES
+from localmoe.target import target_features
 
-ISA = isa()
-LANES = {"avx512vnni": 16, "avxvnni": 8, "avx2": 8}.get(ISA, 4)
 X86 = ISA in ("avx512vnni", "avxvnni", "avx2")
 VNNI = ISA in ("avx512vnni", "avxvnni")
 GFNI = VNNI and "gfni" in target_features()

@@ -8,11 +8,11 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 
+from localmoe.kernels.shapes import ISA
 from localmoe.kernels.simd_emit import (
     BITS,
     F16T,
     F32T,
-    ISA,
     LLVM,
     Vec,
     call,

@@ -8,6 +8,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils, types
 
+from localmoe.kernels.shapes import ISA, LANES
 from localmoe.kernels.simd_emit import (
     F16T,
     F32T,
@@ -15,8 +16,6 @@ from localmoe.kernels.simd_emit import (
     I16T,
     I32T,
     I64T,
-    ISA,
-    LANES,
     Vec,
     const,
     intrinsic,

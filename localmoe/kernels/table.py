@@ -1,73 +1,81 @@
-"""Which kernels multiply each type of weights, and which activations they take: one row a type."""
+"""Which kernels multiply each type of weights and serve each type of cache: their addresses, compiled or from disk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from gguf import GGMLQuantizationType as T
 
-from localmoe.jit import kernel_address
-from localmoe.kernels import matmul_block32, matmul_float, matmul_iq, matmul_k
-from localmoe.kernels import matvec_blocks as blocks
-from localmoe.kernels import matvec_float as floats
-from localmoe.kernels import matvec_iq as iq
-from localmoe.kernels import matvec_k as k
+from localmoe.native import address
 from localmoe.quants.formats import FORMATS
 
 MATVEC_ARGS = 6
 MATMUL_ARGS = 12
+TILE_ARGS = 7
+PAIR_ARGS = 8
 
 
 @dataclass(frozen=True)
 class KernelSet:
-    """The activation rows' format, the kernels as plain functions, and what n_cols is a multiple of."""
+    """The activation rows' format, the modules that hold `matvec_*` and `matmul_*`, what n_cols is a multiple of."""
 
     act: str
-    matvec: Callable[..., None]
-    matmul: Callable[..., None]
+    modules: tuple[str, str]
     block: int
 
 
-_FUNCTIONS: dict[T, tuple[Callable[..., None], Callable[..., None]]] = {
-    T.F32: (floats.matvec_f32, matmul_float.matmul_f32),
-    T.F16: (floats.matvec_f16, matmul_float.matmul_f16),
-    T.BF16: (floats.matvec_bf16, matmul_float.matmul_bf16),
-    T.Q8_0: (blocks.matvec_q8_0, matmul_block32.matmul_q8_0),
-    T.Q4_0: (blocks.matvec_q4_0, matmul_block32.matmul_q4_0),
-    T.Q4_1: (blocks.matvec_q4_1, matmul_block32.matmul_q4_1),
-    T.Q5_0: (blocks.matvec_q5_0, matmul_block32.matmul_q5_0),
-    T.Q5_1: (blocks.matvec_q5_1, matmul_block32.matmul_q5_1),
-    T.Q2_K: (k.matvec_q2_k, matmul_k.matmul_q2_k),
-    T.Q3_K: (k.matvec_q3_k, matmul_k.matmul_q3_k),
-    T.Q4_K: (k.matvec_q4_k, matmul_k.matmul_q4_k),
-    T.Q5_K: (k.matvec_q5_k, matmul_k.matmul_q5_k),
-    T.Q6_K: (k.matvec_q6_k, matmul_k.matmul_q6_k),
-    T.IQ4_NL: (blocks.matvec_iq4_nl, matmul_block32.matmul_iq4_nl),
-    T.IQ4_XS: (iq.matvec_iq4_xs, matmul_iq.matmul_iq4_xs),
-    T.IQ3_S: (iq.matvec_iq3_s, matmul_iq.matmul_iq3_s),
-    T.IQ3_XXS: (iq.matvec_iq3_xxs, matmul_iq.matmul_iq3_xxs),
-    T.IQ2_S: (iq.matvec_iq2_s, matmul_iq.matmul_iq2_s),
-    T.IQ2_XS: (iq.matvec_iq2_xs, matmul_iq.matmul_iq2_xs),
-    T.IQ2_XXS: (iq.matvec_iq2_xxs, matmul_iq.matmul_iq2_xxs),
-    T.IQ1_S: (iq.matvec_iq1_s, matmul_iq.matmul_iq1_s),
-    T.IQ1_M: (iq.matvec_iq1_m, matmul_iq.matmul_iq1_m),
-    T.TQ1_0: (iq.matvec_tq1_0, matmul_iq.matmul_tq1_0),
-    T.TQ2_0: (iq.matvec_tq2_0, matmul_iq.matmul_tq2_0),
-    T.MXFP4: (blocks.matvec_mxfp4, matmul_block32.matmul_mxfp4),
+_FLOATS, _BLOCKS, _K, _IQ = (
+    ("matvec_float", "matmul_float"), ("matvec_blocks", "matmul_block32"), ("matvec_k", "matmul_k"),
+    ("matvec_iq", "matmul_iq"),
+)  # fmt: skip
+_MODULES: dict[T, tuple[str, str]] = {
+    **dict.fromkeys((T.F32, T.F16, T.BF16), _FLOATS),
+    **dict.fromkeys((T.Q8_0, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1), _BLOCKS),
+    **dict.fromkeys((T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K), _K),
+    T.IQ4_NL: _BLOCKS,
+    **dict.fromkeys((T.IQ4_XS, T.IQ3_S, T.IQ3_XXS, T.IQ2_S, T.IQ2_XS, T.IQ2_XXS, T.IQ1_S, T.IQ1_M), _IQ),
+    **dict.fromkeys((T.TQ1_0, T.TQ2_0), _IQ),
+    T.MXFP4: _BLOCKS,
 }
 
 KERNELS: dict[T, KernelSet] = {
-    kind: KernelSet(FORMATS[kind].activation, matvec, matmul, FORMATS[kind].block_size)
-    for kind, (matvec, matmul) in _FUNCTIONS.items()
+    kind: KernelSet(FORMATS[kind].activation, modules, FORMATS[kind].block_size) for kind, modules in _MODULES.items()
 }
 
 
 def matvec_address(kind: T) -> int:
-    """Address of `kind`'s matvec(w, act, out, r0, r1, n_cols), compiled or from the cache."""
-    return kernel_address(KERNELS[kind].matvec, MATVEC_ARGS)
+    """Address of `kind`'s matvec(w, act, out, r0, r1, n_cols)."""
+    return address(f"kernels.{KERNELS[kind].modules[0]}", f"matvec_{kind.name.lower()}", MATVEC_ARGS)
 
 
 def matmul_address(kind: T) -> int:
-    """Address of `kind`'s matmul over many activation rows (matmul_driver), compiled or from the cache."""
-    return kernel_address(KERNELS[kind].matmul, MATMUL_ARGS)
+    """Address of `kind`'s matmul over many activation rows (matmul_driver)."""
+    return address(f"kernels.{KERNELS[kind].modules[1]}", f"matmul_{kind.name.lower()}", MATMUL_ARGS)
+
+
+def scores_address(kind: str, rows: int) -> int:
+    """Address of `scores` of so many query rows over keys of a type (attention_tiles)."""
+    return address("kernels.attention_tiles", "scores_kernel", TILE_ARGS, kind, rows)
+
+
+def values_address(kind: str, rows: int) -> int:
+    """Address of `values` of so many rows over values of a type (attention_tiles)."""
+    return address("kernels.attention_tiles", "values_kernel", TILE_ARGS, kind, rows)
+
+
+def key_pairs_address(kind: str) -> int:
+    """Address of key_pairs(k, pairs, scales, n / K_BLOCK, head_dim, 0, 0) (attention_pairs)."""
+    return address("kernels.attention_pairs", "key_pairs_kernel", TILE_ARGS, kind)
+
+
+def value_pairs_address(kind: str) -> int:
+    """Address of value_pairs(v, pairs, scales, n, head_dim, zeros, 0) (attention_pairs)."""
+    return address("kernels.attention_pairs", "value_pairs_kernel", TILE_ARGS, kind)
+
+
+def pair_scores_address() -> int:
+    return address("kernels.attention_pairs", "pair_scores", PAIR_ARGS)
+
+
+def pair_values_address() -> int:
+    return address("kernels.attention_pairs", "pair_values", PAIR_ARGS)

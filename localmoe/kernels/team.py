@@ -9,43 +9,38 @@ that still have a core do the work of the one that lost its own.
 
 from __future__ import annotations
 
-import ctypes
-import os
 import platform
-import sys
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.extending import intrinsic
 
 from localmoe.jit import njit
 from localmoe.kernels.simd import ISA, call_address
+from localmoe.kernels.waits import (
+    ALLOWED,
+    CORES,
+    GENERATION,
+    HAS_FUTEX,
+    HURRIED,
+    LAST_CORE,
+    LONG_WAITS,
+    OTHERS,
+    PART,
+    SLEEP,
+    SLEEPERS,
+    SPINS,
+    TAKEN,
+    TAKEN_BYTES,
+)
 
 _I64 = ir.IntType(64)
-SPINS = 4096  # pauses before a waiting thread sleeps or yields: about 0.1 ms
 PATIENCE = 8  # times as many before a thread sleeps that has to part afterwards
 HURRIED_SPINS = 256  # and after a wait that was longer: the threads may share a core, where spinning holds up the other
 _ALIGN = 8
-# A thread that a busy program has pushed off its core waits for the rest of that one's turn, 4 ms and more. Another
-# that sleeps until it comes leaves it its core at once. The two then share that core, and the system leaves them there:
-# who slept must part from the other for another core. In a step of one token that costs more than it brings.
-HAS_FUTEX = sys.platform == "linux" and sys.maxsize > 1 << 32
 _SYS_FUTEX = 202 if ISA != "neon" and platform.machine() == "x86_64" else 98
 _WAIT_PRIVATE, _WAKE_PRIVATE, _ALL = 128, 129, 0x7FFFFFFF
-SLEEP, PART = 0, -1  # how a barrier waits for long; with the address of a function: it yields
-
-# A barrier's words, on cache lines of their own: threads that arrived; whether the last wait was long, and how
-# many were since the start; the generation; how many sleep until it changes. Then for each thread what is taken of
-# its range in each queue: the barrier's generation at that time << 20 | how many units. A word of an older generation
-# says that nothing is taken yet, so that nobody has to reset it.
-_HURRIED, LONG_WAITS, _GENERATION, _SLEEPERS, _LAST_CORE = 64, 72, 128, 192, 200
-_ALLOWED, _OTHERS, _TAKEN = 256, 384, 512  # sets of cores, for `part`
-CORES = 1024  # bits of a set
-_TAKEN_BYTES = 128
-QUEUES = 4  # lists of work between two barriers at most
 EQUAL = 1 << 20  # parts of what is left: too many for one to count
 
 
@@ -110,15 +105,6 @@ def as_pointer(typingctx: Any, address: Any) -> Any:
         return b.inttoptr(args[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), codegen
-
-
-def yield_address() -> int:
-    """Address of the system's "let another thread run": sched_yield, or SwitchToThread on Windows."""
-    if sys.platform == "win32":
-        function: Any = ctypes.windll.kernel32.SwitchToThread  # type: ignore[attr-defined,unused-ignore]
-    else:
-        function = ctypes.CDLL(None).sched_yield
-    return int(ctypes.cast(function, ctypes.c_void_p).value or 0)
 
 
 @intrinsic
@@ -195,35 +181,22 @@ def sleep_while(address: int, sleepers: int, value: int, yield_to: int, limit: i
     return True
 
 
-def sync_ints(n_thread: int) -> int:
-    """How many zeroed int64 a barrier and the queues of `n_thread` threads take."""
-    return (_TAKEN + n_thread * _TAKEN_BYTES) // 8
-
-
-def allow_cores(sync: npt.NDArray[np.int64]) -> None:
-    """Write down for `part` which cores the calling thread may use now; with more than CORES nobody parts."""
-    if HAS_FUTEX and max(os.sched_getaffinity(0)) < CORES:
-        allowed = np.zeros(CORES, np.uint8)
-        allowed[list(os.sched_getaffinity(0))] = 1
-        sync[_ALLOWED // 8 :][: CORES // 64] = np.packbits(allowed, bitorder="little").view(np.int64)
-
-
 @njit
 def part(sync: int) -> None:
     """Leave the core of the thread that came last to the barrier for another one, if the system has put both on it."""
     core = current_core()
-    if core != atomic_load(sync + _LAST_CORE):
+    if core != atomic_load(sync + LAST_CORE):
         return
     left = 0
     for i in range(CORES // 64):  # who does this at the same time leaves the same core
-        bits = atomic_load(sync + _ALLOWED + 8 * i)
+        bits = atomic_load(sync + ALLOWED + 8 * i)
         if i == core >> 6:
             bits &= ~(1 << (core & 63))
-        atomic_store(sync + _OTHERS + 8 * i, bits)
+        atomic_store(sync + OTHERS + 8 * i, bits)
         left |= bits
     if left:
-        set_cores(sync + _OTHERS)
-        set_cores(sync + _ALLOWED)
+        set_cores(sync + OTHERS)
+        set_cores(sync + ALLOWED)
 
 
 @njit
@@ -233,28 +206,28 @@ def barrier(sync: int, n_thread: int, yield_to: int) -> None:
     Who waits for long yields by `yield_to`, or sleeps where that is SLEEP or PART (with HAS_FUTEX alone). After PART,
     for which `allow_cores` has been called, it goes to another core if the thread it waited for has come to its own.
     """
-    generation = atomic_load(sync + _GENERATION)
+    generation = atomic_load(sync + GENERATION)
     if n_thread == 1:
-        atomic_store(sync + _GENERATION, generation + 1)
+        atomic_store(sync + GENERATION, generation + 1)
     elif atomic_add(sync, 1) == n_thread - 1:
         atomic_store(sync, 0)
         if yield_to == PART:
-            atomic_store(sync + _LAST_CORE, current_core())
-        atomic_store(sync + _GENERATION, generation + 1)
-        wake(sync + _GENERATION, sync + _SLEEPERS)
+            atomic_store(sync + LAST_CORE, current_core())
+        atomic_store(sync + GENERATION, generation + 1)
+        wake(sync + GENERATION, sync + SLEEPERS)
     else:
-        word, hurried = sync + _GENERATION, atomic_load(sync + _HURRIED)
+        word, hurried = sync + GENERATION, atomic_load(sync + HURRIED)
         spins = HURRIED_SPINS if hurried else SPINS
         if yield_to == PART:
             spins *= PATIENCE
         if spin_while(word, generation, spins):
             if hurried:
-                atomic_store(sync + _HURRIED, 0)
+                atomic_store(sync + HURRIED, 0)
         else:
             if not hurried:
-                atomic_store(sync + _HURRIED, 1)
+                atomic_store(sync + HURRIED, 1)
             atomic_add(sync + LONG_WAITS, 1)
-            sleep_while(word, sync + _SLEEPERS, generation, SLEEP if yield_to == PART else yield_to, 0)
+            sleep_while(word, sync + SLEEPERS, generation, SLEEP if yield_to == PART else yield_to, 0)
             if yield_to == PART:
                 part(sync)
 
@@ -278,13 +251,13 @@ def take(
     left of it, but one of `pieces` equal pieces at least; EQUAL parts: such pieces alone. Ranges are of less than 2**20
     units. Every thread must pass the same until the next barrier, which fills the queue again.
     """
-    generation = atomic_load(sync + _GENERATION) << 20
+    generation = atomic_load(sync + GENERATION) << 20
     for i in range(n_thread):
         owner = (thread + i) % n_thread
         first, last = share(n, unit, owner, n_thread)
         units = (last - first + unit - 1) // unit
         least = (units + pieces - 1) // pieces
-        word = sync + _TAKEN + owner * _TAKEN_BYTES + 8 * queue
+        word = sync + TAKEN + owner * TAKEN_BYTES + 8 * queue
         while True:
             seen = atomic_load(word)
             taken = max(seen - generation, 0)

@@ -19,6 +19,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.extending import intrinsic
 
+from localmoe.kernels.shapes import PITCH, ROW_VECS, VEC_BYTES
 from localmoe.kernels.simd import (
     ISA,
     LANES,
@@ -31,15 +32,6 @@ from localmoe.kernels.simd import (
     splat,
     store_at,
 )
-
-ROW_VECS = 2
-ROWS = ROW_VECS * LANES
-VEC_BYTES = 4 * LANES
-PITCH = ROW_VECS * VEC_BYTES
-
-# Accumulators, two weight vectors and a broadcast must fit the 32 or 16 vector registers; with 16, float sums wait in
-# memory. 3 tokens with 8 lanes leave too few independent sums (Q4_K on AVX2: 143 GMAC/s, 4 tokens 164, 5 159).
-BIG, SMALL = (6, 4) if ISA in ("avx512vnni", "neon") else (4, 2)
 
 # VNNI multiplies unsigned by signed bytes only, but the full range of both: signed weights are stored plus 128 and the
 # tile starts from -128 times the sum of the activations. Elsewhere signed weights stay signed.

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 from llvmlite import ir
 
-from localmoe.kernels.matmul_driver import ACC, SCALES, SUMS, SUMS_PITCH, Ahead, TileCode
+from localmoe.kernels.matmul_driver import Ahead, TileCode
+from localmoe.kernels.shapes import ACC, PITCH, ROW_VECS, SCALES, SUMS, SUMS_PITCH, VEC_BYTES
 from localmoe.kernels.simd import call
 from localmoe.kernels.tile import (
     F32T,
@@ -18,9 +19,6 @@ from localmoe.kernels.tile import (
     I16T,
     I32T,
     I32V,
-    PITCH,
-    ROW_VECS,
-    VEC_BYTES,
     Cells,
     Tile,
     Value,

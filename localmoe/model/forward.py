@@ -37,25 +37,25 @@ from localmoe.model.forward_products import (
     project_router,
     quantize_row,
 )
-from localmoe.model.forward_profile import (
+from localmoe.model.forward_profile import begin, mark, meet
+from localmoe.model.forward_squares import add_attention_squares, add_layer_squares
+from localmoe.model.plan import (
     ADD,
     ATTENTION,
+    BAD_LOGITS,
+    BUFFERS,
     CACHE,
     CHOOSE,
     DOWN,
+    LAYER,
     LOGITS,
+    MODEL,
     NORM,
     OUTPUT,
     QKV,
     ROUTER,
-    begin,
-    mark,
-    meet,
+    STEP,
 )
-from localmoe.model.forward_squares import add_attention_squares, add_layer_squares
-from localmoe.model.plan import BAD_LOGITS, BUFFERS, LAYER, MODEL, STEP
-
-N_ARGS = 6
 
 
 @njit

@@ -9,24 +9,15 @@ import numpy as np
 from localmoe.jit import njit
 from localmoe.kernels import bfloat16
 from localmoe.kernels.activations import dequantize_q8_0, quantize_q8_0
-from localmoe.kernels.attention import (
-    BLOCK,
-    F16,
-    NEGATIVE,
-    Q8_0,
-    softmax_part,
-    softmax_whole,
-    store_key,
-    store_value,
-)
-from localmoe.kernels.attention_pairs import QUERY_ROWS, SUB, SUBS, query_pairs, weight_pairs
-from localmoe.kernels.attention_tiles import K_BLOCK, MAX_ROWS
+from localmoe.kernels.attention import F16, NEGATIVE, Q8_0, softmax_part, softmax_whole, store_key, store_value
+from localmoe.kernels.attention_pairs import query_pairs, weight_pairs
 from localmoe.kernels.elementwise import add_scaled, copy_scaled, rope_halves, rope_pairs, round_row_f16, zero_row
+from localmoe.kernels.shapes import BLOCK, K_BLOCK, MAX_ROWS, QUERY_ROWS, SUB, SUBS
 from localmoe.kernels.simd import LANES, call_address, ld_f32, st_f32, st_i16, st_i64
 from localmoe.kernels.team import EQUAL, barrier, take
+from localmoe.model.plan import MAX_CHUNKS
 
 LOG2_E = 1.4426950408889634
-MAX_CHUNKS = 32  # parts of the context in decode, each of whole blocks; by position alone, whatever the threads
 
 
 @njit

@@ -25,11 +25,12 @@ from localmoe.model.forward_products import (
     quantize_from,
     quantize_part,
 )
-from localmoe.model.forward_profile import GATE_UP, SILU, mark, meet
+from localmoe.model.forward_profile import mark, meet
+from localmoe.model.plan import GATE_UP, PART_BYTES, SILU
 
 # A thread's gate and up values of one item stay in its caches until they are multiplied and quantized. Rows are a gap
 # apart, so that they do not compete for the same few places of the first level.
-PART_BYTES, PART_GAP = 640 << 10, 128
+PART_GAP = 128
 HIDDEN_UNIT = 64  # rows of gate and up that a thread takes for one token at least, though 256 may be quantized together
 EXPERT_ROWS, EXPERT_TOKENS = 256, 64  # rows of an expert taken at a time if it has so many tokens; else up to 4 times
 

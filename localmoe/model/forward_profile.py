@@ -11,13 +11,7 @@ from localmoe.jit import njit
 from localmoe.kernels.clock import ticks
 from localmoe.kernels.simd import ld_i64, st_i64
 from localmoe.kernels.team import barrier
-
-STEPS = (
-    "norm, quantize", "q, k, v", "rope, cache", "attention", "attention output", "router", "choose, group",
-    "gate, up", "silu, quantize", "down", "add", "logits", "barriers",
-)  # fmt: skip
-NORM, QKV, CACHE, ATTENTION, OUTPUT, ROUTER, CHOOSE, GATE_UP, SILU, DOWN, ADD, LOGITS, WAIT = range(len(STEPS))
-ROW = 16  # int64 of a thread: ticks by step, and in the last when its current step began
+from localmoe.model.plan import ROW, WAIT
 
 
 @njit

@@ -9,8 +9,7 @@ import numpy.typing as npt
 
 from localmoe.errors import MemoryLimitError, UsageError
 from localmoe.gguf_file import visible
-from localmoe.kernels.attention import BLOCK, KINDS
-from localmoe.kernels.attention_tiles import K_BLOCK, k_block_bytes, v_row_bytes
+from localmoe.kernels.shapes import BLOCK, K_BLOCK, KINDS, k_block_bytes, v_row_bytes
 from localmoe.model.config import ModelConfig
 
 GROUP = 32  # values that share a scale in a q8_0 cache

@@ -10,6 +10,23 @@ import numpy as np
 
 I8, F4 = np.int64, np.float32
 
+# What a team's threads tell each other (workers.py): words on lines of LINE int64, since different threads write them.
+# The order (its number << COUNT_SHIFT | how many threads it is for), stop, wanted, how many sleep until an order, what
+# to call (the step's address, then its records); then, for each worker, its last order and whether it is parked.
+LINE, COUNT_SHIFT = 16, 16
+ORDER, STOP, WANTED, SLEEPERS, CALL, WORKER = 0, 1, 2, 3, 4, 5
+
+MAX_CHUNKS = 32  # parts of the context in decode, each of whole blocks; by position alone, whatever the threads
+PART_BYTES = 640 << 10  # of a thread's gate or up values of one item (forward_experts.py)
+
+# The steps of a pass that a profile tells apart (forward_profile.py).
+STEPS = (
+    "norm, quantize", "q, k, v", "rope, cache", "attention", "attention output", "router", "choose, group",
+    "gate, up", "silu, quantize", "down", "add", "logits", "barriers",
+)  # fmt: skip
+NORM, QKV, CACHE, ATTENTION, OUTPUT, ROUTER, CHOOSE, GATE_UP, SILU, DOWN, ADD, LOGITS, WAIT = range(len(STEPS))
+ROW = 16  # int64 of a thread: ticks by step, and in the last when its current step began
+
 
 def record(*fields: str | tuple[str, object]) -> np.dtype:
     """A record type; a field without a type is an int64."""

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from localmoe.kernels import limits
 from localmoe.kernels.table import KERNELS
 from localmoe.model.config import ModelConfig
-from localmoe.model.forward_profile import ROW, STEPS
+from localmoe.model.plan import ROW, STEPS
 from localmoe.model.runner import Runner
 from localmoe.model.weights import Weight, Weights
 
@@ -95,6 +94,8 @@ class Limits:
 
 def read_limit(weights: Weights, n_threads: int) -> float:
     """GB/s of a plain read loop over some of the model's weights where they lie, the experts first."""
+    from localmoe.kernels import limits
+
     arrays: list[npt.NDArray[np.uint8]] = []
     for layer in weights.layers:
         arrays += [w.data.reshape(-1) for w in (layer.ffn_gate, layer.ffn_up, layer.ffn_down)]
@@ -105,6 +106,8 @@ def read_limit(weights: Weights, n_threads: int) -> float:
 
 def measure_limits(weights: Weights, n_threads: int, runs: int = 3) -> Limits:
     """The best of a few runs of each loop; what they read is in memory after the first."""
+    from localmoe.kernels import limits
+
     read = max(read_limit(weights, n_threads) for _ in range(runs))
     return Limits(read, limits.peak("int", n_threads), limits.peak("float", n_threads))
 
@@ -135,16 +138,20 @@ class Profile:
 
     def start(self) -> None:
         """Have every pass timed from now on."""
+        from localmoe.kernels.limits import now
+
         self._ticks = np.zeros((self.runner.n_thread, ROW), np.int64)
         self._passes: list[tuple[int, int, int, list[int], int]] = []
-        limits.now()  # compiled or loaded
-        self._began = time.perf_counter(), limits.now()
+        now()  # compiled or loaded
+        self._began = time.perf_counter(), now()
         self.runner.watch(self._ticks, self._note)
 
     def stop(self) -> None:
         """Stop timing, and turn ticks into seconds."""
+        from localmoe.kernels.limits import now
+
         self.runner.watch(None, None)
-        rate = (time.perf_counter() - self._began[0]) / (limits.now() - self._began[1])
+        rate = (time.perf_counter() - self._began[0]) / (now() - self._began[1])
         self.step_s = self._ticks[:, : len(STEPS)] * rate
         for one in self._passes:
             self.n_tok += one[0]

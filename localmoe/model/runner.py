@@ -12,27 +12,23 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType
 
 from localmoe.errors import LocalMoeError
-from localmoe.kernels.activations import act_bytes
-from localmoe.kernels.attention import BLOCK, KINDS
-from localmoe.kernels.attention_pairs import (
-    HAS_PAIRS,
+from localmoe.kernels.shapes import BLOCK, HAS_PAIRS, KINDS, MATMUL_SCRATCH, MAX_ROWS, act_bytes, padded, pairs_bytes
+from localmoe.kernels.table import (
+    KERNELS,
     key_pairs_address,
+    matmul_address,
+    matvec_address,
     pair_scores_address,
     pair_values_address,
-    pairs_bytes,
+    scores_address,
     value_pairs_address,
+    values_address,
 )
-from localmoe.kernels.attention_tiles import MAX_ROWS, padded, scores_address, values_address
-from localmoe.kernels.matmul_driver import matmul_scratch_bytes
-from localmoe.kernels.table import KERNELS, matmul_address, matvec_address
-from localmoe.kernels.team import HAS_FUTEX, LONG_WAITS, PART, SLEEP, allow_cores, sync_ints, yield_address
+from localmoe.kernels.waits import HAS_FUTEX, LONG_WAITS, PART, SLEEP, allow_cores, sync_ints, yield_address
 from localmoe.model.config import ModelConfig, rope_frequencies
 from localmoe.model.embeddings import Embeddings
-from localmoe.model.forward_attention import MAX_CHUNKS
-from localmoe.model.forward_experts import PART_BYTES
-from localmoe.model.forward_profile import ROW
 from localmoe.model.kv_cache import KVCache, new_cache
-from localmoe.model.plan import BAD_LOGITS, BUFFERS, LAYER, MODEL, PASSED, STEP
+from localmoe.model.plan import BAD_LOGITS, BUFFERS, LAYER, MAX_CHUNKS, MODEL, PART_BYTES, PASSED, ROW, STEP
 from localmoe.model.step import RoutingRules, StepResult
 from localmoe.model.team_size import TeamSize
 from localmoe.model.weights import LayerWeights, Weight, Weights
@@ -183,8 +179,7 @@ class Runner:
     def _shared_buffers(self) -> dict[str, int]:
         """MODEL's buffers, by address."""
         config, n_ff = self.config, self._n_ff
-        widest = max(config.n_embd, n_ff, config.n_head * config.n_embd_head_k)
-        scratch = matmul_scratch_bytes(widest) // 4096 * 4096 + 8192
+        scratch = MATMUL_SCRATCH // 4096 * 4096 + 8192
         iota = self._array(max(self.n_slot, BATCH), np.int32)
         iota[:] = np.arange(iota.size)
         return {

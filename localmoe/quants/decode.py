@@ -7,13 +7,30 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
-from . import floats, iquants, kquants, legacy, ternary
+from . import decode_legacy as legacy
+from . import iquants, kquants, ternary
 from .formats import format_of
 
+
+def _decode_f32(raw: np.ndarray) -> np.ndarray:
+    """float32 (..., cols) from its bytes (..., 4 * cols)."""
+    return raw.view(np.float32).copy()
+
+
+def _decode_f16(raw: np.ndarray) -> np.ndarray:
+    """float32 (..., cols) from float16 bytes (..., 2 * cols)."""
+    return raw.view(np.float16).astype(np.float32)
+
+
+def _decode_bf16(raw: np.ndarray) -> np.ndarray:
+    """float32 (..., cols) from bfloat16 bytes (..., 2 * cols): the upper half of a float32."""
+    return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
 _PLAIN: Mapping[Type, Callable[[np.ndarray], np.ndarray]] = {
-    Type.F32: floats.decode_f32,
-    Type.F16: floats.decode_f16,
-    Type.BF16: floats.decode_bf16,
+    Type.F32: _decode_f32,
+    Type.F16: _decode_f16,
+    Type.BF16: _decode_bf16,
 }
 
 _BLOCKS: Mapping[Type, Callable[[np.ndarray], np.ndarray]] = {

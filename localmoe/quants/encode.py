@@ -9,7 +9,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 from localmoe.errors import UsageError
-from localmoe.jit import cache_dir
+from localmoe.target import cache_dir
 
 from . import (
     encode_grid,

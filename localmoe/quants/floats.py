@@ -39,21 +39,6 @@ _INFINITY = 0x7F800000
 _NO_SIGN = 0x7FFFFFFF
 
 
-def decode_f32(raw: np.ndarray) -> np.ndarray:
-    """float32 (..., cols) from its bytes (..., 4 * cols)."""
-    return raw.view(np.float32).copy()
-
-
-def decode_f16(raw: np.ndarray) -> np.ndarray:
-    """float32 (..., cols) from float16 bytes (..., 2 * cols)."""
-    return raw.view(np.float16).astype(np.float32)
-
-
-def decode_bf16(raw: np.ndarray) -> np.ndarray:
-    """float32 (..., cols) from bfloat16 bytes (..., 2 * cols): the upper half of a float32."""
-    return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
-
-
 @njit
 def widen_f16(source: int, out: int, n: int) -> None:
     """n float16 at address `source` as float32 at `out`."""

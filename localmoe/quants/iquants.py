@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from .codebooks import E2M1, NONLINEAR, SIGNS, grid
-from .legacy import half
+from .decode_legacy import half
 
 _SEVENS = np.array([0, 7, 14, 21], np.uint32)
 _DELTA = np.float32(0.125)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .legacy import half
+from .decode_legacy import half
 
 
 def _shifted(qs: np.ndarray, shifts: tuple[int, ...], mask: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .legacy import half
+from .decode_legacy import half
 
 _POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
 

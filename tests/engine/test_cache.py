@@ -10,7 +10,7 @@ import pytest
 
 import localmoe
 from localmoe.errors import UsageError
-from localmoe.kernels.attention import BLOCK
+from localmoe.kernels.shapes import BLOCK
 from tests.naive_model import naive_model, nmse
 from tests.tiny import tiny_weights, write_tiny
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numba
 
+import localmoe.jit  # noqa: F401  # it listens
 from localmoe.engine.compiling import SAID, compiling_said
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from localmoe.kernels.activations import act_bytes, quantize_q8_0, quantize_q8_k
+from localmoe.kernels.activations import quantize_q8_0, quantize_q8_k
+from localmoe.kernels.shapes import act_bytes
 from tests import naive
 
 QUANTIZE = {

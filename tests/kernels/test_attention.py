@@ -9,17 +9,11 @@ import numpy as np
 import pytest
 
 from localmoe.kernels import attention_pairs as pairs
-from localmoe.kernels.activations import act_bytes
-from localmoe.kernels.attention import BLOCK, KINDS, NEGATIVE, softmax_part, softmax_whole, store_key, store_value
-from localmoe.kernels.attention_tiles import (
-    MAX_ROWS,
-    k_block_bytes,
-    padded,
-    scores_address,
-    v_row_bytes,
-    values_address,
-)
+from localmoe.kernels import table
+from localmoe.kernels.attention import NEGATIVE, softmax_part, softmax_whole, store_key, store_value
+from localmoe.kernels.shapes import BLOCK, KINDS, MAX_ROWS, act_bytes, k_block_bytes, padded, v_row_bytes
 from localmoe.kernels.simd import LANES
+from localmoe.kernels.table import scores_address, values_address
 from tests import naive
 
 ROWS = sorted({1, 2, 3, MAX_ROWS})
@@ -117,12 +111,12 @@ def test_scores_by_pairs_are_as_close_as_float16_keeps_keys(kind: str, dim: int)
     raw, keys = naive.cached_keys(kind, random((64, dim)) * np.geomspace(0.1, 20, dim, dtype=np.float32))
     queries = random((MAX_ROWS, dim), 1)
     ints, key_scales = np.zeros((2, dim // 2, 32, 2), np.int16), np.zeros(64, np.float32)
-    call(pairs.key_pairs_address(kind), raw, ints, key_scales, 2, dim, 0, 0)
+    call(table.key_pairs_address(kind), raw, ints, key_scales, 2, dim, 0, 0)
     q = np.zeros((MAX_ROWS, dim), np.int16)
     q_scales = [pairs.query_pairs(row.ctypes.data, q[i].ctypes.data, dim) for i, row in enumerate(queries)]
     s = np.zeros((MAX_ROWS, BLOCK), np.float32)
     for b in range(2):
-        call(pairs.pair_scores_address(), q, 2 * dim, ints[b], key_scales[32 * b :], s[:, 32 * b :], 0, 1, dim)
+        call(table.pair_scores_address(), q, 2 * dim, ints[b], key_scales[32 * b :], s[:, 32 * b :], 0, 1, dim)
     lengths = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(keys, axis=1)
     error = np.abs(s[:, :64] * np.array(q_scales)[:, None] - queries @ keys.T) / lengths
     assert error.max() < 1e-4
@@ -137,7 +131,7 @@ def test_values_by_pairs_are_as_close_as_float16_rounds_weights(kind: str, dim: 
     wanted = np.stack([softmax(row[:k].astype(np.float64)) @ values[:k] for row, k in zip(scores, seen, strict=True)])
     ints, scales = np.zeros((width // LANES, BLOCK // 2, LANES, 2), np.int16), np.zeros((pairs.SUBS, width), np.float32)
     zeros = np.zeros(4 * width, np.uint8)
-    call(pairs.value_pairs_address(kind), raw, ints, scales, n, dim, zeros, 0)
+    call(table.value_pairs_address(kind), raw, ints, scales, n, dim, zeros, 0)
     subs = np.array([-(-n // pairs.SUB)], np.int64)
     w_scales, acc = np.zeros((MAX_ROWS, pairs.SUBS), np.float32), np.zeros((MAX_ROWS, width), np.float32)
     state = np.tile(np.array([NEGATIVE, 0], np.float32), (MAX_ROWS, 1))
@@ -145,6 +139,6 @@ def test_values_by_pairs_are_as_close_as_float16_rounds_weights(kind: str, dim: 
         rows = (scores[r], state[r], w_scales[r], acc[r])
         at, of_state, of_scales, of_acc = (a.ctypes.data for a in rows)
         pairs.weight_pairs(at, seen[r], int(subs[0]), float(np.log2(np.e)), of_state, of_scales, of_acc, width)
-    call(pairs.pair_values_address(), scores, w_scales, ints, scales, acc, subs, 1, width // LANES)
+    call(table.pair_values_address(), scores, w_scales, ints, scales, acc, subs, 1, width // LANES)
     got = acc[:, :dim] / state[:, 1:]
     assert ((got - wanted) ** 2).sum() / (wanted**2).sum() < 1e-6

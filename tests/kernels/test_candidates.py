@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localmoe.kernels.candidates import MOST, sum_exp, top_k
+from localmoe.kernels.candidates import sum_exp, top_k
 from localmoe.kernels.elementwise import all_finite
+from localmoe.kernels.shapes import MOST
 
 
 def found(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray] | None:

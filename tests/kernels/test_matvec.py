@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
-from localmoe.jit import isa
 from localmoe.kernels.table import KERNELS, MATVEC_ARGS, matvec_address
+from localmoe.target import isa
 from tests import naive
 
 TYPES = list(KERNELS)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from localmoe.kernels.attention import KINDS
+from localmoe.kernels.shapes import KINDS
 from localmoe.kernels.table import KERNELS
 from tests.other_cpu import run_model
 

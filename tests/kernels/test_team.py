@@ -10,22 +10,8 @@ import pytest
 
 from localmoe.jit import njit
 from localmoe.kernels.simd import ld_i32, st_i32
-from localmoe.kernels.team import (
-    _LAST_CORE,
-    EQUAL,
-    HAS_FUTEX,
-    PART,
-    SLEEP,
-    allow_cores,
-    atomic_add,
-    barrier,
-    current_core,
-    part,
-    share,
-    sync_ints,
-    take,
-    yield_address,
-)
+from localmoe.kernels.team import EQUAL, atomic_add, barrier, current_core, part, share, take
+from localmoe.kernels.waits import HAS_FUTEX, LAST_CORE, PART, SLEEP, allow_cores, sync_ints, yield_address
 
 
 @njit
@@ -137,7 +123,7 @@ def test_who_shares_a_core_parts_for_another_that_it_may_use() -> None:
     where()  # both are compiled now, which takes long enough to be moved
     for _ in range(20):
         here = where()
-        sync[_LAST_CORE // 8] = here
+        sync[LAST_CORE // 8] = here
         assert (part_from(sync.ctypes.data) != here) == (len(allowed) > 1)
         assert os.sched_getaffinity(0) == allowed
 
@@ -150,7 +136,7 @@ def test_a_thread_of_one_core_stays_there() -> None:
         os.sched_setaffinity(0, {core})
         sync = np.zeros(sync_ints(2), np.int64)
         allow_cores(sync)
-        sync[_LAST_CORE // 8] = core
+        sync[LAST_CORE // 8] = core
         assert part_from(sync.ctypes.data) == core
         assert os.sched_getaffinity(0) == {core}
     finally:
