@@ -24,6 +24,7 @@ import typer.main
 
 from localmoe import __version__
 from localmoe.cli.examples import epilog
+from localmoe.cli.values import use_plain_values
 from localmoe.errors import LocalMoeError, UsageError
 
 # Each command is the function of that name in the module of that name.
@@ -65,10 +66,10 @@ class CommandGroup(typer.core.TyperGroup):
             raise UsageError("no such command", got=repr(cmd_name), expected=expected)
         module = importlib.import_module(f"localmoe.cli.{cmd_name}")
         if isinstance(group := getattr(module, cmd_name), typer.Typer):
-            return typer.main.get_command(group)
+            return use_plain_values(typer.main.get_command(group))
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
         single.command(name=cmd_name, epilog=epilog(cmd_name))(getattr(module, cmd_name))
-        return typer.main.get_command(single)
+        return use_plain_values(typer.main.get_command(single))
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         """Write the table without importing a command."""
@@ -175,7 +176,7 @@ def _ready_streams() -> None:
 
 def _run(arguments: list[str]) -> int:
     """Parse and run; typer's own exceptions become exit codes or ours."""
-    group = typer.main.get_command(app)
+    group = use_plain_values(typer.main.get_command(app))
     try:
         with group.make_context("localmoe", arguments) as context:
             group.invoke(context)
