@@ -16,7 +16,7 @@ import numpy.typing as npt
 from localmoe.errors import BadInputError
 
 if TYPE_CHECKING:
-    from gguf import GGUFValueType
+    from localmoe.ggml import GGUFValueType
 
 MAX_STRINGS = 1_000_000  # in all arrays of a file; the largest vocabularies hold some 850,000 with their merges
 MAX_METADATA_BYTES = 32 << 20  # the largest vocabularies take 20 MB
@@ -93,7 +93,7 @@ class Cursor:
 
 
 def read_value(cursor: Cursor, key: str) -> tuple[tuple[GGUFValueType, GGUFValueType | None], Any]:
-    from gguf import GGUFValueType
+    from localmoe.ggml import GGUFValueType
 
     kind = cursor.u32("the value's type", key)
     if kind == _STRING:

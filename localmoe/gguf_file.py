@@ -30,7 +30,7 @@ from localmoe.gguf_cursor import Cursor, read_value, visible
 from localmoe.output_file import finish_interrupted
 
 if TYPE_CHECKING:
-    from gguf import GGMLQuantizationType, GGUFValueType
+    from localmoe.ggml import GGMLQuantizationType, GGUFValueType
 
 __all__ = ["GGUFFile", "TensorInfo", "map_file", "open_gguf", "visible"]
 
@@ -318,7 +318,7 @@ def _read_header(cursor: Cursor) -> tuple[int, int, int]:
 
 
 def _alignment(cursor: Cursor, metadata: dict[str, Any], types: dict[str, tuple[GGUFValueType, Any]]) -> int:
-    from gguf import GGUFValueType
+    from localmoe.ggml import GGUFValueType
 
     key = "general.alignment"
     if key not in metadata:
@@ -372,7 +372,7 @@ def _placed(
 
 def _type_sizes(cursor: Cursor, name: str, kind: int) -> tuple[int, int, GGMLQuantizationType]:
     """Elements and bytes of a block of a tensor type."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    from localmoe.ggml import GGML_QUANT_SIZES, GGMLQuantizationType
 
     try:
         tensor_type = GGMLQuantizationType(kind)

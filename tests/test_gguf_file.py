@@ -384,4 +384,4 @@ def test_damaged_files_give_our_errors_only(tmp_path: Path) -> None:
 
 def test_tensor_types_are_gguf_pys(tmp_path: Path) -> None:
     with open_gguf(write_tiny(tmp_path / "m.gguf", type="BF16")) as file:
-        assert file.tensors["blk.0.ffn_up_exps.weight"].type is GGMLQuantizationType.BF16
+        assert file.tensors["blk.0.ffn_up_exps.weight"].type == GGMLQuantizationType.BF16

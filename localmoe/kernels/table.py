@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gguf import GGMLQuantizationType as T
-
+from localmoe.ggml import GGMLQuantizationType as T
 from localmoe.native import address
 from localmoe.quants.formats import FORMATS
 

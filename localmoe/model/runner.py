@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGMLQuantizationType
 
 from localmoe.errors import LocalMoeError
+from localmoe.ggml import GGMLQuantizationType
 from localmoe.kernels.shapes import BLOCK, HAS_PAIRS, KINDS, MATMUL_SCRATCH, MAX_ROWS, act_bytes, padded, pairs_bytes
 from localmoe.kernels.table import (
     KERNELS,

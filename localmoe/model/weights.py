@@ -19,7 +19,7 @@ from localmoe.model.config import ModelConfig
 from localmoe.model.legacy_experts import differing_types, expert_name, has_single_experts, single_shapes
 
 if TYPE_CHECKING:
-    from gguf import GGMLQuantizationType
+    from localmoe.ggml import GGMLQuantizationType
 
 _LAYER = re.compile(r"^blk\.(\d+)\.")
 _FLOATS = ("F32", "F16", "BF16")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from gguf import GGMLQuantizationType as Type
+
+from localmoe.ggml import GGMLQuantizationType as Type
 
 from . import floats
 from .formats import FORMATS, Format

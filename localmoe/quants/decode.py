@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from gguf import GGMLQuantizationType as Type
+
+from localmoe.ggml import GGMLQuantizationType as Type
 
 from . import decode_legacy as legacy
 from . import iquants, kquants, ternary

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
 from localmoe.errors import BadInputError, UsageError
+from localmoe.ggml import GGML_QUANT_SIZES, GGMLQuantizationType
 
 Type: TypeAlias = GGMLQuantizationType
 Activation = Literal["f32", "q8_0", "q8_k"]
