@@ -26,7 +26,6 @@ import llvmlite.binding as llvm
 from localmoe.target import cache_dir, chosen_cpu, numba_is_told
 
 _RUNTIME = ("numba_", "NRT_")  # called where a kernel raises an exception, which none does, or frees what it never has
-_alive: list[Any] = []
 
 
 @cache
@@ -63,10 +62,15 @@ def _keeps_objects() -> bool:
 
 
 @cache
-def _target() -> Any:
+def _engine() -> Any:
+    """What links objects into the process, and keeps them."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    return llvm.Target.from_default_triple()
+    name, features = chosen_cpu()
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu=name or llvm.get_host_cpu_name(), features=features or "", jit=True
+    )
+    return llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
 
 
 def _load(path: Path) -> int:
@@ -79,14 +83,11 @@ def _load(path: Path) -> int:
     if check != f"{crc32(code):08x}":
         path.unlink(missing_ok=True)
         return 0
-    name, features = chosen_cpu()
-    machine = _target().create_target_machine(cpu=name or llvm.get_host_cpu_name(), features=features or "", jit=True)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine = _engine()
     if not all(map(_provide, needed)):
         return 0
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    _alive.append(engine)
     return int(engine.get_function_address(symbol))
 
 
