@@ -110,6 +110,7 @@ class ExpertStatistics:
         self._phases = {p: _Counts.zeros(self.n_layer, self.n_expert) for p in (PREFILL, DECODE)}
         self._pairs = {p: PairCounts(self.n_layer, self.n_expert) for p in (PREFILL, DECODE)}
         self._moving = np.zeros((self.n_layer, self.n_expert), np.float64)
+        self._moving_weight = np.zeros_like(self._moving)
         self._seen = 0
         self._last_use = np.full((self.n_layer, self.n_expert), -1, np.int64)
         self._last_mask: BoolArray | None = None
@@ -176,8 +177,10 @@ class ExpertStatistics:
             counts.with_probability += n
             _add_margins(np.where(used, experts, -1), token * cells + cell, router, counts)
         keep = 1.0 - 1.0 / self.window
-        self._moving *= keep**n
-        self._moving += np.bincount(cell, (keep ** np.arange(n - 1, -1, -1))[token], minlength=cells).reshape(shape)
+        part = (keep ** np.arange(n - 1, -1, -1))[token]
+        for moving, amount in ((self._moving, part), (self._moving_weight, part * weights[used])):
+            moving *= keep**n
+            moving += np.bincount(cell, amount, minlength=cells).reshape(shape)
         self._follow(mask, token, cell, counts)
         self._pairs[phase].add(experts)
         self._last_use.reshape(-1)[cell] = self._seen + token  # in the order of tokens: the latest one stays
@@ -215,6 +218,10 @@ class ExpertStatistics:
     def moving_share(self) -> FloatArray:
         """Each expert's share (L, E) of the choices of the last tokens, either phase, later ones counting more."""
         return _rows(self._moving)
+
+    def moving_weight_share(self) -> FloatArray:
+        """The same with choices counted by their gate weight."""
+        return _rows(self._moving_weight)
 
     def last_token(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The newest token's experts and weights, (L, K) each; K is 0 before the first."""

@@ -92,6 +92,14 @@ def test_moving_average_by_hand():
     np.testing.assert_allclose(stats.moving_share(), [[1 / 3, 2 / 3]])
 
 
+def test_moving_average_by_gate_weight():
+    """The same fading, 1/2 and 1, of weights .9, .1 and then .3, .7: .75 and .75 of 1.5."""
+    stats = ExpertStatistics(1, 2, 2, window=2)
+    stats.update(*tokens([[0, 1]], [[0, 1]], weights=[[[0.9, 0.1]], [[0.3, 0.7]]]), None, DECODE)
+    np.testing.assert_allclose(stats.moving_weight_share(), [[0.5, 0.5]], rtol=1e-6)
+    np.testing.assert_allclose(stats.moving_share(), [[0.5, 0.5]])
+
+
 def test_last_token_spread():
     """The newest token's weights stand at its experts, each row summing to 1."""
     stats = ExpertStatistics(1, 4, 2)

@@ -7,6 +7,7 @@ import pytest
 
 from localmoe.tui.options import AppOptions
 from localmoe.tui.screens.runs import RunsScreen
+from localmoe.tui.widgets.cell_line import CellFigures, cell_lines
 from localmoe.tui.widgets.expert_pane import MODES
 from localmoe.tui.widgets.heatmap import Heatmap
 from localmoe.tui.widgets.path import TokenPath
@@ -36,6 +37,57 @@ async def test_the_cursor_names_cells():
         await pilot.press("tab")
         await pilot.pause()
         assert "▾" not in screen_text(app)
+
+
+LABELS = ["stories for children, told at bedtime in a quiet voice", "def f(x):"] * 4
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ((80, 24), ["L2 E1  {share:.1%}  weight {weight:.1%}"]),
+        ((120, 24), ["layer 2 expert 1  {share:.1%}  weight {weight:.1%}"]),
+        ((120, 40), ["layer 2 expert 1  {share:.1%}  weight {weight:.1%}  {even:.2g}× even", "3.0 MiB  def f(x):"]),
+        ((160, 50), ["layer 2 expert 1  {share:.1%}  weight {weight:.1%}  {even:.2g}× even", "3.0 MiB  def f(x):"]),
+    ],
+)
+@pytest.mark.parametrize("mode", ["start", "prefill", "decode", "moving"])
+async def test_a_cell_tells_its_share_by_choices_and_by_gate_weight(size, said, mode):
+    async with running(FakeModel(n_layer=6, n_expert=8, labels=LABELS), size=size) as (app, pilot):
+        await ask(app, pilot)
+        pane = chat(app).experts
+        pane.set_mode(mode)
+        pane._pointed(Heatmap.Pointed(2, 1))
+        await pilot.pause()
+        stats = pane.stats
+        layers = stats.layers({"prefill": 0, "decode": 1}.get(mode))
+        share, weight = layers.share[2, 1], layers.weight_share[2, 1]
+        if mode == "moving":
+            share, weight = stats.moving_share()[2, 1], stats.moving_weight_share()[2, 1]
+        shown = screen_text(app)
+        for line in said:
+            assert line.format(share=share, weight=weight, even=share * 8) in shown
+
+
+async def test_a_cell_of_the_last_token_has_a_share_by_weight_alone():
+    async with running(FakeModel(n_layer=6, n_expert=8)) as (app, pilot):
+        await ask(app, pilot)
+        pane = chat(app).experts
+        pane.set_mode("last")
+        pane._pointed(Heatmap.Pointed(2, 1))
+        await pilot.pause()
+        assert f"layer 2 expert 1  {pane.stats.last_share()[2, 1]:.1%}  " in screen_text(app)
+        assert "  weight" not in screen_text(app)
+
+
+def test_a_cells_line_gives_way_to_what_fits():
+    """The least important goes first, and a label is cut rather than left out."""
+    cell = CellFigures(47, 127, 128, 0.0123, 0.0145, 0.02, "saved", "3.0 MiB", "a long label of an expert")
+    assert cell_lines(cell, 29, 1).plain == "L47 E127  1.2%  saved 2.0%"
+    assert cell_lines(cell, 62, 1).plain == "layer 47 expert 127  1.2%  saved 2.0%  weight 1.5%  1.6× even"
+    assert cell_lines(cell, 90, 1).plain.endswith("weight 1.5%  1.6× even  3.0 MiB  a long label of a…")
+    assert cell_lines(cell, 49, 2).plain.splitlines()[1] == "3.0 MiB  a long label of an expert"
+    assert max(len(cell_lines(cell, width, 1).plain) - width for width in range(8, 120)) <= 0
 
 
 async def test_the_path_is_the_one_of_the_token_whose_choices_are_marked():

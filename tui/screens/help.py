@@ -41,6 +41,7 @@ WORDS = {
     "router": "the small matrix that picks and weighs a token's experts",
     "top-k": "how many experts a token uses in each layer",
     "share": "one expert's part of its layer's choices",
+    "weight": "of a cell: the same with choices counted by their gate weight",
     "even": "the share every expert would have if all were chosen equally often",
     "entropy": "1: a layer uses its experts evenly, 0: always the same",
     "busiest, max/mean": "load of a layer's busiest expert over its mean load",

@@ -17,6 +17,7 @@ from textual.widgets import Static
 from localmoe.experts.statistics import DECODE, PREFILL, ExpertStatistics
 
 from ..messages import CellOpened
+from .cell_line import CellFigures, cell_lines
 from .cells import MAX_CELL, fit
 from .heatmap import Heatmap
 from .palette import scale_span
@@ -208,6 +209,15 @@ class ExpertPane(Vertical):
         }
         return table[self.mode]()
 
+    def _weight_share(self) -> NDArray[np.float64] | None:
+        """The same by gate weight; None where the shares are so themselves."""
+        stats = self.stats
+        if self.mode == "last":
+            return None
+        if self.mode == "moving":
+            return stats.moving_weight_share()
+        return stats.layers({"prefill": PREFILL, "decode": DECODE}.get(self.mode)).weight_share
+
     def _chosen(self) -> NDArray[np.bool_] | None:
         experts, _ = self.stats.last_token()
         if not experts.shape[1]:
@@ -318,16 +328,20 @@ class ExpertPane(Vertical):
 
     def _cell_figures(self, layer: int, expert: int) -> Content:
         """What is known of the cell under the mouse or the cursor."""
-        facts, dim = self.facts, MUTED
+        facts, compact = self.facts, self.content_size.height < TALL
         if self._order is not None:
             expert = int(self._order[layer, expert])
-        share = self._share()[layer, expert]
-        load = "no data" if np.isnan(share) else f"{share:.1%}  {share * facts.n_expert:.2g}× even"
-        parts: list[str | tuple[str, str]] = [("layer ", dim), str(layer), (" expert ", dim), str(expert), f"  {load}"]
-        if self.mode == "difference" and self._saved is not None and not np.isnan(self._saved[layer, expert]):
-            parts += [(", saved ", dim), f"{self._saved[layer, expert]:.1%}"]
-        if facts.expert_bytes is not None:
-            parts.append((f"  {size_text(int(facts.expert_bytes[layer]))}", dim))
-        if facts.labels:
-            parts.append((f"  {shown_line(facts.labels[expert])[:40]}", dim))
-        return Content.assemble(*parts)
+        weights = self._weight_share()
+        saved = self._saved if self.mode == "difference" else None
+        figures = CellFigures(
+            layer,
+            expert,
+            facts.n_expert,
+            share=float(self._share()[layer, expert]),
+            weight_share=np.nan if weights is None else float(weights[layer, expert]),
+            saved=np.nan if saved is None else float(saved[layer, expert]),
+            versus="saved",
+            size="" if facts.expert_bytes is None else size_text(int(facts.expert_bytes[layer])),
+            label=facts.labels[expert] if facts.labels else "",
+        )
+        return cell_lines(figures, self.content_size.width, 1 if compact else 2)
