@@ -39,8 +39,8 @@ class ChatCommands(Provider):
             return
         yield from _ACTIONS
         if self.screen.model.config.n_expert:
-            for mode, name in MODES.items():
-                yield f"Heatmap: {name}", f"mode('{mode}')", "What the heatmap shows"
+            for mode in self.screen.experts.modes:
+                yield f"Heatmap: {MODES[mode]}", f"mode('{mode}')", "What the heatmap shows"
 
     async def discover(self) -> Hits:
         for name, action, hint in self._commands():

@@ -89,6 +89,10 @@ class _Counts:
         names = [field.name for field in fields(self)]
         return _Counts(*(getattr(self, name) + getattr(other, name) for name in names))
 
+    def __sub__(self, other: _Counts) -> _Counts:
+        names = [field.name for field in fields(self)]
+        return _Counts(*(getattr(self, name) - getattr(other, name) for name in names))
+
 
 class ExpertStatistics:
     """Counts the router's choices in O(1) a token and O(L x E) memory, and 256 KiB a layer for pairs.
@@ -117,6 +121,11 @@ class ExpertStatistics:
         self._last_experts = np.zeros((self.n_layer, 0), np.int32)
         self._last_weights = np.zeros((self.n_layer, 0), np.float32)
         self._last_phase = DECODE
+        self._marked = _Counts.zeros(self.n_layer, self.n_expert)
+
+    def mark(self) -> None:
+        """Let `since_mark` tell what comes from now on; before the first mark and after a reset it tells all."""
+        self._marked = self._both()
 
     def boundary(self) -> None:
         """Say that the next token does not follow the last one: it starts another prompt."""
@@ -238,7 +247,16 @@ class ExpertStatistics:
 
     def layers(self, phase: int | None = None) -> LayerStatistics:
         """Everything known about each layer in one phase, or in both for None."""
-        c = self._phases[phase] if phase is not None else self._phases[PREFILL] + self._phases[DECODE]
+        return self._figures(self._phases[phase] if phase is not None else self._both())
+
+    def since_mark(self) -> LayerStatistics:
+        """The same of the tokens of both phases that came since `mark`, and of no other."""
+        return self._figures(self._both() - self._marked)
+
+    def _both(self) -> _Counts:
+        return self._phases[PREFILL] + self._phases[DECODE]
+
+    def _figures(self, c: _Counts) -> LayerStatistics:
         share, weight_share = _rows(c.routed), _rows(c.weight)
         seen = c.with_probability
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -100,6 +100,26 @@ def test_moving_average_by_gate_weight():
     np.testing.assert_allclose(stats.moving_share(), [[0.5, 0.5]])
 
 
+def test_a_mark_tells_the_tokens_after_it_apart():
+    """What follows a mark is counted as if nothing had been before, but for the reuse of the token before it."""
+    rng = np.random.default_rng(3)
+    experts = rng.permuted(np.tile(np.arange(8), (90, 3, 1)), axis=2)[:, :, :2].astype(np.int32)
+    weights = rng.dirichlet((1, 1), (90, 3)).astype(np.float32)
+    stats, after = ExpertStatistics(3, 8, 2), ExpertStatistics(3, 8, 2)
+    stats.update(experts[:60], weights[:60], None, PREFILL)
+    stats.mark()
+    assert not stats.since_mark().tokens.any()
+    for counted in (stats, after):
+        counted.boundary()
+        counted.update(experts[60:], weights[60:], None, DECODE)
+    for name, value in vars(after.layers()).items():
+        np.testing.assert_allclose(getattr(stats.since_mark(), name), value, atol=1e-12, err_msg=name)
+    assert stats.layers().tokens.tolist() == [90] * 3
+    stats.reset()
+    stats.update(experts[:5], weights[:5], None, DECODE)
+    assert stats.since_mark().tokens.tolist() == [5] * 3
+
+
 def test_last_token_spread():
     """The newest token's weights stand at its experts, each row summing to 1."""
     stats = ExpertStatistics(1, 4, 2)

@@ -90,6 +90,19 @@ def test_a_cells_line_gives_way_to_what_fits():
     assert max(len(cell_lines(cell, width, 1).plain) - width for width in range(8, 120)) <= 0
 
 
+@pytest.mark.parametrize("size", [(120, 40), (160, 50), (200, 60)])
+async def test_the_pane_tells_reuse_and_the_working_set(size):
+    """All that the last 64 tokens went through, in 6 layers of experts of 3 MiB."""
+    async with running(FakeModel(n_layer=6, n_expert=8), size=size) as (app, pilot):
+        await ask(app, pilot)
+        stats = chat(app).experts.stats
+        used = int(stats.working_set(64).sum()) * 3
+        reuse = stats.layers().layer_reuse.mean()
+        assert f"reuse {reuse:.0%}  last 64 tokens used {used}.0 MiB" in screen_text(app)
+        busiest, dead = stats.layers().max_over_mean.max(), stats.layers().dead.sum()
+        assert f"busiest {busiest:.1f}×  dead {dead} of 48" in screen_text(app)
+
+
 async def test_the_path_is_the_one_of_the_token_whose_choices_are_marked():
     """The newest token that ran: a step's own experts are those of the token before it."""
     model = FakeModel(n_layer=6, n_expert=8)
@@ -122,23 +135,34 @@ async def test_sorted_by_load_puts_the_busiest_first():
 
 
 async def test_the_difference_from_a_point_in_the_chat():
-    """F6 keeps the load; nothing has changed at first, then what is new is compared with it."""
-    async with running(FakeModel(n_layer=6, n_expert=8)) as (app, pilot):
-        await ask(app, pilot)
+    """F6 keeps the load; the tokens from there on, and no older ones, are compared with it."""
+    model = FakeModel(n_layer=6, n_expert=8)
+    async with running(model) as (app, pilot):
         await pilot.press("f6")
         await until(pilot, lambda: isinstance(app.screen, RunsScreen), "what to compare with")
         await pilot.press("enter")
         await until(pilot, lambda: app.screen is chat(app), "the chat")
-        assert "against the load until now" in screen_text(app)
-        ratio = app.screen.query_one(Heatmap)._ratio
-        np.testing.assert_allclose(ratio, 1.0)
+        assert chat(app).experts.mode == "moving"  # there is nothing to compare with yet
+        await ask(app, pilot)
         before = chat(app).experts.stats.layers().share
+        await pilot.press("f6")
+        await until(pilot, lambda: isinstance(app.screen, RunsScreen), "what to compare with")
+        await pilot.press("enter")
+        await until(pilot, lambda: app.screen is chat(app), "the chat")
+        assert "0 tokens since then, against before" in screen_text(app)
+        assert np.isnan(app.screen.query_one(Heatmap)._ratio).all()
+        seen = model.trace.count
         await ask(app, pilot, "more")
-        after = chat(app).experts.stats.layers().share
+        n = model.trace.count - seen
+        assert f"{n} tokens since then, against before" in screen_text(app)
+        chosen = np.stack([row[2] for row in model.trace.rows[seen:]])
+        share = np.stack([np.bincount(chosen[:, layer].ravel(), minlength=8) for layer in range(6)]) / (2 * n)
+        ratio = app.screen.query_one(Heatmap)._ratio
         known = before > 0
-        np.testing.assert_allclose(
-            app.screen.query_one(Heatmap)._ratio[known], (after / np.where(known, before, 1))[known]
-        )
+        np.testing.assert_allclose(ratio[known], (share / np.where(known, before, 1))[known])
+        chat(app).experts._pointed(Heatmap.Pointed(0, 0))
+        await pilot.pause()
+        assert f"{share[0, 0]:.1%}  before {before[0, 0]:.1%}" in screen_text(app)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +172,7 @@ async def test_a_runs_name_is_cut_where_there_is_little_room(size, said):
     async with running(FakeModel(n_layer=6, n_expert=8), size=size) as (app, pilot):
         await ask(app, pilot)
         pane = chat(app).experts
-        pane.compare_with(None, "a-run-of-a-long-name-that-ends-in-20261125")
+        pane.compare_with(pane.stats.layers().share, "a-run-of-a-long-name-that-ends-in-20261125")
         pane.set_mode("difference")
         await pilot.pause()
         head = next(line for line in screen_text(app).splitlines() if "EXPERTS" in line)

@@ -87,16 +87,23 @@ def _other_model(chat: ChatScreen, run: Recording) -> str:
 
 
 def compare_from_here(chat: ChatScreen) -> None:
-    """Ask what to show the difference from: the load until now, or a saved run."""
+    """Ask what to show the difference from: what was until now, or a saved run."""
     if not chat.model.config.n_expert:
         return
     from localmoe.engine.recorder import record_trace
 
     def chosen(answer: tuple[str, Recording | None] | None) -> None:
-        if answer is not None:
-            name, run = answer
-            chat.experts.compare_with(None if run is None else run.statistics().layers().share, name)
-            chat.experts.set_mode("difference")
+        if answer is None:
+            return
+        name, run = answer
+        if run is not None:
+            chat.experts.compare_with(run.statistics().layers().share, name)
+        elif chat.experts.stats.n_tokens:
+            chat.experts.compare_from_now()
+        else:
+            chat.notify("no token has been routed yet", timeout=2)
+            return
+        chat.experts.set_mode("difference")
 
     fits, record = partial(_other_model, chat), partial(record_trace, chat.model, chat.follow.chat_from)
     chat.app.push_screen(RunsScreen(fits, record, chat.model.gguf.path.stem), chosen)

@@ -1,4 +1,4 @@
-"""What the heatmap's difference is from: the load until now, or a run that was saved; and saving one."""
+"""What the heatmap's difference is from: what was until now, or a run that was saved; and saving one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MOST = 200
 """Files that are listed."""
-NOW = "the load until now"
+NOW = "what was until now: the tokens from here on against those before"
 HINT = "Search, or the path of a recording (.npz)"
 
 
@@ -52,7 +52,7 @@ def saved_runs() -> list[Path]:
 
 
 class RunsScreen(ModalScreen["tuple[str, Recording | None] | None"]):
-    """The search line has the keyboard; returns a name and the run, None for the load until now."""
+    """The search line has the keyboard; returns a name and the run, None for what was until now."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "Back", id="runs.close", priority=True),

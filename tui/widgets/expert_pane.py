@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,12 +13,13 @@ from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.widgets import Static
 
-from localmoe.experts.statistics import DECODE, PREFILL, ExpertStatistics
+from localmoe.experts.statistics import DECODE, PREFILL, ExpertStatistics, LayerStatistics
 
 from ..messages import CellOpened
 from .cell_line import CellFigures, cell_lines
 from .cells import MAX_CELL, fit
 from .heatmap import Heatmap
+from .layer_figures import WINDOW, size_text, span_lines
 from .palette import scale_span
 from .path import TokenPath, path_rows, path_width
 from .turns import MUTED, shown, shown_line
@@ -37,9 +37,6 @@ MODES = {
 
 TALL = 26
 """From this height on there is room for the legend, the figures and titles."""
-
-WINDOW = 64
-"""Tokens whose experts' bytes are told."""
 
 NARROW = 32
 """Columns below which a mode's name is cut at its comma."""
@@ -64,18 +61,26 @@ class ExpertFacts:
     expert_bytes: NDArray[np.int64] | None = None
 
 
+@dataclass(frozen=True)
+class Against:
+    """What a difference is from: shares (L, E) of a run and its name, or of the tokens until the statistics' mark."""
+
+    share: NDArray[np.float64]
+    name: str
+    marked: bool = False
+
+    @property
+    def word(self) -> str:
+        """What the shares are called beside those of now."""
+        return "before" if self.marked else "saved"
+
+
 def beside_width(facts: ExpertFacts, width: int) -> int:
     """Columns of a heatmap that leaves room for the path beside it, one line a layer; 0 where there is none."""
     room = width - path_width(facts.n_layer, facts.n_used, facts.n_expert) - 2
     gutter = len(str(max(facts.n_layer - 1, 0))) + 1
     cell = min(MAX_CELL, (room - gutter) // max(1, facts.n_expert))
     return gutter + cell * facts.n_expert if cell >= 2 and facts.n_layer >= BESIDE else 0
-
-
-def size_text(n_bytes: int) -> str:
-    """Bytes for a person, in powers of 1024."""
-    size = n_bytes / 2**20
-    return f"{size:.1f} MiB" if size < 1024 else f"{size / 1024:.2f} GiB"
 
 
 def share_lines(facts: ExpertFacts, width: int, free: int, around: int) -> tuple[int, int]:
@@ -104,8 +109,7 @@ class ExpertPane(Vertical):
         self.mode = "moving"
         self.stats = ExpertStatistics(0, 0, 0)
         self._cell: tuple[int, int] | None = None
-        self._saved: NDArray[np.float64] | None = None
-        self._saved_name = ""
+        self._against: Against | None = None
         self._order: NDArray[np.int64] | None = None
 
     def compose(self) -> ComposeResult:
@@ -138,20 +142,27 @@ class ExpertPane(Vertical):
         self._give_room()
         self.refresh_figures()
 
+    @property
+    def modes(self) -> list[str]:
+        """What the heatmap can show; a difference only where there is something to show it from."""
+        return [mode for mode in MODES if mode != "difference" or self._against is not None]
+
     def next_mode(self) -> None:
-        """Go on to the next thing that the heatmap can show; a difference only where there is a saved run."""
-        modes = [mode for mode in MODES if mode != "difference" or self._saved is not None]
+        """Go on to the next thing that the heatmap can show."""
+        modes = self.modes
         self.set_mode(modes[(modes.index(self.mode) + 1) % len(modes)])
 
-    def compare_with(self, share: NDArray[np.float64] | None, name: str = "") -> None:
-        """Keep a run's shares (L, E) and its name for the difference, by default those of what was seen until now."""
-        self._saved = self.stats.layers().share if share is None else share
-        self._saved_name = name
+    def compare_with(self, share: NDArray[np.float64], name: str = "") -> None:
+        """Keep a run's shares (L, E) and its name for the difference."""
+        self._against = Against(share, name)
+
+    def compare_from_now(self) -> None:
+        """Let the difference be of the tokens from now on, from those until now."""
+        self._against = Against(self.stats.layers().share, "", marked=True)
+        self.stats.mark()
 
     def set_mode(self, mode: str) -> None:
-        """Show something else; a difference without a saved run is one from what was seen until now."""
-        if mode == "difference" and self._saved is None:
-            self.compare_with(None)
+        """Show something else, one of `modes`."""
         self.mode = mode
         self._title()
         if self.facts.n_expert:
@@ -174,6 +185,8 @@ class ExpertPane(Vertical):
         facts = self.facts
         if not facts.n_expert:
             return
+        if self._cell is not None or self.mode == "difference":
+            self._title()
         ratio, chosen = self._ratio(), self._chosen()
         if self._order is not None:
             ratio = np.take_along_axis(ratio, self._order, 1)
@@ -182,7 +195,7 @@ class ExpertPane(Vertical):
             ratio,
             chosen,
             scale_span(facts.n_expert, facts.n_used),
-            versus="saved" if self.mode == "difference" else "",
+            versus=self._shown_against.word if self._shown_against else "",
             ranked=self._order is not None,
         )
         self._figures()
@@ -191,32 +204,32 @@ class ExpertPane(Vertical):
         """Load over even load, or over the saved run's; in the sorted view `_order` (L, E) says who is where."""
         share = self._share()
         self._order = np.argsort(-share, axis=1, kind="stable") if self.mode == "sorted" else None
-        if self.mode != "difference" or self._saved is None:
+        against = self._shown_against
+        if against is None:
             return share * self.facts.n_expert
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where((share == 0) & (self._saved == 0), 1.0, share / self._saved)
+            return np.where((share == 0) & (against.share == 0), 1.0, share / against.share)
+
+    @property
+    def _shown_against(self) -> Against | None:
+        return self._against if self.mode == "difference" else None
+
+    def _layers(self) -> LayerStatistics:
+        """The figures of the tokens that the heatmap shows; of all, where those are the last ones."""
+        against = self._shown_against
+        if against is not None and against.marked:
+            return self.stats.since_mark()
+        return self.stats.layers({"prefill": PREFILL, "decode": DECODE}.get(self.mode))
 
     def _share(self) -> NDArray[np.float64]:
-        stats = self.stats
-        table: dict[str, Callable[[], NDArray[np.float64]]] = {
-            "moving": stats.moving_share,
-            "start": lambda: stats.layers().share,
-            "last": stats.last_share,
-            "prefill": lambda: stats.layers(PREFILL).share,
-            "decode": lambda: stats.layers(DECODE).share,
-            "sorted": lambda: stats.layers().share,
-            "difference": lambda: stats.layers().share,
-        }
-        return table[self.mode]()
+        by_mode = {"moving": self.stats.moving_share, "last": self.stats.last_share}
+        return by_mode[self.mode]() if self.mode in by_mode else self._layers().share
 
     def _weight_share(self) -> NDArray[np.float64] | None:
         """The same by gate weight; None where the shares are so themselves."""
-        stats = self.stats
         if self.mode == "last":
             return None
-        if self.mode == "moving":
-            return stats.moving_weight_share()
-        return stats.layers({"prefill": PREFILL, "decode": DECODE}.get(self.mode)).weight_share
+        return self.stats.moving_weight_share() if self.mode == "moving" else self._layers().weight_share
 
     def _chosen(self) -> NDArray[np.bool_] | None:
         experts, _ = self.stats.last_token()
@@ -229,45 +242,37 @@ class ExpertPane(Vertical):
     def _title(self) -> None:
         compact = self.content_size.height < TALL
         if compact and self._cell is not None:
-            self.query_one("#experts-title", Static).update(self._cell_figures(*self._cell))
+            self.query_one("#experts-title", Static).update(self._cell_figures(*self._cell), layout=False)
             return
         name = self._mode_name()
         parts: list[str | Content | tuple[str, str]] = ["EXPERTS ", (name, MUTED)]
         if compact:
             scale = Text.assemble(*((part.text, part.style or "") for part in self.query_one(Heatmap).scale(4)))
             parts += [("  –", MUTED), Content.from_rich_text(scale), ("+", MUTED)]
-        self.query_one("#experts-title", Static).update(Content.assemble(*parts))
+        self.query_one("#experts-title", Static).update(Content.assemble(*parts), layout=False)
 
     def _mode_name(self) -> str:
         """What the heatmap shows, in the words there is room for."""
         room = self.content_size.width - len("EXPERTS ")
         if room < NARROW:
             return "difference" if self.mode == "difference" else MODES[self.mode].split(",")[0]
-        if self.mode != "difference" or not self._saved_name:
+        against = self._shown_against
+        if against is not None and against.marked:
+            n = int(self._layers().tokens[0])
+            return f"{n} token{'s' * (n != 1)} since then, against before"
+        if against is None or not against.name:
             return MODES[self.mode]
-        name, most = shown_line(self._saved_name), room - len("against ")
+        name, most = shown_line(against.name), room - len("against ")
         return f"against {name if len(name) <= most else '…' + name[1 - most :]}"
 
     def _figures(self) -> None:
-        """The span over layers of three figures; each layer has its own."""
-        layers = self.stats.layers()
+        """What is known of the cell under the mouse or the cursor, or in short of all layers."""
         if self._cell is not None:
             text = self._cell_figures(*self._cell)
-        elif not layers.tokens.any():
-            text = Content.styled("no token yet", MUTED)
         else:
-            dead = int(layers.dead.sum())
-            low, high = float(layers.entropy.min()), float(layers.entropy.max())
-            parts: list[str | tuple[str, str]] = [("entropy ", MUTED), f"{low:.2f}–{high:.2f}"]
-            if self.size.width >= 40:
-                parts += [("  busiest ", MUTED), f"{layers.max_over_mean.max():.1f}×"]
-            parts += [("  dead ", MUTED), f"{dead}"]
-            if self.size.width >= 56:
-                parts += [(f"/{layers.dead.size}  reuse ", MUTED), f"{np.nanmean(layers.layer_reuse):.0%}"]
-            if self.size.width >= 76 and self.facts.expert_bytes is not None:
-                touched = int((self.stats.working_set(WINDOW) * self.facts.expert_bytes).sum())
-                parts += [(f"  last {WINDOW} tokens used ", MUTED), size_text(touched)]
-            text = Content.assemble(*parts)
+            size = self.facts.expert_bytes
+            used = None if size is None else int((self.stats.working_set(WINDOW) * size).sum())
+            text = span_lines(self._layers(), self.content_size.width, used)
         self.query_one("#experts-figures", Static).update(text, layout=False)
 
     def on_resize(self, _: events.Resize) -> None:
@@ -332,15 +337,15 @@ class ExpertPane(Vertical):
         if self._order is not None:
             expert = int(self._order[layer, expert])
         weights = self._weight_share()
-        saved = self._saved if self.mode == "difference" else None
+        against = self._shown_against
         figures = CellFigures(
             layer,
             expert,
             facts.n_expert,
             share=float(self._share()[layer, expert]),
             weight_share=np.nan if weights is None else float(weights[layer, expert]),
-            saved=np.nan if saved is None else float(saved[layer, expert]),
-            versus="saved",
+            saved=np.nan if against is None else float(against.share[layer, expert]),
+            versus=against.word if against else "",
             size="" if facts.expert_bytes is None else size_text(int(facts.expert_bytes[layer])),
             label=facts.labels[expert] if facts.labels else "",
         )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 WINDOWS = (16, 64, 256)
 """Tokens whose working set is told."""
+WINDOW = 64
+"""The same where there is room for one."""
 COLUMNS = {
     "layer": 5, "entropy": 7, "busiest": 9, "dead": 4, "CV": 5, "reuse": 5, "margin": 6, "over": 5, "skipped": 7,
 }  # fmt: skip
@@ -28,6 +30,34 @@ PAIRS = ("most frequent pair", "pair")
 """The head of the last column, and where there is little room."""
 ROOMY = 90
 BAR = 20
+
+
+def size_text(n_bytes: int) -> str:
+    """Bytes for a person, in powers of 1024."""
+    size = n_bytes / 2**20
+    return f"{size:.1f} MiB" if size < 1024 else f"{size / 1024:.2f} GiB"
+
+
+def span_lines(figures: LayerStatistics, width: int, used: int | None) -> Content:
+    """All layers in two lines: from the least entropy to the most, the busiest expert's load, dead ones, reuse.
+
+    `used` is the working set in bytes of the last WINDOW tokens.
+    """
+    if not figures.tokens.any():
+        return Content.styled("no token yet", MUTED)
+    low, high = float(figures.entropy.min()), float(figures.entropy.max())
+    parts: list[str | tuple[str, str]] = [("entropy ", MUTED), f"{low:.2f}–{high:.2f}"]
+    if width >= 40:
+        parts += [("  busiest ", MUTED), f"{figures.max_over_mean.max():.1f}×"]
+    parts += [("  dead ", MUTED), f"{int(figures.dead.sum())}"]
+    if width >= 40:
+        parts += [(f" of {figures.dead.size}", MUTED)]
+    known = figures.layer_reuse[~np.isnan(figures.layer_reuse)]
+    parts += [("\nreuse ", MUTED), _text(known.mean() if known.size else np.nan, ".0%")]
+    if used is not None:
+        name = f"last {WINDOW} tokens used" if width >= 40 else f"last {WINDOW} used"
+        parts += [(f"  {name} ", MUTED), size_text(used)]
+    return Content.assemble(*parts)
 
 
 def figure_rows(figures: LayerStatistics) -> list[str]:
@@ -61,8 +91,6 @@ def pair_text(pairs: list[Pair], n_token: int, roomy: bool) -> str:
 
 def memory_lines(pane: ExpertPane, memory: Mapping[str, int]) -> list[Content]:
     """The memory map: what the model takes, and how much of the experts the last tokens went through."""
-    from .expert_pane import size_text
-
     whole = max(1, sum(memory.values()))
     wide = max(len(name) for name in (*memory, f"last {WINDOWS[-1]} tokens"))
     lines = [Content.assemble(("MEMORY MAP ", "bold $text-accent"), (size_text(whole), MUTED))]
