@@ -15,7 +15,7 @@ import numpy as np
 from localmoe.errors import LocalMoeError
 from localmoe.gguf_file import visible
 
-from .franken_recipe import Recipe
+from .franken_recipe import PROMPT_MODES, Recipe
 from .franken_router import prompt_ids
 
 if TYPE_CHECKING:
@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 PROBE_CONTEXT = 1024  # a longer prompt is cut
 ALIKE = 0.99  # rows with a greater cosine give nearly the same score to everything
-NOT_TRAINED = (
+NO_SKILL = "A label is the recipe's name for an expert, or its first prompt, not a skill."
+FROM_PROMPTS = (
     "This router was made from prompts and was not trained: it sends text that resembles an expert's prompts to that "
-    "expert. A label is those prompts, not a skill."
+    f"expert. {NO_SKILL}"
 )
+AT_RANDOM = f"This router is random numbers: where it sends a token means nothing until it is trained. {NO_SKILL}"
 PROBES = (
     "The train left the station at noon, and nobody on the platform noticed that one window was still open.",
     "def total(items):\n    result = 0\n    for item in items:\n        result += item.price\n    return result\n",
@@ -134,7 +136,7 @@ def lines(report: RouterReport) -> list[str]:
     out += _reached_lines(report)
     if same := _same_weights(recipe):
         out.append(f"  experts {', '.join(map(str, same))} are the same weights: choosing among them changes nothing")
-    return [*out, NOT_TRAINED]
+    return [*out, note(recipe)]
 
 
 def _reached_lines(report: RouterReport) -> list[str]:
@@ -156,6 +158,11 @@ def _reached_lines(report: RouterReport) -> list[str]:
     if reached.uses.all():
         return [*out, f"  every expert is reached in every layer by some of {texts}"]
     return [*out, f"  (reached by nothing: none of {texts} chose it there)"]
+
+
+def note(recipe: Recipe) -> str:
+    """What the router is, in words."""
+    return FROM_PROMPTS if recipe.gate_mode in PROMPT_MODES else AT_RANDOM
 
 
 def as_json(report: RouterReport) -> dict[str, Any]:
@@ -181,7 +188,7 @@ def as_json(report: RouterReport) -> dict[str, Any]:
         "same_weights": _same_weights(recipe),
         "experts": experts,
         "layers": layers,
-        "note": NOT_TRAINED,
+        "note": note(recipe),
     }
 
 

@@ -231,6 +231,6 @@ def experts_table(counts: NDArray[np.int64]) -> list[str]:
 
 
 def expert_legend(model: Model) -> list[str]:
-    """A line for each expert of a frankenMoE: the prompts its router row was made from (no claim about its skill)."""
+    """A line for each expert with what the model's file calls it (no claim about its skill)."""
     labels = expert_labels(model.gguf.metadata, model.config.n_expert)
-    return [f"expert {expert:3d}: router row made from: {one_line(label)}" for expert, label in enumerate(labels)]
+    return [f"expert {expert:3d}: labelled: {one_line(label)}" for expert, label in enumerate(labels)]

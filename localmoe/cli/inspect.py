@@ -158,10 +158,10 @@ def _router(d: dict[str, Any]) -> list[Line]:
 
 
 def _expert_labels(labels: list[str]) -> list[str]:
-    """The prompts are where a row comes from, not what its expert is good at: said with them."""
+    """A label is what the file calls an expert, not what the expert is good at."""
     if not labels:
         return []
-    return ["prompts that made each router row:", *(f"{n}: {label}" for n, label in enumerate(labels))]
+    return ["in the file; not what an expert is good at:", *(f"{n}: {label}" for n, label in enumerate(labels))]
 
 
 def count_text(count: int) -> str:

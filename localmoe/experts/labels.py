@@ -1,7 +1,7 @@
-"""The prompts an expert's router row was made from, where the file keeps them.
+"""What a file calls its experts.
 
-A frankenMoE's router rows are made from prompts. The label of an expert is those prompts and nothing more: it does not
-say what the expert is good at.
+A frankenMoE's recipe names an expert, or its first prompt does, or else its source. The label does not say what the
+expert is good at.
 """
 
 from __future__ import annotations

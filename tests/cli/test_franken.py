@@ -45,6 +45,16 @@ def test_the_path_is_the_result_and_the_report_goes_to_stderr(recipe: Path, capf
         assert model.config.n_expert_used == 1
 
 
+def test_a_random_router_is_called_one(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nothing of it came from prompts."""
+    table = yaml.safe_load(recipe.read_text()) | {"gate_mode": "random"}
+    recipe.write_text(yaml.safe_dump(table))
+    assert main(["franken", str(recipe), "-o", str(recipe.with_name("out.gguf"))]) == 0
+    said = capfd.readouterr().err
+    assert "This router is random numbers" in said
+    assert "made from prompts" not in said
+
+
 def test_types_and_an_importance_matrix_as_in_quantize(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The file is the one that `quantize` makes of the merge in F32 with the same options."""
     merged, direct, indirect = (recipe.with_name(name) for name in ("merged.gguf", "direct.gguf", "indirect.gguf"))

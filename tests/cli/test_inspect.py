@@ -34,7 +34,7 @@ def test_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines["heads"] == "4, 2 for keys and values, of size 16"
     assert lines["runs"] == "yes"
     assert "nearly the same row for experts, layer 1: 0 and 2" in out
-    assert "prompts that made each router row:" in out
+    assert "in the file; not what an expert is good at:" in out
     assert "\x1b" not in out
 
 

@@ -146,10 +146,10 @@ def test_expert_summary_tells_the_prompts_behind_the_router(
     model.gguf.metadata["localmoe.expert.labels"] = ["tell a story", "def f():\x1b[2J", "2 + 2", "hi"]
     assert main(["run", "-m", "m.gguf", "-p", "Hi", "-n", "4", "--expert-summary"]) == 0
     assert capfd.readouterr().err.splitlines()[3:] == [
-        "expert   0: router row made from: tell a story",
-        "expert   1: router row made from: def f():\\x1b[2J",
-        "expert   2: router row made from: 2 + 2",
-        "expert   3: router row made from: hi",
+        "expert   0: labelled: tell a story",
+        "expert   1: labelled: def f():\\x1b[2J",
+        "expert   2: labelled: 2 + 2",
+        "expert   3: labelled: hi",
     ]
 
 

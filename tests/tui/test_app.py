@@ -219,7 +219,7 @@ async def test_labels_are_shown_as_prompts_of_router_rows():
     """Where the file has them and there is room; never as what an expert is good at."""
     async with running(FakeModel(labels=LABELS)) as (app, _):
         shown = screen_text(app)
-        assert "were made from these prompts" in shown
+        assert "from the model's file" in shown
         assert all(label in shown for label in LABELS)
 
 

@@ -323,7 +323,7 @@ def test_no_view_of_the_tokens_sends_control_sequences():
     os.write(terminal.end, b"\x1b[B")
     terminal.read_for(0.3)
     os.write(terminal.end, b"\r")
-    terminal.read_until(b"row made from")
+    terminal.read_until(b"label: ")
     terminal.process.send_signal(signal.SIGTERM)
     assert terminal.finish() == 143
     _assert_restored(terminal.output)

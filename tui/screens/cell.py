@@ -45,7 +45,7 @@ class CellScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         n, total = len(self.tokens), len(self._source.pieces)
         title = f" layer {self._layer}, expert {self._expert}: {n} of the newest {total} tokens ({n / total:.0%})"
-        label = f"   row made from: {shown_line(self._label)}" if self._label else ""
+        label = f"   label: {shown_line(self._label)}" if self._label else ""
         yield Static(Content.assemble((title, "bold"), (label, MUTED)), id="cell-title")
         yield Static(Content.styled("  token         weight  slot", MUTED))
         if n:

@@ -68,7 +68,8 @@ WORDS = {
 }
 NOTE = (
     "An expert's number means nothing across layers: expert 3 of layer 0 and expert 3 of layer 1 share nothing. "
-    "A prompt beside a number made that router row; it does not say what the expert is good at."
+    "A label is what the model's file calls an expert: in a frankenMoE a name from its recipe, or a prompt its "
+    "row of the router was made from. It does not say what the expert is good at."
 )
 
 

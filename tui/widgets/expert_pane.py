@@ -308,7 +308,7 @@ class ExpertPane(Vertical):
 
     def _labels(self, width: int, lines: int) -> None:
         self.query_one("#labels-title", Static).update(
-            Content.assemble("ROUTER ROWS ", ("were made from these prompts", MUTED))
+            Content.assemble("LABELS ", ("of the experts, from the model's file", MUTED))
         )
         rows = []
         for expert, label in enumerate(self.facts.labels[:lines]):

@@ -50,8 +50,9 @@ def span_lines(figures: LayerStatistics, width: int, used: int | None) -> Conten
     if width >= 40:
         parts += [("  busiest ", MUTED), f"{figures.max_over_mean.max():.1f}×"]
     parts += [("  dead ", MUTED), f"{int(figures.dead.sum())}"]
-    if width >= 40:
-        parts += [(f" of {figures.dead.size}", MUTED)]
+    among = (f" of {figures.dead.size}", MUTED)
+    if Content.assemble(*parts, among).cell_length <= width:
+        parts.append(among)
     known = figures.layer_reuse[~np.isnan(figures.layer_reuse)]
     parts += [("\nreuse ", MUTED), _text(known.mean() if known.size else np.nan, ".0%")]
     if used is not None:
