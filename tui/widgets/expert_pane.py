@@ -83,17 +83,18 @@ def beside_width(facts: ExpertFacts, width: int) -> int:
     return gutter + cell * facts.n_expert if cell >= 2 and facts.n_layer >= BESIDE else 0
 
 
-def share_lines(facts: ExpertFacts, width: int, free: int, around: int) -> tuple[int, int]:
+def share_lines(facts: ExpertFacts, width: int, free: int, around: int, *, shaded: bool) -> tuple[int, int]:
     """Lines for the heatmap (`around` of them for its header and legend) and for the path, out of `free`.
 
-    Every layer of the heatmap comes first: two lines a layer, one, a half, and only then layers pooled.
+    Every layer of the heatmap comes first: two lines a layer, one, a half unless `shaded`, and only then layers pooled.
     """
     n_layer = facts.n_layer
     numbers, bars = path_rows(n_layer, facts.n_used, facts.n_expert, width)
-    note = fit(n_layer, facts.n_expert, width, 2 * n_layer, shaded=False).pooled
+    note = fit(n_layer, facts.n_expert, width, 2 * n_layer, shaded=shaded).pooled
+    a_line = 1 if shaded else 2
     wishes = [(2 * n_layer + note, numbers), (n_layer + note, numbers), (n_layer + note, bars)]
-    wishes += [(-(-n_layer // 2) + note, 2)]
-    wishes += [(-(-n_layer // (2 * pooled)) + 1, 2) for pooled in range(2, n_layer)]
+    wishes += [(-(-n_layer // a_line) + note, 2)]
+    wishes += [(-(-n_layer // (a_line * pooled)) + 1, 2) for pooled in range(2, n_layer)]
     for heat, path in wishes:
         if heat + around + path <= free:
             return heat + around, min(numbers, free - heat - around)
@@ -299,7 +300,7 @@ class ExpertPane(Vertical):
             heatmap.styles.width, heat, path = across, facts.n_layer + around, 1
         else:
             heatmap.styles.width = "1fr"
-            heat, path = share_lines(facts, size.width, free, around)
+            heat, path = share_lines(facts, size.width, free, around, shaded=heatmap.look.shaded)
         self.query_one("#map").styles.height = heat
         self.query_one("#path").styles.height = path
         self.set_class(labels > 0, "-labelled")
