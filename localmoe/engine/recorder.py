@@ -49,7 +49,7 @@ class Recorder:
 
     def take(self) -> None:
         """Copy what was routed since the last time."""
-        part = self._model.trace.read(self._since)
+        part = self._model.trace.read(self._since, router=self._router)
         if len(part.tokens):
             assert part.first == self._since
             self._since += len(part.tokens)
@@ -86,7 +86,7 @@ def _joined(model: Model, parts: Sequence[TraceSlice], begin: Collection[int], *
         n_used=np.concatenate([part.n_used for part in parts]),
         experts=np.concatenate([_padded(part.experts, width, -1) for part in parts]),
         weights=np.concatenate([_padded(part.weights, width, 0) for part in parts]),
-        router=np.concatenate([part.router.astype(np.float16) for part in parts]) if router else None,
+        router=np.concatenate([part.router for part in parts if part.router is not None]) if router else None,
         n_expert=model.config.n_expert,
         expert_bytes=model.expert_bytes,
         labels=expert_labels(model.gguf.metadata, model.config.n_expert),

@@ -54,7 +54,7 @@ class Recording:
         for first, last in itertools.pairwise(cuts):
             counted.boundary()
             part = slice(first, last)
-            router = None if self.router is None else self.router[part].astype(np.float32)
+            router = None if self.router is None else self.router[part]
             counted.update(self.experts[part], self.weights[part], router, self.phase[part], self.n_used[part])
         return counted
 

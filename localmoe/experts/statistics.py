@@ -135,7 +135,7 @@ class ExpertStatistics:
         self,
         experts: NDArray[np.int32],
         weights: NDArray[np.float32],
-        router: NDArray[np.float32] | None,
+        router: NDArray[np.floating[Any]] | None,
         phase: int | NDArray[np.integer[Any]],
         n_used: NDArray[np.integer[Any]] | None = None,
     ) -> None:
@@ -153,7 +153,8 @@ class ExpertStatistics:
         cuts = {*range(0, n, step), *(np.flatnonzero(np.diff(phases)) + 1).tolist(), n}
         for start, stop in itertools.pairwise(sorted(cuts)):
             part = slice(start, stop)
-            self._add(experts[part], weights[part], None if router is None else router[part], int(phases[start]))
+            probability = None if router is None else router[part].astype(np.float32, copy=False)
+            self._add(experts[part], weights[part], probability, int(phases[start]))
             if n_used is not None:
                 self._phases[int(phases[start])].asked += n_used[part].sum(axis=0)
             else:

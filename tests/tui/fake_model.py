@@ -96,7 +96,10 @@ class FakeTrace:
     def count(self) -> int:
         return len(self.rows)
 
-    def read(self, since: int) -> TraceSlice:
+    def router_of(self, number: int) -> None:
+        """Probabilities are not kept."""
+
+    def read(self, since: int, *, router: bool = True) -> TraceSlice:  # noqa: ARG002
         first = max(since, self.count - self.capacity)
         rows = self.rows[first:]
         token, phase, experts, weights = zip(*rows, strict=True)

@@ -153,7 +153,13 @@ async def test_a_reply_token_shows_what_else_could_have_been_said():
         assert f"candidates “<{last}>” 50%  “<{last + 1000}>” 25%" in screen_text(app)
         await pilot.press("home")
         await pilot.pause()
-        assert "candidates" not in screen_text(app)
+        assert "no candidates: a prompt is read, not" in screen_text(app)
+        assert "%" not in screen_text(app).split("no candidates")[1].split("expert weight")[0]
+        screen = app.screen
+        screen._source._alternatives._kept.clear()
+        await pilot.press("end")
+        await pilot.pause()
+        assert "no candidates: they are no longer" in screen_text(app)
 
 
 def test_alternatives_are_bounded_and_belong_to_the_token_that_was_run():
@@ -261,11 +267,14 @@ async def test_a_cell_opens_its_tokens(mode):
         assert app.screen.tokens.tolist() == [n for n, _ in rows]
         number, (_, _, experts, weights) = rows[-1]
         slot = experts[1].tolist().index(expert)
-        assert f"layer 1, expert {expert}: {len(rows)} of the newest" in screen_text(app)
+        assert f"layer 1, expert {expert}: {len(rows)} of {model.trace.count} tokens (" in screen_text(app)
+        assert "no longer held" not in screen_text(app)
         assert f"{number + 1:>6} reply   {weights[1, slot]:>6.2f}  {slot + 1:>3}" in screen_text(app)
         await pilot.press("enter")
         await until(pilot, lambda: isinstance(app.screen, TokensScreen), "the token")
         assert (app.screen.token, app.screen.layer_shown) == (number, 1)
+        await pilot.press("escape")
+        await until(pilot, lambda: isinstance(app.screen, CellScreen), "the cell's tokens again")
         await pilot.press("escape")
         await until(pilot, lambda: app.screen is chat(app), "the chat")
 
@@ -294,3 +303,21 @@ async def test_tokens_that_left_the_ring_are_left_out():
         await ask(app, pilot)
         source.read()
         assert source.pieces == [f"<{n}>" for n in range(model.trace.count - 4, model.trace.count)]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_tokens_that_are_out_of_reach_are_counted(size):
+    """On the screen of the tokens and on that of a cell, which count those that are left."""
+    model = FakeModel(n_layer=48, n_expert=8, answer=["a"] * 10)
+    async with running(model, size=size) as (app, pilot):
+        await ask(app, pilot)
+        model.trace.capacity = 4
+        gone = model.trace.count - 4
+        await pilot.press("f7")
+        await until(pilot, lambda: isinstance(app.screen, TokensScreen), "the tokens")
+        assert f"{gone} older ones are no longer held" in screen_text(app)
+        await pilot.press("escape")
+        app.screen.query_one(Heatmap).post_message(Heatmap.Opened(0, 1))
+        await until(pilot, lambda: isinstance(app.screen, CellScreen), "the cell")
+        assert " of 4 tokens (" in screen_text(app)
+        assert f"{gone} older ones are no longer held" in screen_text(app)

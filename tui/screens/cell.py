@@ -15,7 +15,7 @@ from textual.widgets import Footer, OptionList, Static
 from textual.widgets.option_list import Option
 
 from ..widgets.turns import MUTED, shown_line
-from .tokens import Routed, TokensScreen
+from .tokens import Routed, TokensScreen, lost_words
 
 if TYPE_CHECKING:
     from localmoe.engine.api import Model
@@ -44,7 +44,8 @@ class CellScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         n, total = len(self.tokens), len(self._source.pieces)
-        title = f" layer {self._layer}, expert {self._expert}: {n} of the newest {total} tokens ({n / total:.0%})"
+        title = f" layer {self._layer}, expert {self._expert}: {n} of {total} tokens ({n / total:.0%})"
+        title += lost_words(self._source.lost)
         label = f"   label: {shown_line(self._label)}" if self._label else ""
         yield Static(Content.assemble((title, "bold"), (label, MUTED)), id="cell-title")
         yield Static(Content.styled("  token         weight  slot", MUTED))
@@ -81,4 +82,4 @@ class CellScreen(Screen[None]):
                 self._path_of(options.highlighted)
 
     def _path_of(self, at: int) -> None:
-        self.app.switch_screen(TokensScreen(self._model, self._source, int(self.tokens[at]), self._layer))
+        self.app.push_screen(TokensScreen(self._model, self._source, int(self.tokens[at]), self._layer))

@@ -24,7 +24,7 @@ def skipped_share(chat: ChatScreen) -> float | None:
     trace, routing = chat.model.trace, chat.rules.routing
     if trace.count <= chat.follow.reply_from or not chat.model.config.n_expert:
         return None
-    experts = trace.read(chat.follow.reply_from).experts
+    experts = trace.read(chat.follow.reply_from, router=False).experts
     asked = sum(routing.asked(experts.shape[1]))
     return max(0.0, 1.0 - float((experts >= 0).sum()) / (len(experts) * asked)) if len(experts) else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.cells import cell_len
 from rich.text import Text
 from textual import on
@@ -50,7 +51,7 @@ class Routed:
     def read(self) -> TraceSlice:
         """Everything there is now; `first` is the number of its first token."""
         trace = self._model.trace
-        routed = trace.read(max(self._since, trace.count - MOST))
+        routed = trace.read(max(self._since, trace.count - MOST), router=False)
         held = self.first + len(self.pieces)
         if routed.first > held:  # tokens are lost: their characters too
             self.pieces, self.first = [], routed.first
@@ -60,6 +61,15 @@ class Routed:
         del self.pieces[: routed.first - self.first]
         self.first, self.routed = routed.first, routed
         return routed
+
+    @property
+    def lost(self) -> int:
+        """Tokens since the first one asked for that are not held any more."""
+        return self.first - self._since
+
+    def router(self, at: int) -> NDArray[np.float16] | None:
+        """The router's probabilities (L, E) for the token at a place, None where they are gone."""
+        return self._model.trace.router_of(self.first + at)
 
     def candidates(self, at: int) -> list[tuple[str, float, bool]]:
         """The likeliest tokens where the one at a place was chosen: text, probability, whether it is that one."""
@@ -75,6 +85,11 @@ class Routed:
 def shown_word(piece: str) -> str:
     """A token's text in quotation marks, on one line."""
     return f"“{shown(piece).replace(chr(10), '⏎')[:20]}”"
+
+
+def lost_words(n: int) -> str:
+    """That tokens of the chat are out of reach, "" where none are."""
+    return f"; {n} older ones are no longer held" if n else ""
 
 
 def path_lines(experts: Any, weights: Any, router: Any | None) -> list[tuple[str, str]]:
@@ -149,19 +164,26 @@ class TokensScreen(Screen[None]):
 
     def _show(self) -> None:
         routed, token = self._routed, self.token
-        n_layer = routed.experts.shape[1]
         self.query_one(TokenText).show(self._first[:, self.layer_shown].tolist(), token)
-        title = f" layer {self.layer_shown} of {n_layer}: a colour is the token's first expert there"
-        self.query_one("#tokens-title", Static).update(title)
+        self._title()
         self._legend()
         self._token()
-        router = None if routed.router is None else routed.router[token]
+        router = self._source.router(token)
         rows = []
         for layer, (taken, others) in enumerate(path_lines(routed.experts[token], routed.weights[token], router)):
             rows.append(
                 Content.assemble((taken, "bold $text-accent" if layer == self.layer_shown else ""), (others, MUTED))
             )
         self.query_one("#tokens-path", Static).update(Content("\n").join(rows))
+
+    def _title(self) -> None:
+        """What a colour is, and that older tokens are out of reach."""
+        place = f" layer {self.layer_shown} of {self._routed.experts.shape[1]}"
+        meaning = ": a colour is the token's first expert there"
+        lost = lost_words(self._source.lost)
+        if cell_len(place + meaning + lost) > self.size.width:
+            meaning = "" if lost else meaning
+        self.query_one("#tokens-title", Static).update(place + meaning + lost)
 
     def _legend(self) -> None:
         """Which colour is which expert, and its part of the tokens, the greatest first."""
@@ -193,11 +215,15 @@ class TokensScreen(Screen[None]):
                 used = 0
             parts += [(title, MUTED), (word, "bold" if chosen else ""), (share, MUTED)]
             used, title = used + cell_len(title + word + share), ""
+        if not parts:
+            why = "they are no longer held" if self._routed.phase[self.token] else "a prompt is read, not chosen"
+            parts.append((f"no candidates: {why}", MUTED))
         head = ("\nexpert weight  (others: probability)", MUTED)
-        box.update(Content.assemble(said, *parts, "\n" if parts else "", head))
+        box.update(Content.assemble(said, *parts, "\n", head))
 
     def on_resize(self) -> None:
         if self.query("#tokens-legend"):
+            self._title()
             self._legend()
             self._token()
 
