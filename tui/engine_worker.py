@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from textual.message import Message
 
 from localmoe.errors import LocalMoeError
+from localmoe.sessions.record import Pieces
 
 from .alternatives import N_PROBS, Alternatives
 from .context import Messages, fitting
@@ -55,7 +56,7 @@ class Request:
     """One reply to make: chat messages, the number of experts a token uses (None: the model's), sampling keywords.
 
     routing: further keywords of `Model.generate` about experts. keep: takes the text on the engine's thread, in pieces
-    of KEEP_EVERY. forget: leave out the oldest turns where not all fit; `skip` of them were left out before.
+    of `KEEP_EVERY` seconds. forget: leave out the oldest turns where not all fit; `skip` of them were left out before.
     """
 
     messages: Sequence[Mapping[str, str]]
@@ -89,29 +90,6 @@ class Progressed:
     gen_s: float = 0.0
     skipped: int = 0
     step: Step | None = None
-
-
-KEEP_EVERY = 0.2
-"""Seconds of text that a crash can lose: a transaction a token cost a twentieth of a small model's speed."""
-
-
-class _Kept:
-    """Hands a reply's text on in pieces of KEEP_EVERY."""
-
-    def __init__(self, keep: Callable[[str], None] | None) -> None:
-        self._keep, self._text, self._since = keep, "", 0.0
-
-    def add(self, text: str, now: float) -> None:
-        self._text += text
-        if now - self._since >= KEEP_EVERY:
-            self._since = now
-            self.write()
-
-    def write(self) -> None:
-        """Hand on what there is."""
-        text, self._text = self._text, ""
-        if text and self._keep is not None:
-            self._keep(text)
 
 
 class EngineWorker:
@@ -226,7 +204,7 @@ class EngineWorker:
                 self._state.prompt_s = time.perf_counter() - started
 
         reason = "cancelled"
-        kept = _Kept(request.keep)
+        kept = Pieces(request.keep)
         try:
             steps = self._steps(model, request, on_prompt)
             began = 0.0

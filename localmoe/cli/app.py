@@ -37,7 +37,7 @@ COMMANDS = {
     "run": "Complete a prompt.",
     "chat": "Chat, line by line.",
     "tui": "Chat in the terminal app, with the experts' activity beside it.",
-    "sessions": "List, export, rename or delete the app's chats.",
+    "sessions": "List, export, rename or delete kept chats.",
     "tokenize": "Turn text into token ids.",
     "experts": "Record, measure and change what a model's routers do.",
     "bench": "Measure prompt and decode speed.",

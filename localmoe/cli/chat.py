@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,6 +16,15 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from localmoe.cli.chat_record import (
+    kept_until_the_end,
+    load_kept,
+    open_record,
+    parameters_of,
+    routing_of,
+    sampling_of,
+    show_last,
+)
 from localmoe.cli.common import (
     CacheTypeK,
     CacheTypeV,
@@ -39,11 +49,14 @@ from localmoe.cli.common import (
 from localmoe.cli.default_model import given_or_demo_model
 from localmoe.cli.output_path import output_path
 from localmoe.cli.run import timings_line
+from localmoe.cli.sessions import kept_chat
 from localmoe.engine.sampling import SamplingParams
 from localmoe.errors import LocalMoeError, UsageError
+from localmoe.sessions.record import Pieces, Record
 
 if TYPE_CHECKING:
     from localmoe.engine.api import Model
+    from localmoe.sessions.tree import Turn
 
 # From this part of the context on, each answer ends with a note about the room that is left.
 NEARLY_FULL = 0.75
@@ -51,27 +64,53 @@ NEARLY_FULL = 0.75
 
 @dataclass
 class Chat:
-    """A conversation with a model; `counts` (L, E) are the experts' uses in all answers so far."""
+    """A conversation with a model; `routing` are keywords about experts, `told` whether its loss was said.
+
+    `counts` (L, E) are the experts' uses in all answers so far.
+    """
 
     model: Model
     sampling: SamplingParams
     max_tokens: int
-    system: str
-    messages: list[dict[str, str]] = field(default_factory=list)
+    record: Record
+    routing: dict[str, Any]
+    told: bool = False
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
 
     def __post_init__(self) -> None:
-        self.reset()
+        self.forget_counts()
+
+    def forget_counts(self) -> None:
+        self.counts = np.zeros((self.model.config.n_layer, self.model.config.n_expert), np.int64)
 
     def reset(self) -> None:
-        """Forget everything but the system prompt."""
-        self.messages = [{"role": "system", "content": self.system}] if self.system else []
-        self.counts = np.zeros((self.model.config.n_layer, self.model.config.n_expert), np.int64)
+        """Begin a new chat with the same settings; the old one stays where it is kept."""
+        old = self.record
+        self.record = Record(old.store, old.model, old.conversation.system, old.parameters)
+        self.record.routing = dict(old.routing)
+        self.forget_counts()
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The chat as `Model.chat` takes it, answers that say nothing included: roles take turns."""
+        system = self.record.conversation.system
+        turns = [turn for turn in self.record.turns if turn.role == "user" or turn.stop_reason]
+        said = [{"role": turn.role, "content": turn.text} for turn in turns]
+        return [{"role": "system", "content": system}, *said] if system else said
 
 
 @with_sampling
 def chat(
     model: OptionalModelPath = None,
+    go_on: Annotated[
+        bool, typer.Option("--continue", help="Go on with the newest chat, with its model unless -m names one.")
+    ] = False,
+    session: Annotated[
+        int | None, typer.Option("--session", metavar="CHAT", help="Go on with this chat (`localmoe sessions list`).")
+    ] = None,
+    unsaved: Annotated[
+        bool, typer.Option("--no-save", help="Keep no chat. [default: one typed at a terminal is kept]")
+    ] = False,
     system: Annotated[str, typer.Option("-sys", "--system-prompt", help="The system prompt.", show_default=False)] = "",
     n_predict: Annotated[
         int, typer.Option("-n", "--predict", "--n-predict", min=-1, help="Tokens of an answer; -1: until it ends.")
@@ -85,28 +124,59 @@ def chat(
     cache_type_k: CacheTypeK = "f16",
     cache_type_v: CacheTypeV = "f16",
     *,
+    context: typer.Context,
     sampling: SamplingParams,
 ) -> None:
     """Chat, line by line: /help tells the commands, Ctrl-C stops an answer, Ctrl-D leaves."""
+    if unsaved and (go_on or session is not None):
+        raise UsageError("a chat that was kept goes on with the file of chats", got="--no-save", expected="without it")
+    kept, named = None, _named(context)
+    if go_on or session is not None:
+        number, model = kept_chat(session, model)
+        kept = load_kept(number)
     path = given_or_demo_model(model)
+    flags = {**sampling_arguments(sampling), "max_tokens": n_predict, "n_ctx": ctx_size, "n_expert_used": experts_used}
+    chosen = parameters_of(kept, flags, named)
     load = load_arguments(
-        ctx_size, threads, experts_used, cache_type_k, cache_type_v,
+        chosen["n_ctx"], threads, chosen["n_expert_used"], cache_type_k, cache_type_v,
         leave_out=leave_out, force_experts=force_experts, expert_threshold=expert_threshold,
     )  # fmt: skip
     with closing(open_model(path, load)) as opened:
         if opened.chat_template is None:
             raise UsageError("the model has no chat template", file=path, expected="one; `localmoe run` needs none")
-        state = Chat(opened, sampling, n_predict, system)
-        if sys.stdin.isatty():
-            say(f"{path.name}: context {opened.n_ctx}. /help tells the commands, Ctrl-D leaves.")
-        for line in _lines():
-            if not line.strip():
-                continue
-            if not line.startswith("/"):
-                state.messages.append({"role": "user", "content": line})
-                _answer(state)
-            else:
-                _command(state, line)
+        save = not unsaved and (kept is not None or sys.stdin.isatty())
+        record = open_record(path, kept, system, chosen, save=save)
+        with kept_until_the_end(record):
+            routing = routing_of(record, opened, load, named)
+            state = Chat(opened, sampling_of(chosen, sampling), chosen["max_tokens"], record, routing)
+            if sys.stdin.isatty():
+                say(f"{path.name}: context {opened.n_ctx}. /help tells the commands, Ctrl-D leaves.")
+            if kept is not None:
+                show_last(record)
+            _talk(state)
+            if sys.stdin.isatty() and state.record.key is not None:
+                say(f"kept as chat {state.record.key}: `localmoe chat --continue` goes on with it")
+
+
+def _named(context: typer.Context) -> set[str]:
+    """The parameters that the command line names, by the names that are kept with a chat."""
+    names = {"n_predict": "max_tokens", "ctx_size": "n_ctx", "experts_used": "n_expert_used"}
+    given = [
+        name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    return {names.get(name, name) for name in given}
+
+
+def _talk(state: Chat) -> None:
+    """Obey and answer what is typed until the user leaves."""
+    for line in _lines():
+        if not line.strip():
+            continue
+        if not line.startswith("/"):
+            state.record.ask(line)
+            _answer(state, state.record.begin_reply())
+        elif _command(state, line):
+            return
 
 
 def _lines() -> Iterator[str]:
@@ -150,23 +220,31 @@ def _cancelled_by_ctrl_c() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _answer(state: Chat) -> None:
-    """Generate and keep the answer to the last message; a question that does not fit is taken back."""
-    text, steps = "", []
+def _answer(state: Chat, reply: Turn) -> None:
+    """Generate the answer that `reply` is to hold; a question that does not fit is taken back with it."""
+    steps, pieces = [], Pieces(state.record.piece(reply))
+    options = {**sampling_arguments(state.sampling), **state.routing}
     try:
         with _cancelled_by_ctrl_c() as cancel:
-            for step in state.model.chat(
-                state.messages, max_tokens=state.max_tokens, cancel=cancel, **sampling_arguments(state.sampling)
-            ):
+            for step in state.model.chat(state.messages, max_tokens=state.max_tokens, cancel=cancel, **options):
                 show_text(step.text)
-                text += step.text
+                reply.text += step.text
+                pieces.add(step.text, time.perf_counter())
                 steps.append(step)
     except UsageError as error:
-        state.messages.pop()
-        say(f"{error}: the message was taken back; /reset starts again")
+        again = len(state.record.conversation.siblings(reply)) > 1
+        state.record.remove_last()
+        if not again:
+            state.record.remove_last()
+        say(f"{error}: {'there is no other answer' if again else 'the message was taken back'}; /reset starts again")
         return
+    finally:
+        pieces.write()
     show_text("\n")
-    state.messages.append({"role": "assistant", "content": text})
+    state.record.end_reply(reply, (steps[-1].stop_reason if steps else None) or "cancelled")
+    if state.record.trouble and not state.told:
+        state.told = True
+        say(f"note: this chat is no longer kept: {state.record.trouble}")
     state.counts += count_experts(steps, *state.counts.shape)
     if sys.stdin.isatty() and steps:
         say(f"[{timings_line(state.model.timings, steps[-1].stop_reason)}]")
@@ -185,11 +263,13 @@ def _reset(state: Chat, argument: str) -> None:  # noqa: ARG001
 
 
 def _regenerate(state: Chat, argument: str) -> None:  # noqa: ARG001
-    if not state.messages or state.messages[-1]["role"] != "assistant":
+    turns = state.record.turns
+    if not turns:
         say("there is no answer yet")
-        return
-    state.messages.pop()
-    _answer(state)
+    elif turns[-1].role == "assistant":
+        _answer(state, state.record.reply_again(turns[-1]))
+    else:  # a chat that was cut off after its question
+        _answer(state, state.record.begin_reply())
 
 
 def _stats(state: Chat, argument: str) -> None:  # noqa: ARG001
@@ -211,8 +291,8 @@ def _save(state: Chat, argument: str) -> None:
     say(f"{len(state.messages)} messages are in {argument}")
 
 
-def _quit(state: Chat, argument: str) -> None:  # noqa: ARG001
-    raise typer.Exit
+def _quit(state: Chat, argument: str) -> None:
+    """Nothing: the name alone leaves."""
 
 
 COMMANDS: dict[str, tuple[Callable[[Chat, str], None], str]] = {
@@ -225,10 +305,11 @@ COMMANDS: dict[str, tuple[Callable[[Chat, str], None], str]] = {
 }
 
 
-def _command(state: Chat, line: str) -> None:
-    """Obey a line that starts with a slash."""
+def _command(state: Chat, line: str) -> bool:
+    """Obey a line that starts with a slash; whether it leaves."""
     name, _, argument = line.strip().partition(" ")
     if name in COMMANDS:
         COMMANDS[name][0](state, argument.strip())
     else:
         say(f"no such command: {name} (/help tells them)")
+    return name == "/quit"

@@ -18,7 +18,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "localmoe run -m model.gguf -f prompt.txt -n 64 --temp 0 --experts-used 1 --expert-summary",
         "localmoe run -m model.gguf -p 'Once upon a time' -n 16 --seed 1 --json",
     ),
-    "chat": ("localmoe chat -m model.gguf", "localmoe chat -m model.gguf -sys 'Answer in one line.' -c 8192"),
+    "chat": (
+        "localmoe chat -m model.gguf",
+        "localmoe chat --continue",
+        "localmoe chat -m model.gguf -sys 'Answer in one line.' -c 8192",
+    ),
     "tui": ("localmoe tui --tiny", "localmoe tui -m model.gguf -c 4096", "localmoe tui --continue"),
     "tokenize": (
         "localmoe tokenize -m model.gguf 'Hello world'",

@@ -1,4 +1,4 @@
-"""`localmoe sessions`: the chats that the terminal app has kept."""
+"""`localmoe sessions`: the chats that the terminal app and `localmoe chat` have kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ sessions = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="The chats that the terminal app has kept (LOCALMOE_DATA chooses the folder).",
+    help="The chats that the terminal app and `localmoe chat` have kept (LOCALMOE_DATA chooses the folder).",
 )
 Chat = Annotated[int | None, typer.Argument(metavar="CHAT", help="A chat's number. [default: the newest]")]
 
@@ -36,6 +36,18 @@ def open_store() -> Store:
     if not path.exists():
         raise UsageError("no chats were saved yet", file=path)
     return Store(path)
+
+
+def kept_chat(number: int | None, model: Path | None, tiny: bool = False) -> tuple[int, Path | None]:
+    """A chat to go on with (None: the newest) and the model for it; UsageError where one is missing."""
+    with open_store() as store:
+        chosen = store.newest() if number is None else number
+        if chosen is None:
+            raise UsageError("no chats were saved yet", file=store.path)
+        its_own = Path(store.load(chosen).entry.model)
+    if model is None and not tiny and not its_own.is_file():
+        raise UsageError("the model of this chat is not there any more", file=its_own, expected="-m MODEL")
+    return chosen, model or (None if tiny else its_own)
 
 
 def _number(store: Store, chat: int | None) -> int:

@@ -22,6 +22,7 @@ from localmoe.cli.common import (
     with_sampling,
 )
 from localmoe.cli.default_model import demo_to_build, given_or_demo_model, packaged_models, tiny_model_path
+from localmoe.cli.sessions import kept_chat
 from localmoe.engine.sampling import SamplingParams
 from localmoe.errors import UsageError
 
@@ -81,20 +82,6 @@ def tui(
     )  # fmt: skip
     code = run_app(path, options)
     raise typer.Exit(code)
-
-
-def kept_chat(number: int | None, model: Path | None, tiny: bool) -> tuple[int, Path | None]:
-    """A chat to go on with (None: the newest) and the model for it; UsageError where one is missing."""
-    from localmoe.cli.sessions import open_store
-
-    with open_store() as store:
-        chosen = store.newest() if number is None else number
-        if chosen is None:
-            raise UsageError("no chats were saved yet", file=store.path)
-        its_own = Path(store.load(chosen).entry.model)
-    if model is None and not tiny and not its_own.is_file():
-        raise UsageError("the model of this chat is not there any more", file=its_own, expected="-m MODEL")
-    return chosen, model or (None if tiny else its_own)
 
 
 def pick_or_demo_model(unsaved: bool) -> Path | None:

@@ -12,6 +12,28 @@ from localmoe.sessions.tree import Conversation, Turn
 T = TypeVar("T")
 TITLE = 60
 """Characters of a title made from the first question."""
+KEEP_EVERY = 0.2
+"""Seconds of text that a crash can lose: a transaction a token cost a twentieth of a small model's speed."""
+
+
+class Pieces:
+    """Hands a reply's text on in pieces of KEEP_EVERY."""
+
+    def __init__(self, keep: Callable[[str], None] | None) -> None:
+        self._keep, self._text, self._since = keep, "", 0.0
+
+    def add(self, text: str, now: float) -> None:
+        """Take a text that came `now`, in seconds."""
+        self._text += text
+        if now - self._since >= KEEP_EVERY:
+            self._since = now
+            self.write()
+
+    def write(self) -> None:
+        """Hand on what there is."""
+        text, self._text = self._text, ""
+        if text and self._keep is not None:
+            self._keep(text)
 
 
 class Record:

@@ -83,7 +83,7 @@ class FakeModel:
         self.asked: list[tuple[Any, dict[str, Any]]] = []
         self.timings = Timings()
         self.tokenizer = SimpleNamespace(eog=frozenset((0, 3)))
-        self.config = SimpleNamespace(n_layer=LAYERS, n_expert=EXPERTS, n_vocab=128, n_ctx_train=64)
+        self.config = SimpleNamespace(n_layer=LAYERS, n_expert=EXPERTS, n_expert_used=USED, n_vocab=128, n_ctx_train=64)
         self.gguf = SimpleNamespace(
             n_bytes=3 * 2**20, tensors={"a": SimpleNamespace(n_elements=2_000_000)}, metadata={}, parts=()
         )

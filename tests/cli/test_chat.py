@@ -13,7 +13,14 @@ import pytest
 
 from localmoe.cli import default_model, main
 from localmoe.errors import UsageError
+from localmoe.sessions.record import Record
+from localmoe.sessions.store import Store
 from tests.cli.fake_model import FakeModel
+
+
+class Typist(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 class Talk:
@@ -24,15 +31,25 @@ class Talk:
         self._monkeypatch, self._capfd = monkeypatch, capfd
         monkeypatch.setattr("localmoe.load", lambda path, **options: self.model)
 
-    def __call__(self, *lines: str, flags: tuple[str, ...] = ()) -> tuple[int, str, str]:
-        self._monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
-        code = main(["chat", "-m", "m.gguf", *flags])
+    def __call__(
+        self, *lines: str, flags: tuple[str, ...] = (), model: tuple[str, ...] = ("-m", "m.gguf"), typed: bool = False
+    ) -> tuple[int, str, str]:
+        text = "".join(line + "\n" for line in lines)
+        self._monkeypatch.setattr("sys.stdin", Typist(text) if typed else io.StringIO(text))
+        code = main(["chat", *model, *flags])
         out, err = self._capfd.readouterr()
         return code, out, err
 
     @property
     def conversations(self) -> list[list[tuple[str, str]]]:
         return [[(message["role"], message["content"]) for message in messages] for messages, _ in self.model.asked]
+
+
+@pytest.fixture(autouse=True)
+def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The file of chats, which is not there yet."""
+    monkeypatch.setenv("LOCALMOE_DATA", str(tmp_path / "data"))
+    return tmp_path / "data" / "sessions.db"
 
 
 @pytest.fixture
@@ -197,11 +214,6 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Demo:
     return fake
 
 
-class Typist(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 def test_without_a_model_and_a_terminal_it_says_what_to_do(
     demo: Demo, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,3 +241,142 @@ def test_a_bare_chat_offers_to_build_the_demo_model(
     monkeypatch.setattr("sys.stdin", Typist(f"{answer}\n"))
     assert main(["chat"]) == code
     assert demo.path.exists() == (code == 0)
+
+
+def turns_of(data: Path, key: int) -> list[tuple[str, str, str | None]]:
+    with Store(data) as store:
+        return [(turn.role, turn.text, turn.stop_reason) for turn in store.load(key).conversation.turns]
+
+
+def keep(data: Path, model: str, *said: str, system: str = "", **parameters: Any) -> int:
+    """A chat of questions and answers in turn; its number."""
+    with Store(data) as store:
+        record = Record(store, model, system, parameters)
+        for question, answer in zip(said[::2], said[1::2], strict=True):
+            record.ask(question)
+            turn = record.begin_reply()
+            turn.text = answer
+            record.end_reply(turn, "eos")
+        assert record.key is not None
+        return record.key
+
+
+@pytest.fixture
+def kept(data: Path, tmp_path: Path) -> str:
+    """A model's file, with which two chats were had."""
+    model = tmp_path / "m.gguf"
+    model.touch()
+    keep(data, str(model), "owls?", "about owls")
+    keep(data, str(model), "foxes?", "about foxes", system="Be brief.", temperature=0.25, top_k=7, max_tokens=5)
+    return str(model)
+
+
+def test_what_is_typed_at_a_terminal_is_kept_and_what_is_piped_is_not(talk: Talk, data: Path) -> None:
+    talk("Hi")
+    assert not data.exists()
+    _, _, err = talk("Hi", "/regen", flags=("--no-save",), typed=True)
+    assert not data.exists()
+    _, _, err = talk("Hi", "/regen", flags=("--temp", "0.5"), typed=True)
+    assert "kept as chat 1: `localmoe chat --continue` goes on with it" in err
+    assert turns_of(data, 1) == [("user", "Hi", None), ("assistant", "Hello there", "eos")]
+    with Store(data) as store:
+        saved = store.load(1)
+    assert (saved.entry.n_turns, saved.parameters) == (3, {"temperature": 0.5})
+    assert Path(saved.entry.model).name == "m.gguf"
+
+
+@pytest.mark.parametrize(("flags", "key", "asked"), [(["--continue"], 2, "foxes"), (["--session", "1"], 1, "owls")])
+def test_a_kept_chat_goes_on(talk: Talk, data: Path, kept: str, flags: list[str], key: int, asked: str) -> None:
+    """With its model, system prompt and parameters; what is said is added to it and answers stay alone on stdout."""
+    code, out, err = talk("More", flags=tuple(flags), model=())
+    assert code == 0
+    assert out == ("Hello there\n" if key == 1 else "Hello\n")
+    assert err.splitlines() == [f"chat {key}, {asked}?: 2 turns", f"> {asked}?", f"about {asked}"]
+    before = [("user", f"{asked}?"), ("assistant", f"about {asked}"), ("user", "More")]
+    assert talk.conversations == [[("system", "Be brief."), *before] if key == 2 else before]
+    assert [turn[1] for turn in turns_of(data, key)] == [f"{asked}?", f"about {asked}", "More", out.rstrip("\n")]
+    options = talk.model.asked[0][1]
+    assert (options["temperature"], options["top_k"], options["max_tokens"]) == (
+        (0.25, 7, 5) if key == 2 else (0.8, 40, -1)
+    )
+
+
+def test_what_the_command_names_holds_and_is_kept(talk: Talk, data: Path, kept: str) -> None:
+    """Also where it is the default."""
+    talk("More", flags=("--continue", "--temp", "0.8", "-n", "2", "-sys", "Be long."), model=())
+    options = talk.model.asked[0][1]
+    assert (options["temperature"], options["top_k"], options["max_tokens"]) == (0.8, 7, 2)
+    with Store(data) as store:
+        saved = store.load(2)
+    assert saved.parameters == {"top_k": 7, "max_tokens": 2}
+    assert saved.conversation.system == "Be long."
+
+
+def test_routing_that_was_kept_goes_on(talk: Talk, data: Path, kept: str) -> None:
+    """Unless the command names another, or the model has no such experts."""
+    with Store(data) as store:
+        record = Record.resumed(store, store.load(1))
+        record.route({"used": "2", "left": "1:3", "forced": "", "threshold": "0.1"})
+    _, _, err = talk("More", flags=("--session", "1"), model=())
+    assert "routing as in this chat: top-2 of 4, 1:3 left out, weights below 0.1 skipped" in err
+    assert talk.model.asked[-1][1]["leave_out"] == {1: (3,)}
+    talk("More", flags=("--session", "1", "--leave-out", "0:1"), model=())
+    assert "leave_out" not in talk.model.asked[-1][1]  # the model was opened so
+    with Store(data) as store:
+        assert store.load(1).routing["left"] == "0:1"
+        Record.resumed(store, store.load(1)).route({"used": "2", "left": "9:9", "forced": "", "threshold": "0"})
+    assert "not routed as in this chat (top-2, 9:9 left out)" in talk("More", flags=("--session", "1"), model=())[2]
+
+
+def test_reset_begins_a_chat_of_its_own(talk: Talk, data: Path, kept: str) -> None:
+    talk("More", "/reset", "New", flags=("--continue",), model=())
+    assert [turn[1] for turn in turns_of(data, 2)] == ["foxes?", "about foxes", "More", "Hello"]
+    assert [turn[1] for turn in turns_of(data, 3)] == ["New", "Hello"]
+    assert talk.conversations[1] == [("system", "Be brief."), ("user", "New")]
+
+
+def test_a_message_that_does_not_fit_leaves_a_kept_chat_as_it_was(
+    talk: Talk, data: Path, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise UsageError("the prompt does not fit in the context")
+
+    monkeypatch.setattr(talk.model, "chat", refuse)
+    _, _, err = talk("More", "/regen", flags=("--continue",), model=())
+    assert "the message was taken back" in err
+    assert "there is no other answer" in err
+    assert [turn[1] for turn in turns_of(data, 2)] == ["foxes?", "about foxes"]
+
+
+def test_a_chat_cut_off_after_its_question_is_answered_by_regen(talk: Talk, data: Path, kept: str) -> None:
+    with Store(data) as store:
+        Record.resumed(store, store.load(1)).ask("and eagles?")
+    assert talk("/regen", flags=("--session", "1"), model=())[1] == "Hello there\n"
+    assert [turn[1] for turn in turns_of(data, 1)][2:] == ["and eagles?", "Hello there"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (("--continue",), "no chats were saved yet"),
+        (("--session", "7"), "no chats were saved yet"),
+        (("--continue", "--no-save"), "--no-save"),
+        (("--session", "x"), "--session"),
+    ],
+)
+def test_a_chat_that_is_not_there_is_refused(talk: Talk, flags: tuple[str, ...], reason: str) -> None:
+    code, out, err = talk("Hi", flags=flags, model=())
+    assert (code, out) == (2, "")
+    assert reason in err
+    assert not talk.model.asked
+
+
+def test_a_file_of_chats_that_cannot_be_used(talk: Talk, data: Path, kept: str) -> None:
+    """A new chat goes on unsaved and says so; one that is to go on is refused; the file stays as it was."""
+    data.write_bytes(b"no database" * 200)
+    code, out, err = talk("Hi", typed=True)
+    assert code == 0
+    assert "Hello there\n" in out
+    assert "note: this chat is not kept: " in err
+    assert talk("Hi", flags=("--continue",), model=())[0] == 3
+    assert data.read_bytes() == b"no database" * 200

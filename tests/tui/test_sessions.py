@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from textual.widgets import Input, Static
 
-from localmoe.sessions.record import Record
+from localmoe.sessions.record import KEEP_EVERY, Pieces, Record
 from localmoe.sessions.store import Store
-from localmoe.tui.engine_worker import KEEP_EVERY, _Kept
 from localmoe.tui.options import AppOptions
 from localmoe.tui.screens.chat import ChatScreen
 from localmoe.tui.screens.dialogs import NoticeScreen
@@ -60,7 +59,7 @@ async def open_list(app, pilot) -> None:
 def test_text_is_kept_in_pieces_of_a_fifth_of_a_second():
     """The first at once, the last when the reply ends."""
     pieces: list[str] = []
-    kept = _Kept(pieces.append)
+    kept = Pieces(pieces.append)
     for i in range(10):
         kept.add(f"{i}", 100 + i * (KEEP_EVERY / 4 + 0.001))
     assert pieces == ["0", "1234", "5678"]
@@ -71,7 +70,7 @@ def test_text_is_kept_in_pieces_of_a_fifth_of_a_second():
 
 async def test_a_chat_is_saved_while_it_is_written(path: Path, monkeypatch: pytest.MonkeyPatch):
     """Every piece is in the file before the reply ends: another program sees it."""
-    monkeypatch.setattr("localmoe.tui.engine_worker.KEEP_EVERY", 0.0)
+    monkeypatch.setattr("localmoe.sessions.record.KEEP_EVERY", 0.0)
     model = FakeModel(answer=["Once ", "upon ", "a time"])
     model.gate = threading.Semaphore(2)
     async with running(model, options=keeping(path)) as (app, pilot):
