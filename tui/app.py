@@ -51,7 +51,7 @@ _NEEDS: dict[str, tuple[type[Screen[None]], ...]] = {
     "parameters": (ChatScreen,),
     "models": (ChatScreen, ErrorScreen),
 }
-"""Actions that are offered only while one of these screens is there."""
+"""Actions that are offered only on these screens: on others they would do nothing."""
 
 Opener = Callable[[Path, Mapping[str, Any]], Loader]
 """Makes what opens a file with keywords of `localmoe.load`."""
@@ -236,7 +236,8 @@ class LocalMoeApp(App[None]):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
         needed = _NEEDS.get(action)
-        return needed is None or any(isinstance(screen, needed) for screen in self.screen_stack)
+        seen = next((screen for screen in reversed(self.screen_stack) if not screen.is_modal), None)
+        return needed is None or isinstance(seen, needed)
 
     @property
     def chat(self) -> ChatScreen | None:

@@ -8,9 +8,10 @@ import pytest
 
 from localmoe.errors import BadInputError, FileError
 from localmoe.tui.keys import binding_ids, keys_path, read_keys
+from localmoe.tui.screens.chat import ChatScreen
 from localmoe.tui.screens.rules import RulesScreen
 
-from .driving import chat, running, until
+from .driving import ask, chat, running, screen_text, until
 from .fake_model import FakeModel
 
 DOCS = Path(__file__).parents[2] / "docs" / "app.md"
@@ -87,3 +88,16 @@ def test_every_name_is_documented():
     text = DOCS.read_text(encoding="utf-8")
     for name, keys in binding_ids().items():
         assert f"| `{name}` | `{keys}` |" in text, (name, keys)
+
+
+@pytest.mark.parametrize("key", ["f7", "f10"])
+async def test_screens_over_the_chat_offer_no_keys_that_do_nothing_there(key):
+    """Chats and models are opened from the chat."""
+    async with running(FakeModel(n_layer=6, n_expert=8)) as (app, pilot):
+        await ask(app, pilot)
+        assert "^s Chats" in screen_text(app)
+        await pilot.press(key)
+        await until(pilot, lambda: not isinstance(app.screen, ChatScreen) and "esc Back" in screen_text(app), "it")
+        assert "^s Chats" not in screen_text(app)
+        assert "^o Model" not in screen_text(app)
+        assert "^q Quit" in screen_text(app)
