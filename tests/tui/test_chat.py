@@ -258,3 +258,19 @@ async def test_a_long_reply_stays_at_its_end_unless_someone_reads_above():
         await until(pilot, lambda: not chat(app).busy)
         assert "line 1\n" in screen_text(app).replace(" ", " ") or "line 1 " in screen_text(app)
         assert "line 59" not in screen_text(app)
+
+
+@pytest.mark.parametrize("narrow", [(60, 16), (30, 8)])
+async def test_a_wider_window_shows_a_reply_that_is_being_written(narrow):
+    """Its lines get longer and fewer: the room that they were given in the narrow one must not push them away."""
+    model = FakeModel(answer=[f"word{n} " for n in range(600)])
+    model.gate = threading.Semaphore(300)
+    async with running(model, size=narrow) as (app, pilot):
+        app.screen.query_one(Prompt).insert("hi")
+        await pilot.press("enter")
+        await until(pilot, lambda: "word290" in chat(app).conversation.turns[-1].text, "half of the reply")
+        await pilot.pause(0.3)
+        await pilot.resize_terminal(160, 50)
+        model.gate.release(20)
+        await until(pilot, lambda: "word31" in screen_text(app), "the reply in the wider window")
+        model.gate.release(600)

@@ -226,6 +226,7 @@ class LiveMarkdown(LaidOutOnce, Markdown):
         super().__init__(markdown, **keywords)
         self.growing = Growing()
         self._least = Size(0, 0)
+        self._width = 0
 
     async def grow(self, text: str) -> None:
         """Append; await it before the next piece."""
@@ -242,6 +243,8 @@ class LiveMarkdown(LaidOutOnce, Markdown):
         self.refresh(layout=True)
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        if width != self._width:  # what grows was given room for lines of another length
+            self._width, self.growing.height, self.growing.spare = width, 0, 0
         height = super().get_content_height(container, viewport, width)
         if self.growing.text is not None:
             least = self._least.height if self._least.width == width else 0
