@@ -289,3 +289,17 @@ async def test_no_key_is_cut_at_the_edge():
         await until(pilot, lambda: "f5 k+1" in screen_text(app).splitlines()[-1], "more keys")
         await pilot.resize_terminal(80, 24)
         await until(pilot, lambda: screen_text(app).splitlines()[-1].rstrip().endswith("^q Quit"), "fewer keys")
+
+
+async def test_a_small_window_is_the_chats():
+    """Beside the experts there would be no room for it; F3 shows them all the same."""
+    async with running(FakeModel(), size=(40, 16)) as (app, pilot):
+        await ask(app, pilot)
+        assert "mixture of experts" in screen_text(app) or "So a model can hold" in screen_text(app)
+        assert "EXPERTS" not in screen_text(app)
+        await pilot.press("f3")
+        await pilot.pause()
+        assert "EXPERTS" in screen_text(app)
+        await pilot.press("f3")
+        await pilot.resize_terminal(80, 24)
+        await pilot.pause()

@@ -66,7 +66,7 @@ class ChatScreen(Screen[None]):
         Binding("right_square_bracket", "used(1)", "More experts", id="experts.more.bracket", show=False),
     ]
     AUTO_FOCUS = "#prompt"
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (140, "-wide"), (190, "-rich")]  # noqa: RUF012 - the base declares it so
+    HORIZONTAL_BREAKPOINTS = [(0, "-tiny"), (60, "-narrow"), (100, "-normal"), (140, "-wide"), (190, "-rich")]  # noqa: RUF012 - the base declares it so
 
     def __init__(
         self, model: Model, worker: EngineWorker, options: AppOptions, record: Record, draft: Draft | None = None
