@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 _NUMBERS = {int: re.compile(r"-?[0-9]{1,15}"), float: re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?")}
+_OF_TYPER = ("get_runtime_param", "type_descriptor")  # what is used of its own: a release without them does all itself
 _PATH_CHECKS = ("exists", "writable", "readable", "resolve_path", "allow_dash", "path_type")
 
 
@@ -57,6 +58,6 @@ def use_plain_values(command: Any) -> Any:
 
 
 def _take(param: Any) -> Any:
-    if getattr(param, "_runtime_param", param) is None:
+    if getattr(param, "_runtime_param", param) is None and all(hasattr(param, name) for name in _OF_TYPER):
         param._runtime_param = PlainValue()
     return param
