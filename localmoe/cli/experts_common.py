@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 TextFile = Annotated[str | None, typer.Option("-f", "--file", help="A file with the text; - is standard input.")]
 Text = Annotated[str | None, typer.Option("-p", "--prompt", help="The text itself.")]
-MaxTokens = Annotated[
-    int | None, typer.Option("--tokens", min=2, help="Tokens of the text to run at most. [default: all]")
-]
+MaxTokens = Annotated[int | None, typer.Option("--tokens", min=2, help="Tokens of the text to run at most.")]
 Trace = Annotated[Path, typer.Argument(metavar="TRACE", help="A recording (NPZ).", readable=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -38,11 +36,12 @@ def given_text(prompt: str | None, file: str | None) -> str:
         raise FileError(f"cannot be read: {error.strerror or error}", file=file) from None
 
 
-def text_ids(model: Model, text: str, most: int | None = None, file: str | None = None) -> list[int]:
-    """Token ids of a text, `most` of them; BadInputError for fewer than two."""
+def text_ids(model: Model, text: str, most: int | None = None, file: str | None = None, *, least: int = 2) -> list[int]:
+    """Token ids of a text, `most` of them; BadInputError for fewer than `least`: what follows a token takes two."""
     ids = model.tokenize(text)[:most]
-    if len(ids) < 2:
-        raise BadInputError("the text is too short", file=file, got=f"{len(ids)} tokens", expected="two at least")
+    if len(ids) < least:
+        got, expected = (f"{n} token{'s' * (n != 1)}" for n in (len(ids), least))
+        raise BadInputError("the text is too short", file=file, got=got, expected=f"at least {expected}")
     return ids
 
 

@@ -71,7 +71,7 @@ def record(
         from localmoe.engine.recorder import record_generation, record_text
 
         check_target(output, [*opened.gguf.parts, *text_files(file)], file=str(output))
-        ids = text_ids(opened, text, tokens, file)
+        ids = text_ids(opened, text, tokens, file, least=1)
         if n_predict:
             recording = record_generation(
                 opened,

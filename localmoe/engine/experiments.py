@@ -160,7 +160,12 @@ def _add(cost: Cost, own: npt.NDArray[np.float64], other: npt.NDArray[np.float64
 
 
 def router_rows(model: Model, layer: int) -> Rows:
-    """A layer's router (E, D) as float32; BadInputError where it is of a type that is no plain float."""
+    """A layer's router (E, D) as float32; BadInputError where it is of a type that is no plain float.
+
+    UsageError for a model without experts.
+    """
+    if not model.config.n_expert:
+        raise UsageError("this model has no experts", file=visible(str(model.gguf.path)))
     name = f"blk.{layer}.ffn_gate_inp.weight"
     rows = read_floats(model.gguf, name)
     if rows is None:

@@ -54,9 +54,14 @@ def lines(recording: Recording) -> list[str]:
 def working_set_line(counted: ExpertStatistics, recording: Recording) -> str:
     """How much of the experts' weights the last tokens touched."""
     n = min(WINDOW, recording.n_token)
-    gib = working_set_bytes(counted, recording.expert_bytes, n) / 2**30
-    whole = int(recording.expert_bytes.sum()) * recording.n_expert / 2**30
-    return f"working set: the last {n} tokens went through {gib:.3f} GiB of the experts' {whole:.3f} GiB"
+    used = working_set_bytes(counted, recording.expert_bytes, n)
+    whole = int(recording.expert_bytes.sum()) * recording.n_expert
+    tokens = f"last {n} tokens" if n > 1 else "last token"
+    return f"working set: the {tokens} went through {_size(used)} of the experts' {_size(whole)}"
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 2**20:.1f} MiB" if n_bytes < 2**30 else f"{n_bytes / 2**30:.2f} GiB"
 
 
 def table(figures: LayerStatistics, pairs: Sequence[Sequence[Pair]]) -> list[str]:

@@ -128,3 +128,24 @@ def test_settings_are_words() -> None:
     for bad in ("used=x", "leave-out=", "what", "'"):
         with pytest.raises(UsageError):
             setting_of(bad)
+
+
+def test_one_token_can_be_recorded_but_predicts_nothing(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An empty text is the beginning-of-text token alone."""
+    out = tmp_path / "one.npz"
+    assert main(["experts", "record", "-m", str(model), "-p", "", "-o", str(out)]) == 0
+    assert main(["experts", "report", str(out)]) == 0
+    assert "the last token went through 0.3 MiB of the experts' 1.1 MiB" in capfd.readouterr().out
+    assert main(["experts", "ablate", "-m", str(model), "-p", ""]) == 3
+    assert "the text is too short, got 1 token, expected at least 2 tokens" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["check"], ["ablate", "-p", TEXT], ["compare", "-p", TEXT, "-b", "used=1"]])
+def test_a_model_without_experts_is_refused(
+    command: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dense = write_tiny(tmp_path / "d.gguf", n_expert=0)
+    assert main(["experts", command[0], "-m", str(dense), *command[1:]]) == 2
+    assert "this model has no experts" in capfd.readouterr().err
