@@ -15,15 +15,15 @@ _REFUSED = "Another message will be refused; nothing is cut. Ctrl+N: new chat. F
 _FORGOTTEN = "For another message the oldest turns are left out of what the model reads; they stay here."
 
 
-def warning(used: int, size: int, overflow: str, draft: int = 0) -> str:
+def warning(used: int, size: int, overflow: str, draft: int = 0, *, guessed: bool = False) -> str:
     """A line about a context of `size` tokens with `used` of them taken; "" while there is room.
 
-    `draft`: tokens of what is being typed.
+    `draft`: tokens of what is being typed, `guessed` where it is too long to be counted at every key.
     """
     left = max(0, size - used)
     if draft and size and draft >= left:
         does = _FORGET if overflow == "forget" else "It will be refused, nothing is cut: Ctrl+N starts a new chat."
-        return f"This message takes {draft} tokens, {left} are left. {does}"
+        return f"This message takes {'some ' if guessed else ''}{draft} tokens, {left} are left. {does}"
     if used <= NEARLY * size:
         return ""
     if left < LEAST:

@@ -27,6 +27,7 @@ def test_what_will_happen_is_said():
     assert "Ctrl+N" in nearly
     assert "F9" in nearly
     assert "oldest turns are left out" in warning(3300, 4096, "forget")
+    assert warning(100, 200, "stop", 150, guessed=True).startswith("This message takes some 150 tokens, 100 are left.")
     assert warning(100, 200, "stop", 150).startswith("This message takes 150 tokens, 100 are left. It will be refused")
 
 

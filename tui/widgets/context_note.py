@@ -32,7 +32,7 @@ class ContextNote(Static):
         if talk.editing is not None:
             said = EDITING[talk.editing.role]
         else:
-            said = warning(used, model.n_ctx, talk.overflow, counted)
+            said = warning(used, model.n_ctx, talk.overflow, counted, guessed=n_bytes > MEASURED)
         if said != self.content:
             self.display = bool(said)
             self.update(said)
