@@ -21,7 +21,6 @@ class Follower:
     def __init__(self, model: Model, pane: ExpertPane, figures: LayerFigures, status: StatusLine) -> None:
         self._model, self._pane, self._figures, self._status = model, pane, figures, status
         self._counted = self.chat_from = self.reply_from = model.trace.count
-        self._experts_next = False
 
     def begin_reply(self) -> None:
         """The next token has nothing to do with the one before it."""
@@ -40,26 +39,16 @@ class Follower:
         self._draw_experts()
         self._draw_status(now, writing=writing)
 
-    def draw_next(self, now: Progressed) -> None:
-        """While text is written: show the experts or the status line, in turn.
-
-        Textual draws everything inside the hull of what changed: for both together that is nearly the whole screen.
-        """
-        self._experts_next = not self._experts_next
-        if self._experts_next:
-            self._draw_experts()
-        else:
-            self._draw_status(now, writing=True)
-
     def _draw_status(self, now: Progressed, *, writing: bool) -> None:
-        status = self._status
-        status.prompt_total = now.prompt_total
-        status.prompt_part = now.prompt_done / now.prompt_total if now.prompt_total else 0.0
-        status.prompt_rate = rate(now.prompt_total, now.prompt_s)
-        status.reply_rate = rate(now.n_gen - 1, now.gen_s)
+        self._status.follow(
+            prompt_total=now.prompt_total,
+            prompt_part=now.prompt_done / now.prompt_total if now.prompt_total else 0.0,
+            prompt_rate=rate(now.prompt_total, now.prompt_s),
+            reply_rate=rate(now.n_gen - 1, now.gen_s),
+        )
         if now.n_gen:
-            status.used = now.n_past
-            status.state = "writing" if writing else "ready"
+            self._status.follow(used=now.n_past)
+            self._status.state = "writing" if writing else "ready"
 
     def _draw_experts(self) -> None:
         """Feed the statistics from the routing trace, and show the newest token's path."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 
-TICK = 0.045
-"""Seconds between the questions whether to look."""
-EVERY = 0.09
-"""Seconds between looks at the engine: text is drawn this often at most."""
-PICTURES = 0.4
-"""Seconds between drawings of the experts or the status line while text comes; twice as many with a fast reply."""
+EVERY = 0.1
+"""Seconds between two questions whether to look at the engine: text is drawn this often at most."""
+PICTURES = 0.6
+"""Seconds between drawings of the experts and the status line while text comes; twice as many with a fast reply."""
 PART, SLOWEST = 0.1, 0.5
 """The part of a core that drawing may take, and the seconds after which it looks all the same."""
 FAST, PART_OF_FAST = 130.0, 0.025
@@ -38,7 +36,7 @@ class Pace:
         """Whether to look now; `rate` is that of the reply, in tokens a second."""
         self._part = PART_OF_FAST if rate > FAST else PART
         now = time.monotonic()
-        if now - self._looked < self.distance - TICK / 2:  # the nearest tick: one comes a little early or late
+        if now - self._looked < self.distance - EVERY / 2:  # the nearest tick: one comes a little early or late
             return False
         used = time.thread_time()
         if now - self._looked < 2 * SLOWEST:  # else nothing was written meanwhile: that says nothing about a look

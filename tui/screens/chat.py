@@ -9,18 +9,18 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.screen import Screen
 from textual.widgets import Static
 
 from localmoe.experts.labels import expert_labels
 from localmoe.sessions.record import Record
 from localmoe.sessions.tree import Conversation, Turn
 
+from ..drawing import DrawnScreen
 from ..engine_worker import EngineWorker, Progressed
 from ..follow import Follower
 from ..messages import CellOpened, ReplyDone, ReplyFailed, Submitted, TurnAsked
 from ..options import AppOptions
-from ..pace import TICK, Pace
+from ..pace import EVERY, Pace
 from ..rules import Rules, rules_of
 from ..talk import Talk
 from ..widgets.context_note import ContextNote
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from localmoe.engine.api import Model
 
 
-class ChatScreen(Screen[None]):
+class ChatScreen(DrawnScreen):
     """Talks to the engine's thread and hands what it says to the widgets."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -111,8 +111,7 @@ class ChatScreen(Screen[None]):
         self.worker.post = self.post_message
         config = self.model.config
         labels = expert_labels(self.model.gguf.metadata, config.n_expert)
-        size = self.model.expert_bytes
-        self.experts.open(ExpertFacts(config.n_layer, config.n_expert, self.n_used, labels, size))
+        self.experts.open(ExpertFacts(config.n_layer, config.n_expert, self.n_used, labels, self.model.expert_bytes))
         self.query_one(LayerFigures).open(self.experts, self.model.memory_map)
         compare_saved(self)
         self.follow = Follower(self.model, self.experts, self.query_one(LayerFigures), self.status)
@@ -120,7 +119,7 @@ class ChatScreen(Screen[None]):
         self.set_focus(self.query_one(Prompt))  # now: a key may be the next message
         self.query_one(Prompt).insert(self._draft.text)
         self.query_one(TitleBar).show_model(self.model, self.n_used)
-        self._ticks = self.set_interval(TICK, self._look, pause=True)
+        self._ticks = self.set_interval(EVERY, self._look, pause=True)
         self.call_after_refresh(self._begin_chat)
 
     async def _begin_chat(self) -> None:
@@ -145,14 +144,15 @@ class ChatScreen(Screen[None]):
         return self.query_one(StatusLine)
 
     async def _look(self) -> None:
-        """Take what the engine did since the last look; between two looks draw what is costlier than text."""
+        """Take what the engine did since the last look, and now and then draw the experts or where things stand."""
         if not self.busy:
             self._ticks.pause()
         elif self._pace.look(self._last.n_gen / self._last.gen_s if self._last.gen_s else 0.0):
-            await self._take(self.worker.drain())
-        elif self._pace.picture():
-            self.follow.draw_next(self._last)
-            self._warn()
+            with self.one_drawing():
+                await self._take(self.worker.drain())
+                if self._pace.picture():
+                    self.follow.draw(self._last, writing=True)
+                    self._warn()
 
     async def _take(self, now: Progressed) -> None:
         """Put new text into the reply; where none came, or none comes any more, show where things stand."""
@@ -233,7 +233,7 @@ class ChatScreen(Screen[None]):
     async def _warmed(self) -> None:
         await self._take(now := self.worker.drain())
         self.busy = self.talk.warming = False
-        self.status.used, self.status.state = now.n_past, "ready"
+        self.status.follow(used=now.n_past, state="ready")
         self.refresh_bindings()
         self._warn()
         if question := self.talk.queued:
@@ -296,7 +296,7 @@ class ChatScreen(Screen[None]):
         self._edit(None)
         self.talk.restart()
         await self.transcript.show([])
-        self.status.used = 0
+        self.status.follow(used=0)
         self.follow.begin_chat()
         self._warn()
 
@@ -322,7 +322,7 @@ class ChatScreen(Screen[None]):
 
     def _measure(self) -> None:
         """Show what the chat as it stands takes of the context; the engine says it only after it has read it."""
-        self.status.used = self.talk.size(self.model)
+        self.status.follow(used=self.talk.size(self.model))
         self._warn()
 
     def _edit(self, turn: Turn | None) -> None:

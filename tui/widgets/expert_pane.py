@@ -15,6 +15,7 @@ from textual.widgets import Static
 
 from localmoe.experts.statistics import DECODE, PREFILL, ExpertStatistics, LayerStatistics
 
+from ..drawing import Words
 from ..messages import CellOpened
 from .cell_line import CellFigures, cell_lines
 from .cells import MAX_CELL, fit
@@ -118,8 +119,8 @@ class ExpertPane(Vertical):
         with Horizontal(id="map"):
             yield Heatmap(id="heatmap")
             yield TokenPath(headed=True, id="path-beside")
-        yield Static(id="experts-figures", classes="figures")
-        yield Static(id="path-title", classes="pane-title")
+        yield Words(id="experts-figures", classes="figures")
+        yield Words(id="path-title", classes="pane-title")
         yield TokenPath(id="path")
         yield Static(id="labels-title", classes="pane-title")
         yield Static(id="labels", classes="labels")
@@ -174,10 +175,8 @@ class ExpertPane(Vertical):
         if not self.facts.n_expert or not experts.shape[1]:
             return
         word = shown(text).replace("\n", "⏎")[:24]
-        self.query_one("#path-title", Static).update(
-            Content.assemble("PATH ", ("of token ", MUTED), f"“{word}”") if text else "PATH",
-            layout=False,
-        )
+        title = Content.assemble("PATH ", ("of token ", MUTED), f"“{word}”") if text else Content("PATH")
+        self.query_one("#path-title", Words).say(title)
         for path in self.query(TokenPath):
             path.show(experts, weights, self.facts.n_expert, f"“{word}”" if text else "")
 
@@ -274,7 +273,7 @@ class ExpertPane(Vertical):
             size = self.facts.expert_bytes
             used = None if size is None else int((self.stats.working_set(WINDOW) * size).sum())
             text = span_lines(self._layers(), self.content_size.width, used)
-        self.query_one("#experts-figures", Static).update(text, layout=False)
+        self.query_one("#experts-figures", Words).say(text)
 
     def on_resize(self, _: events.Resize) -> None:
         self._title()

@@ -16,6 +16,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
+from ..drawing import OwnLines, mark
 from . import palette
 from .cells import Cells, fit, pool, weight
 
@@ -33,7 +34,7 @@ class Look:
     shaded: bool
 
 
-class Heatmap(Widget):
+class Heatmap(OwnLines, Widget):
     """Each expert's load over even load, a line or half a line a layer; the newest token's choices carry a dot.
 
     Line 0 names the experts; below the picture come the legend, unless `legend` is off, and a note where cells are
@@ -117,7 +118,7 @@ class Heatmap(Widget):
         self._ratio, self._chosen, self._span = ratio, chosen, span
         self._versus, self._ranked = versus, ranked
         if self._refit() or renamed:
-            self.refresh()
+            mark(self)
 
     def on_resize(self, _: events.Resize) -> None:
         self._strips.clear()

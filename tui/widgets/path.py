@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from rich.style import Style
 from textual import events
 from textual.strip import Strip
 from textual.widget import Widget
+
+from ..drawing import OwnLines, mark
 
 _BARS = "▁▂▃▄▅▆▇█"
 GAP, GROUP, ARROW = 2, 5, "→ "
@@ -50,6 +53,7 @@ def path_rows(n_layer: int, n_used: int, n_expert: int, width: int) -> tuple[int
     return rows[0], rows[-1]
 
 
+@lru_cache(16)
 def path_layout(n_layer: int, n_used: int, n_expert: int, width: int, height: int) -> PathLayout:
     """The fullest form that fits: weights as numbers, weights as bars, fewer experts, or each layer's first alone."""
     for form, shown, entry in _forms(n_layer, n_used, n_expert):
@@ -63,7 +67,7 @@ def path_layout(n_layer: int, n_used: int, n_expert: int, width: int, height: in
     return PathLayout("first", 1, 1, max(1, groups * GROUP))
 
 
-class TokenPath(Widget):
+class TokenPath(OwnLines, Widget):
     """The experts that one token went through, column by column of layers, the heavier ones brighter."""
 
     DEFAULT_CSS = "TokenPath { height: 1fr; width: 1fr; }"
@@ -86,7 +90,7 @@ class TokenPath(Widget):
         self._experts = np.take_along_axis(experts, order, 1)
         self._weights = np.take_along_axis(weights, order, 1)
         self._n_expert = n_expert
-        self.refresh()
+        mark(self)
 
     def notify_style_update(self) -> None:
         super().notify_style_update()

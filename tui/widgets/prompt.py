@@ -36,6 +36,10 @@ class Prompt(TextArea):
         elif text := self.text.strip():
             self.post_message(Submitted(text))
 
+    def _toggle_cursor_blink_visible(self) -> None:
+        if not (self._cursor_visible and getattr(self.screen, "busy", False)):  # each blink is a drawing
+            super()._toggle_cursor_blink_visible()
+
     def remember(self, text: str) -> None:
         """Put a text that was sent into the history and empty the input, unless it has another text by now."""
         if not self.sent or self.sent[-1] != text:

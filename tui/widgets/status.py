@@ -10,6 +10,7 @@ from textual.content import Content
 from textual.reactive import reactive
 from textual.widgets import Static
 
+from ..drawing import mark
 from .turns import MUTED, shown_line
 
 if TYPE_CHECKING:
@@ -61,13 +62,18 @@ class StatusLine(Static):
     """State, speeds and the context meter; while a prompt is read, its progress."""
 
     state = reactive("loading")
-    prompt_rate = reactive("–")
-    reply_rate = reactive("–")
-    prompt_part = reactive(-1.0)
-    prompt_total = reactive(0)
-    used = reactive(0)
+    prompt_rate = reply_rate = "–"
+    prompt_part, prompt_total, used = -1.0, 0, 0
     size_of_context = reactive(0)
     rules = reactive("")
+
+    def follow(self, **figures: str | float) -> None:
+        """Show other figures, given by their names."""
+        changed = {name: value for name, value in figures.items() if getattr(self, name) != value}
+        for name, value in changed.items():
+            setattr(self, name, value)
+        if changed:
+            mark(self)
 
     def render(self) -> Content:
         narrow = self.size.width < 100
