@@ -17,15 +17,15 @@ def settled(text: str) -> str:
     A line of nothing but `-` may become a list, a rule or a heading; asterisks at the end open emphasis or close it.
     """
     line = text[text.rfind("\n") + 1 :]
-    undecided = not line.strip(" `~") if _in_fence(text) else _MARKERS.fullmatch(line)
+    undecided = not line.strip(" `~") if in_fence(text) else _MARKERS.fullmatch(line)
     if undecided:
         return text[: len(text) - len(line)]
-    return text if _in_fence(text) else text.rstrip("*_`~")
+    return text if in_fence(text) else text.rstrip("*_`~")
 
 
 def closers(text: str) -> str:
     """What closes the emphasis and the code that a text leaves open, so that both are drawn as they will be."""
-    if _in_fence(text) or text.endswith("\n\n"):
+    if in_fence(text) or text.endswith("\n\n"):
         return ""
     begins = [match.end() for match in _BEGINS.finditer(text)]
     part = _CODE.sub("x", text[begins[-1] if begins else 0 :])
@@ -41,7 +41,7 @@ def closers(text: str) -> str:
     return (code.group() if code else "") + "".join(reversed(opened))
 
 
-def _in_fence(text: str) -> bool:
+def in_fence(text: str) -> bool:
     """Whether a text ends in a block of code: fences open and close it in turn."""
     fence = ""
     for match in _FENCE.finditer(text):

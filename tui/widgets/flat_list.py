@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from markdown_it.token import Token
 from markdown_it.tree import SyntaxTreeNode
@@ -16,6 +17,8 @@ from textual.style import Style
 from textual.visual import RenderOptions, Visual
 from textual.widgets import Markdown
 
+from .live_text import grown
+
 _KINDS = ("bullet_list", "ordered_list")
 _PARTS = ("inline", *(f"{kind}_{end}" for kind in (*_KINDS, "list_item", "paragraph") for end in ("open", "close")))
 
@@ -26,6 +29,11 @@ class Line:
 
     lead: str
     text: Content
+
+    def same(self, other: Line) -> bool:
+        """Whether both look the same; contents are equal where only their words are."""
+        mine, its = self.text, other.text
+        return self.lead == other.lead and mine.plain == its.plain and mine.spans == its.spans
 
     def wrapped(self, width: int) -> list[Content]:
         """The lead and the text in lines of a width, without the space before those that hang."""
@@ -53,8 +61,22 @@ class HangingLines(Visual):
 
     def render_strips(self, width: int, height: int | None, style: Style, options: RenderOptions) -> list[Strip]:
         """The lines of a width; selected text and the places of characters are those of the lines before they wrap."""
-        strips = [strip for y, line in enumerate(self.lines) for strip in _strips(line, y, width, style, options)]
-        return strips[:height]
+        return self.strips_from(0, width, style, options)[:height]
+
+    def strips_from(self, first: int, width: int, style: Style, options: RenderOptions) -> list[Strip]:
+        """The same without what comes from the lines before one."""
+        lines = enumerate(self.lines[first:], first)
+        return [strip for y, line in lines for strip in _strips(line, y, width, style, options)]
+
+    def same_lines(self, other: HangingLines) -> int:
+        """How many lines both begin with."""
+        pairs = zip(self.lines, other.lines, strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0].same(pair[1]), pairs))
+
+    def grown(self, text: str) -> HangingLines:
+        """These lines with plain text after the last."""
+        last = self.lines[-1]
+        return HangingLines([*self.lines[:-1], Line(last.lead, grown(last.text, text))])
 
 
 def _strips(line: Line, y: int, width: int, style: Style, options: RenderOptions) -> Iterator[Strip]:

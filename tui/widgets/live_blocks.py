@@ -7,158 +7,30 @@ of paragraphs is one widget, other lists keep their items, and only the lines th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from itertools import takewhile
+from typing import Any, ClassVar
 
 from markdown_it.token import Token
-from textual.app import ComposeResult
-from textual.containers import Horizontal, ScrollableContainer, Vertical
-from textual.content import Content
-from textual.geometry import Region, Size
+from textual.containers import Horizontal, Vertical
+from textual.geometry import Size
 from textual.selection import Selection
 from textual.visual import Visual
 from textual.widget import Widget
-from textual.widgets import Label, Markdown
-from textual.widgets._markdown import (
-    MarkdownBullet,
-    MarkdownBulletList,
-    MarkdownFence,
-    MarkdownListItem,
-    MarkdownOrderedList,
-    MarkdownParagraph,
-)
+from textual.widgets import Markdown
+from textual.widgets._markdown import MarkdownBullet, MarkdownBulletList, MarkdownListItem, MarkdownOrderedList
 from textual.widgets.markdown import MarkdownBlock
 
+from ..drawing import OnlyGround
+from ..growing_text import closers, in_fence
 from .flat_list import HangingLines, is_flat, list_lines
+from .live_code import LiveFence
+from .live_text import HEADINGS, Growing, LaidOutOnce, LiveParagraph, LiveText, offset
 
-# Textual looks for a widget's CSS along its first bases: those that only change a method must not be widgets.
-if TYPE_CHECKING:
-    from textual.widget import Widget as _Widget
-    from textual.widgets import Static as _Static
-else:
-    _Widget = _Static = object
-
-ROOM = 1 / 5
-"""Part of the view's lines that what grows is given in advance."""
-
-
-class LaidOutOnce(_Widget):
-    """Takes another size without asking for a second layout."""
-
-    def _size_updated(self, size: Size, virtual_size: Size, container_size: Size, layout: bool = True) -> bool:  # noqa: ARG002
-        return super()._size_updated(size, virtual_size, container_size, layout=False)
-
-
-class Growing:
-    """Which text grows, and how many lines it is given until it needs more."""
-
-    def __init__(self) -> None:
-        self.text: LiveText | None = None
-        self.height = self.spare = 0
-
-    def follow(self, text: LiveText | None, n_blocks: int = 0) -> None:
-        """Another text grows, `n_blocks` blocks further down, in the room that was left; None: none does."""
-        if text is self.text:
-            return
-        if self.text is not None:
-            self.spare = self.height - self.text.lines
-            self.text.refresh(layout=True)
-        self.spare = max(0, self.spare - 2 * n_blocks)  # an empty line and a line of text each
-        self.text, self.height = text, self.spare
-        if text is not None:
-            text.refresh(layout=True)
-
-    def height_of(self, text: LiveText, lines: int) -> int:
-        """The lines that a text of so many is given."""
-        return max(lines, self.height) if text is self.text else lines
-
-    def make_room(self, text: LiveText, lines: int) -> None:
-        """Give a text of so many lines more where it grows and needs them; not while the screen is laid out."""
-        if text is self.text and lines > self.height:
-            self.height = lines + _room_below(text, lines)
-
-
-def _room_below(text: LiveText, lines: int) -> int:
-    """Lines to give a text of so many in advance: on the first page no more than fit, so that it stays there."""
-    view = next((each for each in text.ancestors if isinstance(each, ScrollableContainer)), text.screen)
-    room, free = round(ROOM * view.region.height), view.region.bottom - text.region.y - lines
-    return min(room, free) if free > 0 and not view.max_scroll_y else room
-
-
-class LiveText(LaidOutOnce, _Static):
-    """Text of which only the lines that changed are drawn; a layout is asked for where they need more room."""
-
-    picture: Visual = Content()
-    auto_links = False  # there are none in it
-
-    @property
-    def growing(self) -> Growing:
-        return self.query_ancestor(LiveMarkdown).growing
-
-    @property
-    def lines(self) -> int:
-        """The height of what is to be seen; 0 before it is laid out."""
-        width = self.content_size.width
-        return self.picture.get_height(self.styles, width) if width else 0  # type: ignore[arg-type] # as Widget does
-
-    def render(self) -> Visual:
-        return self.picture
-
-    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        return self.growing.height_of(self, super().get_content_height(container, viewport, width))
-
-    def show(self, picture: Visual) -> None:
-        """Show another text that begins alike."""
-        self.picture = picture
-        width, height = self.content_size
-        if not (width and self.is_attached):  # not laid out yet
-            self.refresh(layout=True)
-            return
-        lines, growing = self.lines, self.growing
-        growing.make_room(self, lines)
-        if growing.height_of(self, lines) != height:
-            self.refresh(layout=True)
-            return
-        before = self._render_cache.lines
-        self._layout_cache.clear()
-        self._render_content()
-        changed = zip(before, self._render_cache.lines, strict=False)
-        same = next((y for y, (old, new) in enumerate(changed) if old != new), len(before))
-        self.refresh(Region(0, same, width, height - same))
-        self._dirty_regions.clear()  # it is rendered already
-
-
-class LiveParagraph(LiveText, MarkdownParagraph):
-    """A paragraph whose text may grow."""
-
-    def set_content(self, content: Content) -> None:
-        self._content = content
-        self.show(content)
-
-
-class LiveCode(LiveText, Label):
-    """The text of a block of code; its lines do not wrap."""
-
-    def show(self, picture: Visual) -> None:
-        if picture.get_optimal_width(self.styles, 0) > self.content_size.width:  # type: ignore[arg-type]
-            self.picture = picture
-            self.refresh(layout=True)
-        else:
-            super().show(picture)
-
-
-class LiveFence(LaidOutOnce, MarkdownFence):
-    """A block of code that may grow."""
-
-    def compose(self) -> ComposeResult:
-        code = LiveCode(id="code-content", expand=True)
-        code.picture = self._highlighted_code
-        yield code
-
-    def set_content(self, content: Content) -> None:
-        self._content = content
-        for code in self.query_children(LiveCode):
-            code.show(content)
+PLAIN = re.compile(r"[^\n\\*_`~#]+")
+"""Text that is only text in a paragraph, whatever stands before it on the line."""
+FENCE = re.compile(r" *(?:`{3}|~{3})")
 
 
 class FlatList(LiveText, MarkdownBlock):
@@ -189,9 +61,31 @@ class FlatList(LiveText, MarkdownBlock):
         else:
             await super()._update_from_block(block)
 
-    def get_selection(self, selection: Selection) -> tuple[str, str] | None:
+    def show(self, picture: Visual) -> None:
+        before, drawn = self.picture, self.drawn
+        if drawn is None or not isinstance(picture, HangingLines) or not isinstance(before, HangingLines):
+            super().show(picture)
+            return
+        same = picture.same_lines(before)
+        places = (offset(strip) for strip in drawn)
+        kept = sum(1 for _ in takewhile(lambda place: place is not None and place[1] < same, places))
+        first = same if kept else 0
+        self.picture = picture
+        new = picture.strips_from(first, self.content_size.width, self.visual_style, self.options)
+        self.put([*drawn[:kept], *new], kept)
+
+    def extend(self, text: str) -> bool:
         assert isinstance(self.picture, HangingLines)
-        return selection.extract(self.picture.plain), "\n"
+        self.show(self.picture.grown(text))
+        return True
+
+    @property
+    def plain(self) -> str:
+        assert isinstance(self.picture, HangingLines)
+        return self.picture.plain
+
+    def get_selection(self, selection: Selection) -> tuple[str, str] | None:
+        return selection.extract(self.plain), "\n"
 
 
 class LiveBulletList(MarkdownBulletList):
@@ -210,11 +104,12 @@ class LiveOrderedList(MarkdownOrderedList):
             await super()._update_from_block(block)
 
 
-class LiveMarkdown(LaidOutOnce, Markdown):
+class LiveMarkdown(LaidOutOnce, OnlyGround, Markdown):
     """Markdown that can grow."""
 
     BLOCKS = {  # noqa: RUF012 - the base declares it so
         **Markdown.BLOCKS,
+        **HEADINGS,
         "paragraph_open": LiveParagraph,
         "fence": LiveFence,
         "code_block": LiveFence,
@@ -225,16 +120,32 @@ class LiveMarkdown(LaidOutOnce, Markdown):
     def __init__(self, markdown: str | None = None, **keywords: Any) -> None:
         super().__init__(markdown, **keywords)
         self.growing = Growing()
+        self.tail_from = 0
+        """Where the last block begins in the source."""
         self._least = Size(0, 0)
         self._width = 0
 
     async def grow(self, text: str) -> None:
         """Append; await it before the next piece."""
-        before = len(self.children)
+        before, line = len(self.children), self._last_parsed_line
         with self.app.batch_update():
             await self.append(text)
             self.growing.follow(self._last_text(), len(self.children) - before)
+        if self._last_parsed_line != line:
+            self.tail_from = len("".join(self.source.splitlines(keepends=True)[: self._last_parsed_line]))
         self.screen.check_idle()  # else what it was told of within the batch waits for something else to be drawn
+
+    def extend(self, text: str) -> bool:
+        """Append a text that is no Markdown to the last line, at a small part of the cost; False: nothing was done."""
+        block = self.children[-1] if self.children else None
+        before = self.source[self.tail_from :]
+        if isinstance(block, LiveFence):
+            done = _extend_code(block, before, text)
+        else:
+            done = block is self.growing.text and isinstance(block, LiveText) and _extend_text(block, before, text)
+        if done:
+            self._markdown = self.source + text
+        return done
 
     def settle(self) -> None:
         """Take no more room than is needed. Until then nothing moves."""
@@ -263,6 +174,27 @@ class LiveMarkdown(LaidOutOnce, Markdown):
                 yield FlatList(self, block)
             else:
                 yield from super()._parse_markdown(block)
+
+
+def _extend_text(block: LiveText, before: str, text: str) -> bool:
+    """Show a text after a paragraph's or a list's source, if it can be nothing else."""
+    words = before.rstrip()
+    space = before[len(words) :]
+    if not words or "\n" in space or words[-1] in "\\*_`~" or words[-1] != block.plain[-1:] or closers(before):
+        return False
+    added = re.sub(r"\s+", " ", space + text).rstrip()
+    return bool(PLAIN.fullmatch(text)) and (not added or block.extend(added))
+
+
+def _extend_code(block: LiveFence, before: str, text: str) -> bool:
+    """Show a text after the source of a block of code, if it does not close the block."""
+    head, begun, code = before.partition("\n")
+    lines = (code[code.rfind("\n") + 1 :] + text).split("\n")
+    may_end = any(FENCE.match(line) for line in lines) or (lines[-1].strip() and not lines[-1].strip(" `~"))
+    if not begun or may_end or head.startswith(" ") or not in_fence(before):
+        return False
+    block.extend(text, code + text)
+    return True
 
 
 def _top_level(tokens: Iterable[Token]) -> Iterator[list[Token]]:

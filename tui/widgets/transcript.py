@@ -15,9 +15,10 @@ from localmoe.sessions.store import INTERRUPTED
 from localmoe.sessions.tree import Turn
 
 from ..copying import code_blocks, first_line
+from ..drawing import OnlyGround
 from ..messages import TurnAsked
 from ..screens.dialogs import ChooseScreen
-from .live_blocks import LaidOutOnce
+from .live_text import LaidOutOnce
 from .turns import Note, ReplyTurn, UserTurn, shown
 
 WELCOME = "Write below, Enter sends. Beside the chat you see which experts each layer uses, while it answers."
@@ -67,7 +68,7 @@ class Turns(LaidOutOnce, Vertical):
     """What scrolls."""
 
 
-class Transcript(LaidOutOnce, VerticalScroll):
+class Transcript(LaidOutOnce, OnlyGround, VerticalScroll):
     """Turns from top to bottom; the last reply can grow."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -14,6 +14,7 @@ from localmoe.text.visible import visible
 
 from ..growing_text import closers, settled
 from .live_blocks import LiveMarkdown
+from .live_code import LiveFence
 
 # Rules that turn a model's text into something else than text to look at: links that open, addresses shown decoded,
 # raw HTML, entities that spell control characters.
@@ -83,14 +84,21 @@ class ReplyTurn(LiveMarkdown):
     async def feed(self, text: str) -> None:
         """Append a piece of the model's text; await it before the next piece."""
         self._open = True
-        whole = self.source + self._held + shown(text)
-        sure = settled(whole)[len(self.source) :]
-        self._held = whole[len(self.source) + len(sure) :]
+        text = shown(text)
+        if not self._held and self.extend(text):
+            return
+        tail = self.source[self.tail_from :]
+        whole = tail + self._held + text
+        sure = settled(whole)[len(tail) :]
+        self._held = whole[len(tail) + len(sure) :]
         if sure:
             await self.grow(sure)
 
     async def finish(self) -> None:
         """No more comes: show the text as it is."""
         rest, self._held, self._open = self._held, "", False
-        if rest or closers(self.source):
+        if rest or closers(self.source[self.tail_from :]):
             await self.grow(rest)
+        for block in self.children[-1:]:
+            if isinstance(block, LiveFence):
+                block.settle()

@@ -1,0 +1,150 @@
+"""What is drawn in steps is what Textual would draw at once."""
+
+from __future__ import annotations
+
+import pytest
+from textual.strip import Strip
+from textual.visual import Visual
+from textual.widget import Widget
+
+from localmoe.tui.drawing import mark
+from localmoe.tui.widgets.heatmap import Heatmap
+from localmoe.tui.widgets.live_code import LiveCode, Painter
+from localmoe.tui.widgets.live_text import LiveText
+from localmoe.tui.widgets.path import TokenPath
+from localmoe.tui.widgets.status import StatusLine
+from localmoe.tui.widgets.turns import ReplyTurn
+
+from .driving import ask, chat, running
+from .fake_model import FakeModel
+
+WORDS = "words, some of *them* marked and `others` code; a-long-one-that-no-line-breaks-before-its-end-is-reached " * 4
+CODE = (
+    "Code:\n\n```python\n@cache\ndef f(x: int) -> str:\n    '''Two\n    lines.'''\n\n    return f'{x}' * 3  # `x`\n\n\n"
+    "class A:\n\tb = 1\n" + "    c = " + "1 + " * 30 + "1\n```\n\n"
+)
+PLAIN_CODE = "Run\n\n```\n$ make `pwd`/all\nfor x in 1 2 3; do\n  echo ~~~\n```\n\nThen ~~~ is there.\n"
+TEXTS = {
+    "words": WORDS,
+    "unbroken": "пон" * 80,
+    "list": "- " + WORDS + "\n- " + WORDS + "\n  1. inner " + WORDS + "\n",
+    "heading": "## A title that *wraps* where the screen is narrow, so it takes two lines or three of it\n\ntext #1 #2",
+    "code": CODE + WORDS,
+    "plain code": PLAIN_CODE,
+    "breaks": "one  \ntwo\\\nthree and more words\n\n> quoted words\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\nend",
+}
+
+
+def _cells(strips: list[Strip]) -> list[list[tuple[str, object, object, object, object]]]:
+    """Characters and how they look, without spaces at the end."""
+    rows = []
+    for strip in strips:
+        row = [
+            (char, *((s.style.color, s.style.bgcolor, s.style.bold, s.style.italic) if s.style else (None,) * 4))
+            for s in strip
+            for char in s.text
+        ]
+        while row and row[-1][0] == " ":
+            row.pop()
+        rows.append(row)
+    return rows
+
+
+def _fresh(text: LiveText) -> list[Strip]:
+    return Visual.to_strips(text, text.picture, text.content_size.width, None, text.visual_style)
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+@pytest.mark.parametrize("size", [2, 13])
+async def test_every_step_of_a_growing_text_looks_as_if_it_were_drawn_at_once(text, size):
+    """Also where only the end of the last line was wrapped and drawn."""
+    async with running(FakeModel(answer=["ok"]), size=(80, 50)) as (app, pilot):
+        await ask(app, pilot)
+        await chat(app).action_new_chat()
+        await ask(app, pilot)
+        transcript = chat(app).transcript
+        await transcript.feed("\n\n")
+        for at in range(0, len(text), size):
+            await transcript.feed(text[at : at + size])
+            if at // size % 4 == 0:
+                await pilot.pause()
+            growing = app.screen.query_one(ReplyTurn).growing.text
+            if growing is not None and (drawn := growing.drawn) is not None:
+                assert _cells(drawn) == _cells(_fresh(growing))
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+async def test_a_text_in_pieces_is_coloured_as_the_whole(text):
+    shown = []
+    for size in (7, len(text)):
+        async with running(FakeModel(answer=["ok"]), size=(80, 60)) as (app, pilot):
+            await ask(app, pilot)
+            transcript = chat(app).transcript
+            await transcript.feed("\n\n")
+            for at in range(0, len(text), size):
+                await transcript.feed(text[at : at + size])
+            await transcript.finish()
+            transcript.settle()
+            await pilot.pause()
+            rows = app.screen._compositor.render_strips()
+            shown.append(_cells([row.crop(0, transcript.region.right) for row in rows[:50]]))
+    assert shown[0] == shown[1]
+
+
+async def test_a_line_of_code_is_coloured_once(monkeypatch):
+    """150 lines: each when it is there and while it grows, however many stand before it."""
+    coloured = []
+    colour = Painter._colour
+    monkeypatch.setattr(
+        Painter, "_colour", lambda self, line, states: (coloured.append(1), colour(self, line, states))[1]
+    )
+    async with running(FakeModel(answer=["ok"]), size=(80, 40)) as (app, pilot):
+        await ask(app, pilot)
+        transcript = chat(app).transcript
+        await transcript.feed("\n\n```python\n")
+        for number in range(150):
+            await transcript.feed(f"x_{number} = ")
+            await transcript.feed(f"{number}\n")
+        assert app.screen.query_one(LiveCode).plain.endswith("x_149 = 149")
+        assert len(coloured) <= 3 * 150 + 10
+
+
+@pytest.mark.parametrize("language", ["python", "c", "html", "bash", "json", "rust", "", "no-such-language"])
+def test_code_is_painted_in_pieces_as_in_one(language):
+    code = "int f(x) { /* a\n b */ return \"x\\\n y\"; }\n# 'c'\n<a href='b'>\n\n  {\"k\": [1, 2.5e3, true]}\n"
+    whole, pieces = Painter(language, code), Painter(language, "")
+    for char in code:
+        pieces.add(char)
+    assert [(line.plain, line.spans) for line in pieces.lines] == [(line.plain, line.spans) for line in whole.lines]
+    assert "\n".join(line.plain for line in whole.lines) == code
+
+
+async def test_what_changed_is_drawn_as_in_a_full_drawing():
+    async with running(FakeModel(), size=(120, 40)) as (app, pilot):
+        await ask(app, pilot)
+        compositor = app.screen._compositor
+        for widgets in ([StatusLine], [Heatmap, StatusLine], [ReplyTurn], [TokenPath, Heatmap, ReplyTurn]):
+            for widget in (each for kind in widgets for each in app.screen.query(kind)):
+                mark(widget)
+            compositor.update_widgets(app.screen._dirty_widgets)
+            update = compositor.render_partial_update()
+            full = compositor.render_strips()
+            assert update is not None
+            for y in {y for y, _, _ in update.spans}:
+                for (x, strip), end in zip(update.chops[y].items(), update.chop_ends[y], strict=True):
+                    assert _cells([strip]) == _cells([full[y].crop(x, end)])
+        assert compositor.render_partial_update() is None
+
+
+@pytest.mark.parametrize("no_colour", [False, True])
+async def test_own_lines_are_those_textual_draws(monkeypatch, no_colour):
+    if no_colour:
+        monkeypatch.setenv("NO_COLOR", "1")
+    async with running(FakeModel(), size=(120, 40)) as (app, pilot):
+        await ask(app, pilot)
+        for kind in (Heatmap, TokenPath, ReplyTurn, LiveText):
+            for widget in app.screen.query(kind):
+                crop = widget.region.reset_offset
+                own, usual = widget.render_lines(crop), Widget.render_lines(widget, crop)
+                assert _cells(own) == _cells(usual)
+                assert [strip.cell_length for strip in own] == [strip.cell_length for strip in usual]
