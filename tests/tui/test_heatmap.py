@@ -12,6 +12,7 @@ from textual.app import App, ComposeResult
 from localmoe.tui.widgets import palette
 from localmoe.tui.widgets.cells import fit, pool
 from localmoe.tui.widgets.heatmap import Heatmap
+from tests.slowness import slowness
 
 from .driving import lines, screen_text
 
@@ -228,7 +229,10 @@ async def test_a_pooled_cell_names_the_expert_whose_colour_it_has():
 
 
 async def test_a_frame_of_48_by_128_takes_less_than_5_ms():
-    """A new picture every frame, drawn line by line; the fastest of ten, since other work runs beside the tests."""
+    """A new picture every frame, drawn line by line; the fastest of ten, since other work runs beside the tests.
+
+    So on the machine of benchmarks/RESULTS.md; on another in proportion.
+    """
     async with Alone().run_test(size=(140, 60)) as pilot:
         heatmap = pilot.app.query_one(Heatmap)
         rng = np.random.default_rng(0)
@@ -243,4 +247,4 @@ async def test_a_frame_of_48_by_128_takes_less_than_5_ms():
             times.append(time.perf_counter() - began)
         assert heatmap.cells is not None
         assert (heatmap.cells.rows, heatmap.cells.columns) == (48, 128)
-        assert min(times) < 0.005, times
+        assert min(times) < 0.005 * slowness(), times

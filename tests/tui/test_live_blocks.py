@@ -15,6 +15,7 @@ from textual.widgets import Markdown
 from localmoe.tui.widgets.live_blocks import FlatList, LiveMarkdown
 from localmoe.tui.widgets.prompt import Prompt
 from localmoe.tui.widgets.turns import ReplyTurn
+from tests.slowness import slowness
 
 from .driving import ask, chat, lines, running, screen_text
 from .fake_model import ANSWER, FakeModel
@@ -153,9 +154,10 @@ async def test_a_fast_reply_comes_evenly(monkeypatch):
             await asyncio.sleep(0.02)  # pilot's own pauses take more of the thread than the app
         times = [now for (now, text), (_, before) in zip(drawn[1:], drawn, strict=False) if text != before]
         gaps = sorted(b - a for a, b in itertools.pairwise(times))
-        assert len(times) >= 15
-        assert gaps[len(gaps) // 2] <= 0.2  # 0.09 on a quiet machine
-        assert gaps[9 * len(gaps) // 10] <= 0.35
+        slower = slowness()
+        assert len(times) >= 15 / slower
+        assert gaps[len(gaps) // 2] <= 0.2 * slower  # 0.09 on a quiet machine
+        assert gaps[9 * len(gaps) // 10] <= 0.35 * slower
 
 
 async def test_a_growing_text_needs_few_layouts():
