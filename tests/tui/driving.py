@@ -21,9 +21,9 @@ from .fake_model import FakeModel
 DEADLINE = 10.0
 
 
-async def until(pilot: Pilot[None], true: Callable[[], object], what: str = "it") -> None:
-    """Wait for a condition; fail after DEADLINE seconds."""
-    end = time.monotonic() + DEADLINE
+async def until(pilot: Pilot[None], true: Callable[[], object], what: str = "it", deadline: float = DEADLINE) -> None:
+    """Wait for a condition; fail after so many seconds."""
+    end = time.monotonic() + deadline
     while not true():
         assert time.monotonic() < end, f"waited in vain for {what}"
         await pilot.pause(0.02)
