@@ -171,12 +171,14 @@ def test_what_the_cache_holds_of_a_prompt_is_not_computed_again(tmp_path: Path) 
 
 
 def test_the_trace_holds_what_eval_returns(tmp_path: Path) -> None:
+    """Experts and weights exactly, probabilities as a recording keeps them."""
     with open_f32(write_tiny(tmp_path / "m.gguf")) as model:
         got = model.eval(IDS)
         seen = model.trace.read(model.trace.count - len(IDS))
     np.testing.assert_array_equal(seen.tokens, IDS)
     np.testing.assert_array_equal(seen.experts, got.experts)
-    np.testing.assert_array_equal(seen.router, got.router)
+    np.testing.assert_array_equal(seen.weights, got.weights)
+    np.testing.assert_array_equal(seen.router, got.router.astype(np.float16))
 
 
 def test_generation_stops_at_its_limit_its_stop_string_and_when_cancelled(tmp_path: Path) -> None:

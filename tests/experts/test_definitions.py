@@ -139,7 +139,7 @@ def test_the_working_set_is_the_bytes_of_the_distinct_experts(run: Recording, la
     wanted = sum(int(chose[:, layer].any(axis=0).sum()) * int(run.expert_bytes[layer]) for layer in range(L))
     assert working_set_bytes(run.statistics(), run.expert_bytes, last) == wanted
     if last == N:
-        assert f"went through {wanted / 2**30:.3f} GiB" in report.working_set_line(run.statistics(), run)
+        assert f"went through {wanted / 2**20:.1f} MiB" in report.working_set_line(run.statistics(), run)
 
 
 def test_a_token_costs_the_same_after_a_hundred_as_after_ten_thousand() -> None:
