@@ -41,10 +41,10 @@ def address(module: str, name: str, n_args: int, *arguments: Any) -> int:
         return found
     from localmoe.jit import compile_c
 
-    function = getattr(import_module(f"localmoe.{module}"), name)
+    source = getattr(import_module(f"localmoe.{module}"), name)
     missing = keeps and not path.exists()
     # not in Numba's cache as well: from there it comes without the object, which would then be missing for ever
-    compiled = compile_c(function(*arguments) if arguments else function, n_args, in_cache=not missing)
+    compiled = compile_c(source(*arguments) if arguments else source, n_args, in_cache=not missing)
     if missing:
         _save(path, compiled.native_name, compiled._library._get_compiled_object())
     return int(compiled.address)

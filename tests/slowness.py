@@ -1,10 +1,10 @@
-"""How much slower this machine is than the one that limits in seconds were set on."""
+"""By how much limits in seconds are stretched on a slow machine."""
 
 from __future__ import annotations
 
 import time
 
-REFERENCE_S = 0.03  # a million turns of the loop on the 2 cores of benchmarks/RESULTS.md's `zen5-2c`
+REFERENCE_S = 0.03  # a million turns of the loop where limits hold as they stand; `zen3-2c` takes 0.04 to 0.08 s
 
 
 def slowness() -> float:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import gguf
-import numpy as np
 import pytest
-from gguf import quants
 
 from localmoe import ggml
-from localmoe.quants import codebooks
 
 
 @pytest.mark.parametrize("name", ["GGMLQuantizationType", "GGUFValueType"])
@@ -22,8 +19,3 @@ def test_codes_and_names_are_those_of_gguf(name: str) -> None:
 def test_sizes_of_blocks_are_those_of_gguf() -> None:
     for kind, size in gguf.GGML_QUANT_SIZES.items():
         assert ggml.GGML_QUANT_SIZES[kind] == size  # type: ignore[index]
-
-
-def test_values_of_four_bits_are_those_of_gguf() -> None:
-    assert codebooks.NONLINEAR.tolist() == np.array(quants.IQ4_NL.kvalues).tolist()
-    assert codebooks.E2M1.tolist() == np.array(quants.MXFP4.kvalues).tolist()

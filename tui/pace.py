@@ -45,7 +45,7 @@ class Pace:
         return True
 
     def picture(self) -> bool:
-        """Whether to draw what is no text, which is done between two looks."""
+        """Whether to draw what is no text as well, in this look."""
         now = time.monotonic()
         if now - self._pictured < (2 * PICTURES if self._part == PART_OF_FAST else PICTURES):
             return False

@@ -33,7 +33,7 @@ from localmoe.kernels.grids import (
 )
 from localmoe.kernels.simd import DOT4_BIAS, emit_field
 from localmoe.kernels.tile import Value
-from localmoe.quants.codebooks import NONLINEAR
+from localmoe.quants.codebooks import nonlinear
 
 _U8X4, _U8X8, _U8X16 = (ir.VectorType(I8, n) for n in (4, 8, 16))
 _U16X4, _U16X8, _U16X16, _U16X32 = (ir.VectorType(I16, n) for n in (4, 8, 16, 32))
@@ -117,7 +117,7 @@ def _lowered(vectors: list[Value], down: Value) -> list[Value]:
 
 # --- IQ4_XS: d scales_h[2] scales_l[4] qs[128] ----------------------------------------------------------------
 
-_IQ4 = [(int(v) + DOT4_BIAS) & 0xFF for v in NONLINEAR]
+_IQ4 = [(int(v) + DOT4_BIAS) & 0xFF for v in nonlinear()]
 
 
 def _iq4_xs_weights(o: Value) -> list[Value]:

@@ -35,7 +35,7 @@ from localmoe.kernels.tile import (
     tile_zero,
     zero,
 )
-from localmoe.quants.codebooks import E2M1, NONLINEAR
+from localmoe.quants.codebooks import e2m1, nonlinear
 
 _BLOCK = 32
 _VECTORS = _BLOCK // 4
@@ -84,12 +84,12 @@ def _looked_up(table: Sequence[int], block: Value, step: Value, weights: Value) 
 
 def _unpack_iq4_nl(block: Value, step: Value, weights: Value, scales: Value, mins: Value, factors: Value) -> None:
     scales.store(gather16(block, step)[0].half(0))
-    _looked_up([(int(v) + DOT4_BIAS) & 0xFF for v in NONLINEAR], block + 2, step, weights)
+    _looked_up([(int(v) + DOT4_BIAS) & 0xFF for v in nonlinear()], block + 2, step, weights)
 
 
 def _unpack_mxfp4(block: Value, step: Value, weights: Value, scales: Value, mins: Value, factors: Value) -> None:
     scales.store(half_power_of_two(gather16(block, step)[0] & 0xFF))
-    _looked_up([int(v) + 16 for v in E2M1], block + 1, step, weights)
+    _looked_up([int(v) + 16 for v in e2m1()], block + 1, step, weights)
 
 
 # --- tiles ----------------------------------------------------------------------------------------------------

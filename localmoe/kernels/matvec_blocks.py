@@ -52,7 +52,7 @@ from localmoe.kernels.simd import (
     to_f32,
 )
 from localmoe.kernels.tile import Value
-from localmoe.quants.codebooks import E2M1, NONLINEAR
+from localmoe.quants.codebooks import e2m1, nonlinear
 
 _B32, _B64 = Vec("i8", 32), Vec("i8", 64)
 _I4, _I16 = Vec("i32", 4), Vec("i32", 16)
@@ -125,8 +125,8 @@ def _make_sixteen(values: np.ndarray, plus: int) -> Any:
     return look_up
 
 
-_iq4_value = _make_sixteen(NONLINEAR, DOT4_BIAS)
-_mxfp4_value = _make_sixteen(E2M1, 16)
+_iq4_value = _make_sixteen(nonlinear(), DOT4_BIAS)
+_mxfp4_value = _make_sixteen(e2m1(), 16)
 
 
 @njit(fast=True, inline=True)

@@ -25,11 +25,21 @@ def grid(name: str) -> np.ndarray:
     return _grid(getattr(quants, name))
 
 
-NONLINEAR = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
-"""The 16 values of IQ4_NL and IQ4_XS."""
+@cache
+def nonlinear() -> np.ndarray:
+    """The 16 values of IQ4_NL and IQ4_XS, int8."""
+    from gguf import quants
 
-E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
-"""The 16 values of MXFP4, doubled."""
+    return np.array(quants.IQ4_NL.kvalues, np.int8)
+
+
+@cache
+def e2m1() -> np.ndarray:
+    """The 16 values of MXFP4, doubled, int8."""
+    from gguf import quants
+
+    return np.array(quants.MXFP4.kvalues, np.int8)
+
 
 SIGNS = np.array([i | (i.bit_count() % 2) << 7 for i in range(128)], np.uint8)
 """Eight signs from seven: the last makes the number of minus signs even."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .codebooks import E2M1, NONLINEAR, SIGNS, grid
+from .codebooks import SIGNS, e2m1, grid, nonlinear
 from .decode_legacy import half
 
 _SEVENS = np.array([0, 7, 14, 21], np.uint32)
@@ -51,7 +51,7 @@ def _looked_up(name: str, index: np.ndarray) -> np.ndarray:
 
 def decode_iq4_nl(blocks: np.ndarray) -> np.ndarray:
     """d * value for blocks (..., 18) of d, 16 pairs of indices."""
-    return half(blocks, 0) * NONLINEAR[_halves(blocks[..., 2:])].astype(np.float32)
+    return half(blocks, 0) * nonlinear()[_halves(blocks[..., 2:])].astype(np.float32)
 
 
 def decode_iq4_xs(blocks: np.ndarray) -> np.ndarray:
@@ -60,7 +60,7 @@ def decode_iq4_xs(blocks: np.ndarray) -> np.ndarray:
     high = (_words(blocks, 2, 4, "<u2") >> np.arange(0, 16, 2, dtype=np.uint16)) & 3
     scales = (_nibbles(blocks[..., 4:8]) | (high << 4)).astype(np.float32) - 32
     index = _halves(blocks[..., 8:].reshape(*lead, 8, 16)).reshape(*lead, 256)
-    return _scaled(half(blocks, 0) * scales, NONLINEAR[index])
+    return _scaled(half(blocks, 0) * scales, nonlinear()[index])
 
 
 def power_of_two(e: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ def power_of_two(e: np.ndarray) -> np.ndarray:
 
 def decode_mxfp4(blocks: np.ndarray) -> np.ndarray:
     """2 ** (e - 128) * value for blocks (..., 17) of e, 16 pairs of indices."""
-    return power_of_two(blocks[..., :1]) * E2M1[_halves(blocks[..., 1:])].astype(np.float32)
+    return power_of_two(blocks[..., :1]) * e2m1()[_halves(blocks[..., 1:])].astype(np.float32)
 
 
 # --- grids of magnitudes, and signs ---------------------------------------------------------------------------

@@ -231,7 +231,7 @@ async def test_a_pooled_cell_names_the_expert_whose_colour_it_has():
 async def test_a_frame_of_48_by_128_takes_less_than_5_ms():
     """A new picture every frame, drawn line by line; the fastest of ten, since other work runs beside the tests.
 
-    So on the machine of benchmarks/RESULTS.md; on another in proportion.
+    The limit is stretched on a slow machine.
     """
     async with Alone().run_test(size=(140, 60)) as pilot:
         heatmap = pilot.app.query_one(Heatmap)
