@@ -32,6 +32,8 @@ from localmoe.cli.common import (
     ExpertsUsed,
     ExpertThreshold,
     ForceExperts,
+    GoOn,
+    KeptChat,
     LeaveOut,
     OptionalModelPath,
     Threads,
@@ -102,12 +104,8 @@ class Chat:
 @with_sampling
 def chat(
     model: OptionalModelPath = None,
-    go_on: Annotated[
-        bool, typer.Option("--continue", help="Go on with the newest chat, with its model unless -m names one.")
-    ] = False,
-    session: Annotated[
-        int | None, typer.Option("--session", metavar="CHAT", help="Go on with this chat (`localmoe sessions list`).")
-    ] = None,
+    go_on: GoOn = False,
+    session: KeptChat = None,
     unsaved: Annotated[
         bool, typer.Option("--no-save", help="Keep no chat. [default: one typed at a terminal is kept]")
     ] = False,

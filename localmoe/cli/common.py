@@ -31,6 +31,12 @@ ModelPath = Annotated[
 OptionalModelPath = Annotated[
     Path | None, typer.Option("-m", "--model", help="A GGUF file. [default: the demo model]", readable=False)
 ]
+GoOn = Annotated[
+    bool, typer.Option("--continue", help="Go on with the newest chat, with its model unless -m names one.")
+]
+KeptChat = Annotated[
+    int | None, typer.Option("--session", metavar="CHAT", help="Go on with this chat (`localmoe sessions list`).")
+]
 Threads = Annotated[int | None, typer.Option("-t", "--threads", min=1, help="Threads. [default: physical cores]")]
 Context = Annotated[
     int | None,

@@ -14,6 +14,8 @@ from localmoe.cli.common import (
     ExpertsUsed,
     ExpertThreshold,
     ForceExperts,
+    GoOn,
+    KeptChat,
     LeaveOut,
     OptionalModelPath,
     Threads,
@@ -33,12 +35,8 @@ def tui(
     tiny: Annotated[
         bool, typer.Option("--tiny", help="Open the packaged tiny-moe: a trained router at work, at once, offline.")
     ] = False,
-    go_on: Annotated[
-        bool, typer.Option("--continue", help="Go on with the newest chat, with its model unless -m names one.")
-    ] = False,
-    session: Annotated[
-        int | None, typer.Option("--session", metavar="CHAT", help="Go on with this chat (`localmoe sessions list`).")
-    ] = None,
+    go_on: GoOn = False,
+    session: KeptChat = None,
     unsaved: Annotated[bool, typer.Option("--no-save", help="Keep no chats in this run.")] = False,
     against: Annotated[
         Path | None,
