@@ -13,6 +13,8 @@ from localmoe.errors import BadInputError
 
 from .checkpoint import read_json
 
+STANDARD_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -93,6 +95,43 @@ def configured_tokens(files: TokenizerFiles) -> list[tuple[int, str, bool]]:
         raise BadInputError("is not a table", file=file, item="added_tokens_decoder")
     ids = {key: int(key) if key.isdecimal() and len(key) < 10 else None for key in decoder}
     return [_added_entry(entry, ids[key], file) for key, entry in decoder.items()]
+
+
+def added_tokens_json(files: TokenizerFiles) -> dict[str, int]:
+    """token -> id of added_tokens.json, {} without it."""
+    table = read_json(files.folder, "added_tokens.json") or {}
+    for token, token_id in table.items():
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
+            raise BadInputError(
+                "has no usable id", file=files.folder / "added_tokens.json", item=repr(token), got=token_id
+            )
+    return table
+
+
+def named_tokens(files: TokenizerFiles) -> tuple[list[str], list[str]]:
+    """The texts that are special by a name (bos_token, ...), and those of a list of further special tokens.
+
+    transformers marks the first as special whatever their flags say, and adds to the vocabulary what it lacks of both.
+    special_tokens_map.json counts where tokenizer_config.json has no `added_tokens_decoder`.
+    """
+    table = dict(files.tokenizer_config or {})
+    if "added_tokens_decoder" not in table:
+        table |= read_json(files.folder, "special_tokens_map.json") or {}
+    further = table.get("extra_special_tokens") or table.get("additional_special_tokens") or []
+    names = [f"{kind}_token" for kind in STANDARD_KINDS]
+    entries = [table.get(name) for name in names]
+    entries += [entry for name, entry in table.items() if name.endswith("_token") and name not in names]
+    if isinstance(further, dict):
+        entries, further = [*entries, *further.values()], []
+    named = [text for text in map(token_text, entries) if text]
+    listed = [text for text in map(token_text, further if isinstance(further, list) else []) if text]
+    return named, listed
+
+
+def token_text(entry: object) -> str | None:
+    """The text of a token that is given as one or as a table with `content`."""
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    return text if isinstance(text, str) else None
 
 
 def added_tokens(files: TokenizerFiles) -> dict[int, tuple[str, bool]]:

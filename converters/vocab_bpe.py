@@ -11,7 +11,16 @@ from localmoe.errors import BadInputError
 
 from .hparams import Warn
 from .pretokenizers import recognise
-from .tokenizer_files import TokenizerFiles, Vocabulary, added_tokens, added_type, check_texts, fill_gaps
+from .tokenizer_files import (
+    TokenizerFiles,
+    Vocabulary,
+    added_tokens,
+    added_tokens_json,
+    added_type,
+    check_texts,
+    fill_gaps,
+    named_tokens,
+)
 
 
 def from_tokenizer_json(files: TokenizerFiles, pre: str | None, warn: Warn) -> Vocabulary:
@@ -20,12 +29,18 @@ def from_tokenizer_json(files: TokenizerFiles, pre: str | None, warn: Warn) -> V
     assert files.tokenizer is not None
     vocab, merges = read_bpe_model(files.tokenizer, file)
     by_id = {token_id: token for token, token_id in vocab.items()}
-    types: dict[int, TokenType] = {}
+    ids, types = dict(vocab), dict[int, TokenType]()
     for token_id, (token, special) in added_tokens(files).items():
         if vocab.get(token, token_id) != token_id:
             warn(f"tokenizer.json: added token {token!r} has id {vocab[token]} in the vocabulary, not {token_id}")
             token_id = vocab[token]
         by_id[token_id], types[token_id] = added_type(token, special)
+        ids[token] = token_id
+    named, listed = named_tokens(files)
+    for token in dict.fromkeys([*_older_tokens(files), *named, *listed]):
+        if token not in ids or token in named:
+            token_id = ids.setdefault(token, max(by_id, default=-1) + 1)
+            by_id[token_id], types[token_id] = added_type(token, token in (*named, *listed))
     texts, missing = fill_gaps(by_id, file)
     check_texts(texts, file)
     types |= dict.fromkeys(missing, TokenType.UNUSED)
@@ -38,6 +53,13 @@ def from_tokenizer_json(files: TokenizerFiles, pre: str | None, warn: Warn) -> V
         [int(types.get(i, TokenType.NORMAL)) for i in range(len(texts))],
         merges=[f"{_spaceless(left)} {_spaceless(right)}" for left, right in merges],
     )
+
+
+def _older_tokens(files: TokenizerFiles) -> list[str]:
+    """added_tokens.json's tokens by id: the file counts where tokenizer_config.json has no `added_tokens_decoder`."""
+    newer = "added_tokens_decoder" in (files.tokenizer_config or {})
+    table = {} if newer else added_tokens_json(files)
+    return sorted(table, key=table.__getitem__)
 
 
 def _spaceless(part: str) -> str:

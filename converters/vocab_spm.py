@@ -11,12 +11,13 @@ from gguf import TokenType
 
 from localmoe.errors import BadInputError
 
-from .checkpoint import find_file, read_bounded, read_json
+from .checkpoint import find_file, read_bounded
 from .hparams import Warn
 from .tokenizer_files import (
     TokenizerFiles,
     Vocabulary,
     added_tokens,
+    added_tokens_json,
     added_type,
     check_texts,
     configured_tokens,
@@ -54,7 +55,7 @@ def from_sentencepiece(files: TokenizerFiles, name: str, warn: Warn) -> Vocabula
     types = {
         i: next((kind for ask, kind in _SPM_TYPES if getattr(processor, ask)(i)), TokenType.NORMAL) for i in range(n)
     }
-    for token, token_id in _added_tokens_json(files).items():
+    for token, token_id in added_tokens_json(files).items():
         tokens[token_id], scores[token_id], types[token_id] = token, ADDED_SCORE, TokenType.USER_DEFINED
     for token_id, token, special in configured_tokens(files):
         text, kind = added_type(token, special)
@@ -67,16 +68,6 @@ def from_sentencepiece(files: TokenizerFiles, name: str, warn: Warn) -> Vocabula
         scores[i], types[i] = GAP_SCORE, TokenType.UNUSED
     ids = range(len(texts))
     return Vocabulary("llama", "default", texts, [int(types[i]) for i in ids], scores=[scores[i] for i in ids])
-
-
-def _added_tokens_json(files: TokenizerFiles) -> dict[str, int]:
-    table = read_json(files.folder, "added_tokens.json") or {}
-    for token, token_id in table.items():
-        if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
-            raise BadInputError(
-                "has no usable id", file=files.folder / "added_tokens.json", item=repr(token), got=token_id
-            )
-    return table
 
 
 def is_sentencepiece_like(tokenizer: dict[str, Any]) -> bool:

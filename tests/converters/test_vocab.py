@@ -331,13 +331,30 @@ def with_specials(**fields: Any) -> dict[str, Any]:
 def test_special_tokens_from_either_file(tmp_path: Path) -> None:
     """tokenizer_config.json's texts first, config.json's ids where it has none; lists and ids outside are left out."""
     config = {"bos_token_id": 5, "eos_token_id": [1, 2], "pad_token_id": 7, "unk_token_id": -1, "sep_token_id": 10**6}
-    found = keys(tmp_path, N_BPE + 1, config=config, tokenizer=with_specials(), tokenizer_config=SPECIAL)
+    found = keys(tmp_path, N_BPE + 2, config=config, tokenizer=with_specials(), tokenizer_config=SPECIAL)
     assert {name: value for name, value in found.items() if name.endswith("_token_id")} == {
         "bos_token_id": N_BPE - 1,
         "eos_token_id": N_BPE,
         "padding_token_id": 7,
     }
     assert [note.split()[0] for note in found["notes"]] == ["unk", "sep"]
+
+
+def test_tokens_that_a_file_names_are_special(tmp_path: Path) -> None:
+    """Whatever their flags say; those that the vocabulary lacks come after it, as in transformers."""
+    first = N_BPE - 1
+    plain = [added_token(first + i, token, special=False) for i, token in enumerate(("<A>", "<B>"))]
+    named = {"eos_token": "<A>", "pad_token": "<C>", "additional_special_tokens": ["<B>", "<D>"]}
+    files: dict[str, Any] = {
+        "tokenizer": bpe_tokenizer(added_tokens=plain),
+        "tokenizer_config": named,
+        "special_tokens_map": {"cls_token": "<B>"},
+    }
+    found = keys(tmp_path, first + 5, **files)
+    assert found["tokens"][first:] == ["<A>", "<B>", "<C>", "<D>", f"[PAD{first + 4}]"]
+    assert found["token_type"][first:] == [3, 3, 3, 3, 5]
+    found = keys(tmp_path, first + 5, **(files | {"tokenizer_config": {**named, "added_tokens_decoder": {}}}))
+    assert found["token_type"][first:] == [3, 4, 3, 3, 5]
 
 
 def test_what_the_post_processor_adds_counts(tmp_path: Path) -> None:
