@@ -17,7 +17,7 @@ from .card import collected
 from .checkpoint import find_file, read_json, read_text
 from .hparams import Warn
 from .source import MetaValue
-from .tokenizer_files import TokenizerFiles, check_texts, listed_tokens
+from .tokenizer_files import STANDARD_KINDS, TokenizerFiles, check_texts, listed_tokens, token_text
 
 ID_KEYS = {
     "bos": "tokenizer.ggml.bos_token_id",
@@ -35,25 +35,31 @@ ADD_KEYS = {kind: f"tokenizer.ggml.add_{kind}_token" for kind in ("bos", "eos", 
 
 
 class _Specials:
-    """The state that the files are read into: token texts by kind, and which are added around a text."""
+    """The state that the files are read into: tokens by kind, and which are added around a text.
+
+    Tokens are compared as they are written, a text or a table with `content`: for SpecialVocab, too, a table is another
+    token than its text.
+    """
 
     def __init__(self, files: TokenizerFiles) -> None:
         self.config = dict(files.tokenizer_config or {})
         self.known = bool(files.tokenizer_config)
-        self.kinds = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"]
+        self.kinds = list(STANDARD_KINDS)
         self.add: dict[str, bool] = {}
         if files.tokenizer is None:
             return
         for kind, stand_in in (("bos", "cls"), ("eos", "sep")):
-            if not self.text(kind) and self.text(stand_in) and self.known:
-                self.config[f"{kind}_token"] = self.config[f"{stand_in}_token"]
+            if not self.token(kind) and self.token(stand_in):
+                self.config[f"{kind}_token"] = self.token(stand_in)
         self._read_post_processor(files.tokenizer.get("post_processor"))
 
+    def token(self, kind: str) -> Any:
+        """The entry of a special token, None without one."""
+        return self.config.get(f"{kind}_token")
+
     def text(self, kind: str) -> str | None:
-        """The text of a special token, which may be a string or a table with `content`."""
-        entry = self.config.get(f"{kind}_token")
-        entry = entry.get("content") if isinstance(entry, dict) else entry
-        return entry if isinstance(entry, str) else None
+        """The text of a special token."""
+        return token_text(self.token(kind))
 
     def _read_post_processor(self, node: object) -> None:
         if not isinstance(node, dict):
@@ -66,28 +72,34 @@ class _Specials:
                 self.add.setdefault("eos", False)
             elif kind == "RobertaProcessing":
                 self.add |= {"bos": True, "eos": True, "sep": True}
+                for name in ("cls", "sep"):
+                    pair = step.get(name)
+                    if self.known and not self.token(name) and isinstance(pair, list) and pair:
+                        self.config[f"{name}_token"] = pair[0]
             elif kind == "TemplateProcessing":
                 self._read_template(step)
 
     def _read_template(self, step: dict[str, Any]) -> None:
         """A template such as [BOS] A [EOS]: its first and last special tokens are the ones that are added."""
         single = step.get("single")
-        if not isinstance(single, list) or len(single) < 2:
-            return
-        first, last = _special_id(single[0]), _special_id(single[-1])
+        first = last = None
+        if isinstance(single, list) and len(single) > 1:
+            first, last = _special_id(single[0]), _special_id(single[-1])
         if first:
-            if self.known and first not in (self.text("bos"), self.text("cls")):
+            if not self.known:
+                self.config["bos_token"] = first
+            elif first not in (self.token("bos"), self.token("cls")):
                 for kind in ("bos", "cls"):
-                    if not self.text(kind):
+                    if not self.token(kind):
                         self.config[f"{kind}_token"] = first
-            self.add["bos"] = not self.known or first in (self.text("bos"), self.text("cls"))
+            self.add["bos"] = first in (self.token("bos"), self.token("cls"))
         if last:
-            if self.known and last != self.text("eos"):
+            if self.known and last != self.token("eos"):
                 spare = next((kind for kind in ("eot", "eom") if kind not in self.kinds), None)
                 if spare is not None:
                     self.kinds.append(spare)
-                    self.config[f"{spare}_token"] = self.config.get("eos_token")
-                self.config["eos_token"] = last
+                    self.config[f"{spare}_token"] = self.token("eos")
+            self.config["eos_token"] = last
             self.add["eos"] = True
         self._read_pair(step.get("pair"), first, last)
 
@@ -100,12 +112,14 @@ class _Specials:
         inner = pair[start:stop]
         if len(inner) < 3 or _sequence_id(inner[0]) != "A" or _sequence_id(inner[-1]) != "B":
             return
-        ends = {self.text("sep"), self.text("eos")} - {None}
+        ends = (self.token("sep"), self.token("eos"))
         middle = [_special_id(entry) for entry in inner[1:-1]]
-        add = (middle[0] in ends and not last) or (len(middle) == 2 and middle[1] in ends)
+        add = (bool(middle[0]) and middle[0] in ends and not last) or (
+            len(middle) == 2 and bool(middle[1]) and middle[1] in ends
+        )
         self.add["sep"] = add
-        if add and not self.text("sep") and self.known:
-            self.config["sep_token"] = self.config.get("eos_token")
+        if add and not self.token("sep") and self.known:
+            self.config["sep_token"] = self.token("eos")
 
 
 def _special_id(entry: object) -> str | None:

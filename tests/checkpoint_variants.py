@@ -39,7 +39,71 @@ quantized_by: Me
 """
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 32, "beta_slow": 1}
 
+_PLAIN = bpe_tokenizer(
+    added_tokens=[
+        added_token(_ROWS - 1 + i, token, special=False)
+        for i, token in enumerate(("<s>", "</s>", "<tool>", "a\u2581b"))
+    ]
+)
+_TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"SpecialToken": {"id": "</s>", "type_id": 0}},
+        {"Sequence": {"id": "B", "type_id": 1}},
+    ],
+    "special_tokens": {"</s>": {"id": "</s>", "ids": [_ROWS], "tokens": ["</s>"]}},
+}
+_ENDED = {**_TEMPLATE, "single": [*_TEMPLATE["single"], _TEMPLATE["pair"][1]]}
+_ROBERTA = {"type": "RobertaProcessing", "sep": ["</s>", _ROWS], "cls": ["<s>", _ROWS - 1]}
+_TABLE = {"__type": "AddedToken", "content": "</s>"}
+
 VARIANTS: dict[str, Tiny] = {
+    "named-tokens": Tiny(
+        "llama",
+        n_vocab=_ROWS + 7,
+        texts={
+            "tokenizer.json": _PLAIN,
+            "tokenizer_config.json": _NO_NAMES
+            | {"bos_token": "<s>", "eos_token": _TABLE, "pad_token": "[PAD]", "image_token": "a\u2581b"}
+            | {"additional_special_tokens": ["<tool>", "<new>"]},
+        },
+    ),
+    "named-tokens-in-older-files": Tiny(
+        "llama",
+        n_vocab=_ROWS + 7,
+        texts={
+            "tokenizer.json": _PLAIN,
+            "tokenizer_config.json": _NO_NAMES | {"unk_token": "<unk>"},
+            "special_tokens_map.json": {"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}},
+            "added_tokens.json": {"<s>": _ROWS - 1, "later": _ROWS + 4, "<unk>": _ROWS + 3},
+        },
+    ),
+    "template-of-pairs": Tiny(
+        "llama",
+        n_vocab=_ROWS + 3,
+        texts={
+            "tokenizer.json": {**_PLAIN, "post_processor": _TEMPLATE},
+            "tokenizer_config.json": _NO_NAMES | {"eos_token": "</s>"},
+        },
+    ),
+    "template-with-a-table": Tiny(
+        "llama",
+        n_vocab=_ROWS + 3,
+        texts={
+            "tokenizer.json": {**_PLAIN, "post_processor": _ENDED},
+            "tokenizer_config.json": _NO_NAMES | {"eos_token": _TABLE},
+        },
+    ),
+    "roberta-template": Tiny(
+        "llama",
+        n_vocab=_ROWS + 3,
+        texts={
+            "tokenizer.json": {**_PLAIN, "post_processor": _ROBERTA},
+            "tokenizer_config.json": _NO_NAMES | {"pad_token": "<tool>"},
+        },
+    ),
     "added-user-defined": Tiny("llama", n_vocab=_ROWS + 2, texts={"tokenizer.json": _USER_DEFINED}),
     "rows-of-padding": Tiny("llama", n_vocab=_ROWS + 40),
     "spm-added-with-a-gap": Tiny(
