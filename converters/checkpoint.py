@@ -91,6 +91,10 @@ def find_file(folder: Path, name: str) -> Path | None:
     A name that leaves the folder, by `..`, an absolute path or a link, raises BadInputError and is never opened. The
     one link that may leave is the Hugging Face cache's own: `snapshots/<revision>/x` -> `../../blobs/<hash>`.
     """
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        raise BadInputError("names a file with half a surrogate pair", file=folder, item=ascii(name)) from None
     pure = PurePosixPath(name)
     if not name or "\0" in name or "\\" in name or pure.is_absolute() or ".." in pure.parts or ":" in name:
         raise BadInputError("names a file outside the checkpoint folder", file=folder, item=repr(name))

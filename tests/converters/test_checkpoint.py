@@ -141,6 +141,13 @@ def test_a_weight_map_does_not_leave_the_folder(tmp_path: Path, name: str) -> No
         open_checkpoint(folder)
 
 
+def test_a_weight_map_names_files_in_unicode(tmp_path: Path) -> None:
+    """JSON can spell half a surrogate pair, which no file's name holds."""
+    folder = with_index(tmp_path, lambda m: m.update({"model.norm.weight": "\ud800"}))
+    with pytest.raises(BadInputError, match="half a surrogate pair"):
+        open_checkpoint(folder)
+
+
 def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     """Of a shard, of a text file and of a folder; a link within the folder is followed."""
     folder = write_checkpoint(tmp_path / "m")
