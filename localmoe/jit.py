@@ -10,6 +10,8 @@ import llvmlite.binding as llvm
 import numba
 from numba.core import config as numba_config
 from numba.core import types
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.core.event import Listener, register
 from numba.core.types.misc import unliteral
 
@@ -24,7 +26,40 @@ llvm.set_option("", "-addr-sink-using-gep=false")
 numba_config.CPU_FEATURES = chosen_cpu()[1]
 
 
-class _Tell(Listener):  # type: ignore[misc]  # numba has no types
+class _Part(JITCodeLibrary):  # type: ignore[misc]  # numba has no types
+    """What compiled code takes in when it calls a function: its LLVM code, which is optimised there and not before.
+
+    Numba would optimise it, make machine code of it and give Python an entry to that, with all its callees anew.
+    """
+
+    @property
+    def codegen(self) -> Any:
+        return self
+
+    def set_env(self, name: str, env: Any) -> None:
+        pass  # of Python's objects, which this code has none of
+
+    def get_pointer_to_function(self, name: str) -> int:  # noqa: ARG002
+        return 0
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._verify_declare_only_symbols()
+        self._finalized = True
+
+
+class _PartCompiler(Compiler):  # type: ignore[misc]
+    """Numba's compiler, which makes a `_Part`."""
+
+    def define_pipelines(self) -> Any:
+        self.state.library = _Part(self.state.targetctx.codegen(), self.state.func_id.func_qualname)
+        return super().define_pipelines()
+
+
+class _Tell(Listener):  # type: ignore[misc]
     """Tells who wants to know that Numba begins to compile."""
 
     def on_start(self, event: Any) -> None:  # noqa: ARG002
@@ -59,20 +94,22 @@ def njit(function: Any = None, *, fast: bool = False, inline: bool = False) -> A
         options: dict[str, Any] = {"nogil": True, "fastmath": FASTMATH if fast else False}
         if inline:
             return numba.njit(**options, inline="always")(f)
-        return _unspecialised(_cached(lambda: numba.njit(**options, cache=True)(f)))
+        part = numba.njit(**options, no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=_PartCompiler)(f)
+        return _called_as(part, _cached(lambda: numba.njit(**options, cache=True)(f)))
 
     return decorate if function is None else decorate(function)
 
 
-def _unspecialised(dispatcher: Any) -> Any:
-    """Let a call with a constant compile nothing anew: Numba makes a version of its own for each integer in a source.
+def _called_as(part: Any, dispatcher: Any) -> Any:
+    """`dispatcher`, which compiled code calls as `part`: without the wrappers and the machine code that Python needs.
 
-    LLVM sees the constant all the same where it inlines the call.
+    A call with a constant compiles nothing anew: Numba makes a version of its own for each integer in a source. LLVM
+    sees the constant all the same where it inlines the call.
     """
-    template = dispatcher.get_call_template
-    dispatcher.get_call_template = lambda args, kws: template(
+    dispatcher.get_call_template = lambda args, kws: part.get_call_template(
         [unliteral(a) for a in args], {name: unliteral(a) for name, a in kws.items()}
     )
+    dispatcher.get_overload = part.get_overload
     return dispatcher
 
 
