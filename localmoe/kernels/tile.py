@@ -143,6 +143,18 @@ def fma(x: Value, y: Value, z: Value) -> Value:
     return Value(x.b, call(x.b, f"llvm.fma.v{LANES}f32", F32V, [x.v, y.v, z.v]))
 
 
+def in_order(b: Any, sums: list[Any], count: int) -> list[Any]:
+    """On AVX2, the sums, to be there before what comes next is loaded: through assembly without an instruction.
+
+    LLVM's scheduler would load the weights and activations of many groups first, more than 16 registers hold, and
+    spill. Of fewer than 8 groups (Q6_K) it does better.
+    """
+    if ISA != "avx2" or count < 8:
+        return sums
+    text = "=x,0,~{memory}"
+    return [v and b.asm(ir.FunctionType(v.type, [v.type]), "", text, [v], side_effect=True) for v in sums]
+
+
 def zero(b: Any, kind: Any) -> Value:
     return Value(b, ir.Constant(kind, None))
 
@@ -219,6 +231,7 @@ def _make_dots(emit: Callable[[Any, Any, Any, Any], Any], weights: Any) -> Calla
         """The tile plus `count` groups of weights from w on, times the 4 bytes a group from each row's address on."""
         out = list(tile)
         for g in range(count):
+            out = [Value(w.b, v) for v in in_order(w.b, [value.v for value in out], count)]
             columns = row_vectors(w + g * PITCH, weights)
             for t, row in enumerate(rows):
                 x = (row + 4 * g).load_splat(I32T).bits(weights)
@@ -251,6 +264,7 @@ def tile_dot4(tile: Tile, rows: Sequence[Value], w: Value, count: int, most: int
     for first in range(0, count, fit):
         sums: list[Any] = [None] * len(tile)
         for g in range(first, min(first + fit, count)):
+            sums = in_order(w.b, sums, count)
             columns = row_vectors(w + g * PITCH, I8V)
             for t, row in enumerate(rows):
                 x = (row + 4 * g).load_splat(I32T).bits(I8V)
