@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from localmoe.engine.api import Model
 
 Messages = Sequence[Mapping[str, str]]
 NEARLY = 0.8
@@ -31,6 +35,13 @@ def warning(used: int, size: int, overflow: str, draft: int = 0, *, guessed: boo
     about = left - left % (100 if left > 200 else 10)  # said again every so many tokens, not at every one
     does = _FORGET if overflow == "forget" else _STOP
     return f"The context is nearly full: about {about} of {size} tokens are left. {does}"
+
+
+def fitting_in(model: Model, messages: Messages, skip: int) -> tuple[Messages, int]:
+    """`fitting` by the chat template and the context of a model."""
+    template = model.chat_template
+    assert template is not None
+    return fitting(messages, skip, lambda read: len(template.encode(model.tokenizer, read)), model.n_ctx)
 
 
 def fitting(messages: Messages, skip: int, count: Callable[[Messages], int], size: int) -> tuple[Messages, int]:

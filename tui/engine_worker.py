@@ -19,7 +19,7 @@ from localmoe.errors import LocalMoeError
 from localmoe.sessions.record import Pieces
 
 from .alternatives import N_PROBS, Alternatives
-from .context import Messages, fitting
+from .context import Messages, fitting_in
 from .messages import (
     Compared,
     ComparePart,
@@ -258,13 +258,7 @@ class EngineWorker:
         return model.generate("".join(m["content"] for m in request.messages), **keywords)
 
     def _fitting(self, model: Model, request: Request) -> Messages:
-        template = model.chat_template
-        assert template is not None
-
-        def count(messages: Messages) -> int:
-            return len(template.encode(model.tokenizer, messages))
-
-        messages, skipped = fitting(request.messages, request.skip, count, model.n_ctx)
+        messages, skipped = fitting_in(model, request.messages, request.skip)
         with self._lock:
             self._state.skipped = skipped
         return messages

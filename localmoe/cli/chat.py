@@ -55,6 +55,8 @@ from localmoe.cli.sessions import kept_chat
 from localmoe.engine.sampling import SamplingParams
 from localmoe.errors import LocalMoeError, UsageError
 from localmoe.sessions.record import Pieces, Record
+from localmoe.tui.context import fitting_in
+from localmoe.tui.parameters import BY_NAME, check
 
 if TYPE_CHECKING:
     from localmoe.engine.api import Model
@@ -68,6 +70,7 @@ NEARLY_FULL = 0.75
 class Chat:
     """A conversation with a model; `routing` are keywords about experts, `told` whether its loss was said.
 
+    `forget`: leave out the oldest turns where not all fit; the `skipped` oldest are left out.
     `counts` (L, E) are the experts' uses in all answers so far.
     """
 
@@ -76,7 +79,9 @@ class Chat:
     max_tokens: int
     record: Record
     routing: dict[str, Any]
+    forget: bool = False
     told: bool = False
+    skipped: int = 0
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
 
     def __post_init__(self) -> None:
@@ -90,6 +95,7 @@ class Chat:
         old = self.record
         self.record = Record(old.store, old.model, old.conversation.system, old.parameters)
         self.record.routing = dict(old.routing)
+        self.skipped = 0
         self.forget_counts()
 
     @property
@@ -99,6 +105,16 @@ class Chat:
         turns = [turn for turn in self.record.turns if turn.role == "user" or turn.stop_reason]
         said = [{"role": turn.role, "content": turn.text} for turn in turns]
         return [{"role": "system", "content": system}, *said] if system else said
+
+    def to_read(self) -> list[dict[str, str]]:
+        """The chat without the turns that are forgotten; says so where there are more of them than before."""
+        if not self.forget:
+            return self.messages
+        messages, skipped = fitting_in(self.model, self.messages, self.skipped)
+        if skipped > self.skipped:
+            say(f"note: the oldest {skipped} turns are left out of what the model reads")
+        self.skipped = skipped
+        return [dict(message) for message in messages]
 
 
 @with_sampling
@@ -113,6 +129,10 @@ def chat(
     n_predict: Annotated[
         int, typer.Option("-n", "--predict", "--n-predict", min=-1, help="Tokens of an answer; -1: until it ends.")
     ] = -1,
+    overflow: Annotated[
+        str,
+        typer.Option(metavar="stop|forget", help="A full context ends the answer, or the oldest turns are not read."),
+    ] = "stop",
     threads: Threads = None,
     ctx_size: Context = None,
     experts_used: ExpertsUsed = None,
@@ -128,12 +148,16 @@ def chat(
     """Chat, line by line: /help tells the commands, Ctrl-C stops an answer, Ctrl-D leaves."""
     if unsaved and (go_on or session is not None):
         raise UsageError("a chat that was kept goes on with the file of chats", got="--no-save", expected="without it")
+    check(BY_NAME["overflow"], overflow)
     kept, named = None, _named(context)
     if go_on or session is not None:
         number, model = kept_chat(session, model)
         kept = load_kept(number)
     path = given_or_demo_model(model)
-    flags = {**sampling_arguments(sampling), "max_tokens": n_predict, "n_ctx": ctx_size, "n_expert_used": experts_used}
+    flags = {
+        **sampling_arguments(sampling), "max_tokens": n_predict, "n_ctx": ctx_size, "n_expert_used": experts_used,
+        "overflow": overflow,
+    }  # fmt: skip
     chosen = parameters_of(kept, flags, named)
     load = load_arguments(
         chosen["n_ctx"], threads, chosen["n_expert_used"], cache_type_k, cache_type_v,
@@ -146,7 +170,8 @@ def chat(
         record = open_record(path, kept, system, chosen, save=save)
         with kept_until_the_end(record):
             routing = routing_of(record, opened, load, named)
-            state = Chat(opened, sampling_of(chosen, sampling), chosen["max_tokens"], record, routing)
+            forget = chosen["overflow"] == "forget"
+            state = Chat(opened, sampling_of(chosen, sampling), chosen["max_tokens"], record, routing, forget)
             if sys.stdin.isatty():
                 say(f"{path.name}: context {opened.n_ctx}. /help tells the commands, Ctrl-D leaves.")
             if kept is not None:
@@ -224,7 +249,7 @@ def _answer(state: Chat, reply: Turn) -> None:
     options = {**sampling_arguments(state.sampling), **state.routing}
     try:
         with _cancelled_by_ctrl_c() as cancel:
-            for step in state.model.chat(state.messages, max_tokens=state.max_tokens, cancel=cancel, **options):
+            for step in state.model.chat(state.to_read(), max_tokens=state.max_tokens, cancel=cancel, **options):
                 show_text(step.text)
                 reply.text += step.text
                 pieces.add(step.text, time.perf_counter())
@@ -247,7 +272,8 @@ def _answer(state: Chat, reply: Turn) -> None:
     if sys.stdin.isatty() and steps:
         say(f"[{timings_line(state.model.timings, steps[-1].stop_reason)}]")
     if steps and steps[-1].n_past >= NEARLY_FULL * state.model.n_ctx:
-        say(f"note: {steps[-1].n_past} of {state.model.n_ctx} tokens of context used; /reset starts again")
+        does = "the oldest turns are left out when a message no longer fits" if state.forget else "/reset starts again"
+        say(f"note: {steps[-1].n_past} of {state.model.n_ctx} tokens of context used; {does}")
 
 
 def _help(state: Chat, argument: str) -> None:  # noqa: ARG001

@@ -30,7 +30,7 @@ def load_kept(number: int) -> Saved:
 
 
 def parameters_of(saved: Saved | None, given: Mapping[str, Any], named: Collection[str]) -> dict[str, Any]:
-    """Sampling, `max_tokens`, `n_ctx` and `n_expert_used`: as kept with a chat, but for those named in the command."""
+    """What goes with a chat, from sampling to `overflow`: as kept, but for what the command names."""
     kept: dict[str, Any] = {}
     if saved is not None:
         kept, wrong = checked(saved.parameters)
@@ -56,8 +56,6 @@ def open_record(path: Path, kept: Saved | None, system: str, parameters: Mapping
         return Record(store, str(path.absolute()), system, changed(parameters))
     record = Record.resumed(store, store.load(kept.entry.key))
     settings = dict.fromkeys(record.parameters) | changed(parameters)
-    if "overflow" in record.parameters:  # the app's alone
-        settings["overflow"] = record.parameters["overflow"]
     record.configure(model=str(path.absolute()), system=system or None, **settings)
     return record
 

@@ -380,3 +380,39 @@ def test_a_file_of_chats_that_cannot_be_used(talk: Talk, data: Path, kept: str) 
     assert "note: this chat is not kept: " in err
     assert talk("Hi", flags=("--continue",), model=())[0] == 3
     assert data.read_bytes() == b"no database" * 200
+
+
+class Template:
+    """A token for each letter."""
+
+    def encode(self, tokenizer: Any, messages: Any) -> list[int]:  # noqa: ARG002
+        return [1] * sum(len(message["content"]) for message in messages)
+
+
+def test_a_kept_chat_that_forgets_goes_on_forgetting(talk: Talk, data: Path, tmp_path: Path) -> None:
+    """The oldest turns are not read once all take more than three quarters of the 64 tokens; all of them are kept."""
+    model = tmp_path / "m.gguf"
+    model.touch()
+    keep(data, str(model), "a" * 20, "b" * 20, overflow="forget")
+    talk.model.chat_template = Template()
+    _, _, err = talk("c" * 20, "d" * 20, flags=("--continue",), model=())
+    assert talk.conversations == [
+        [("user", "c" * 20)],
+        [("user", "d" * 20)],
+    ]
+    notes = [line for line in err.splitlines() if "left out of what the model reads" in line]
+    assert notes == [f"note: the oldest {n} turns are left out of what the model reads" for n in (2, 4)]
+    assert [turn[1] for turn in turns_of(data, 1)][::2] == ["a" * 20, "c" * 20, "d" * 20]
+    with Store(data) as store:
+        assert store.load(1).parameters == {"overflow": "forget"}
+
+
+def test_what_happens_when_the_context_is_full_can_be_named(talk: Talk, data: Path) -> None:
+    talk.model.chat_template = Template()
+    _, _, err = talk("a" * 40, "b" * 30, flags=("--overflow", "forget"), typed=True)
+    assert talk.conversations[1] == [("user", "b" * 30)]
+    assert "of context used; the oldest turns are left out when a message no longer fits" in err
+    with Store(data) as store:
+        assert store.load(1).parameters == {"overflow": "forget"}
+    code, _, err = talk("Hi", flags=("--overflow", "cut"))
+    assert (code, "stop or forget" in err) == (2, True)
