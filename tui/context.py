@@ -38,10 +38,20 @@ def warning(used: int, size: int, overflow: str, draft: int = 0, *, guessed: boo
 
 
 def fitting_in(model: Model, messages: Messages, skip: int) -> tuple[Messages, int]:
-    """`fitting` by the chat template and the context of a model."""
-    template = model.chat_template
-    assert template is not None
-    return fitting(messages, skip, lambda read: len(template.encode(model.tokenizer, read)), model.n_ctx)
+    """`fitting` as a model reads the messages, in its context."""
+    return fitting(messages, skip, lambda read: n_tokens(model, read), model.n_ctx)
+
+
+def n_tokens(model: Model, messages: Messages) -> int:
+    """The tokens that a model reads: by its chat template, or of the text alone where it has none."""
+    if model.chat_template is None:
+        return len(model.tokenize(plain_text(messages)))
+    return len(model.chat_template.encode(model.tokenizer, messages)) if messages else 0
+
+
+def plain_text(messages: Messages) -> str:
+    """What a model without a chat template goes on with."""
+    return "".join(message["content"] for message in messages)
 
 
 def fitting(messages: Messages, skip: int, count: Callable[[Messages], int], size: int) -> tuple[Messages, int]:

@@ -19,7 +19,7 @@ from localmoe.errors import LocalMoeError
 from localmoe.sessions.record import Pieces
 
 from .alternatives import N_PROBS, Alternatives
-from .context import Messages, fitting_in
+from .context import Messages, fitting_in, plain_text
 from .messages import (
     Compared,
     ComparePart,
@@ -252,10 +252,10 @@ class EngineWorker:
         """A reply to the chat, or, for a model without a chat template, the text's continuation."""
         keywords = {**request.sampling, **request.routing}
         keywords.update(n_expert_used=request.n_expert_used, cancel=self._cancel, on_prompt=on_prompt, n_probs=N_PROBS)
+        messages = self._fitting(model, request) if request.forget else request.messages
         if model.chat_template is not None:
-            messages = self._fitting(model, request) if request.forget else request.messages
             return model.chat([dict(m) for m in messages], **keywords)
-        return model.generate("".join(m["content"] for m in request.messages), **keywords)
+        return model.generate(plain_text(messages), **keywords)
 
     def _fitting(self, model: Model, request: Request) -> Messages:
         messages, skipped = fitting_in(model, request.messages, request.skip)

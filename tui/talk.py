@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from localmoe.sessions.record import Record
 from localmoe.sessions.tree import Turn
 
+from .context import n_tokens
 from .engine_worker import Request
 from .options import AppOptions
 from .parameters import BY_NAME, sampling
@@ -50,10 +51,7 @@ class Talk:
 
     def size(self, model: Model) -> int:
         """The tokens of the chat as it stands, without the turns that are left out."""
-        messages = self.record.conversation.messages()
-        if model.chat_template is None:
-            return len(model.tokenize("".join(message["content"] for message in messages)))
-        return len(model.chat_template.encode(model.tokenizer, messages)) if messages else 0
+        return n_tokens(model, self.record.conversation.messages())
 
     def say(self, text: str) -> Turn | None:
         """Ask a question, or put a version of the turn being edited beside it; the reply to be made, if one is."""

@@ -128,3 +128,13 @@ async def test_forgetting_by_choice_leaves_the_oldest_out_of_what_is_read():
         assert asked[4] == ["q2", "ok", "q3", "ok", "q4"]
         assert asked[5] == ["q2", "ok", "q3", "ok", "q4", "ok", "q5"]
         assert len(chat(app).conversation.turns) == 12
+
+
+async def test_a_model_that_completes_text_forgets_too():
+    """It has no chat template: the text alone is counted and cut between turns."""
+    model = FakeModel(answer="a" * 200, n_ctx=100, chat_template=None)
+    async with running(model) as (app, pilot):
+        chat(app).record.configure(overflow="forget")
+        for n in range(3):
+            await ask(app, pilot, f"q{n}")
+        assert [request["prompt"] for request in model.asked] == ["q0", "q0" + "a" * 200 + "q1", "q2"]
