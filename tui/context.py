@@ -27,7 +27,8 @@ def warning(used: int, size: int, overflow: str, draft: int = 0, *, guessed: boo
     left = max(0, size - used)
     if draft and size and draft >= left:
         does = _FORGET if overflow == "forget" else "It will be refused, nothing is cut: Ctrl+N starts a new chat."
-        return f"This message takes {'some ' if guessed else ''}{draft} tokens, {left} are left. {does}"
+        takes = f"{'some ' if guessed else ''}{draft} token{'s' * (draft != 1)}"
+        return f"This message takes {takes}, {left} {'is' if left == 1 else 'are'} left. {does}"
     if used <= NEARLY * size:
         return ""
     if left < LEAST:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from localmoe.sessions.record import Record
 from localmoe.sessions.tree import Turn
 
-from .context import n_tokens
+from .context import Messages, fitting_in, n_tokens
 from .engine_worker import Request
 from .options import AppOptions
 from .parameters import BY_NAME, sampling
@@ -51,7 +51,10 @@ class Talk:
 
     def size(self, model: Model) -> int:
         """The tokens of the chat as it stands, without the turns that are left out."""
-        return n_tokens(model, self.record.conversation.messages())
+        messages: Messages = self.record.conversation.messages()
+        if self.overflow == "forget":
+            messages, _ = fitting_in(model, messages, self.skipped)
+        return n_tokens(model, messages)
 
     def say(self, text: str) -> Turn | None:
         """Ask a question, or put a version of the turn being edited beside it; the reply to be made, if one is."""

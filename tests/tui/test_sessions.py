@@ -158,6 +158,27 @@ async def test_a_chat_that_no_longer_fits_is_said(path: Path):
         assert len(chat(app).conversation.turns) == 2
 
 
+async def test_a_chat_that_filled_its_context_is_no_error(path: Path):
+    """It cannot be read ahead, which nobody asked for: what is taken is shown, and what comes next is said."""
+    from localmoe.errors import UsageError
+
+    kept(path, "long " * 60)
+    model = FakeModel(answer="ok", n_ctx=64, error=UsageError("the prompt does not fit in the context"))
+    async with running(model, options=keeping(path, resume=1)) as (app, pilot):
+        await until(pilot, lambda: model.asked and not chat(app).busy)
+        await until(pilot, lambda: "The context is full" in " ".join(screen_text(app).split()))
+        assert "does not fit" not in screen_text(app)
+        assert chat(app).status.used > 64
+
+
+async def test_a_chat_that_forgets_is_measured_without_what_is_left_out(path: Path):
+    kept(path, "long " * 60, overflow="forget")
+    async with running(FakeModel(answer="ok", n_ctx=64), options=keeping(path, resume=1)) as (app, pilot):
+        await until(pilot, lambda: not chat(app).busy)
+        await ask(app, pilot, "next")
+        assert chat(app).talk.size(chat(app).model) < 64
+
+
 async def test_parameters_of_nobodys_making_are_left_out(path: Path):
     """A damaged or foreign parameter is named; the others hold."""
     kept(path, "words", temperature="hot", top_k=3, evil="[bold]x\x1b[2J")

@@ -21,7 +21,7 @@ from ..follow import Follower
 from ..messages import CellOpened, ReplyDone, ReplyFailed, Submitted, TurnAsked
 from ..options import AppOptions
 from ..pace import EVERY, Pace
-from ..rules import Rules, rules_of
+from ..rules import rules_of
 from ..talk import Talk
 from ..widgets.context_note import ContextNote
 from ..widgets.expert_pane import ExpertFacts, ExpertPane
@@ -34,7 +34,7 @@ from ..widgets.turns import shown_line
 from .cell import CellScreen
 from .expert_screens import compare_from_here, compare_saved, open_rules, routed_since, skipped_text
 from .figures import FiguresScreen
-from .kept_rules import route_as_kept, route_by_parameters
+from .kept_rules import route_as_kept, route_by_parameters, take_rules
 from .loading import Draft
 from .tokens import TokensScreen
 
@@ -242,10 +242,15 @@ class ChatScreen(DrawnScreen):
 
     @on(ReplyFailed)
     async def _failed(self, event: ReplyFailed) -> None:
-        warming = self.talk.warming
-        await (self._warmed() if warming else self._end("error"))
-        if not warming and not self.record.turns[-1].text:  # nothing was answered
-            await self._take_back()
+        if self.talk.warming:
+            await self._warmed()
+            self._measure()
+            if self.status.used >= self.model.n_ctx:  # a chat that was full: the line above the input says so
+                return
+        else:
+            await self._end("error")
+            if not self.record.turns[-1].text:  # nothing was answered
+                await self._take_back()
         await self.transcript.add_note(event.reason, error=True)
 
     async def _take_back(self) -> None:
@@ -376,18 +381,7 @@ class ChatScreen(DrawnScreen):
         most = self.model.config.n_expert
         if not most:
             return
-        self.take_rules(self.rules.with_used(self.model.config, min(most, max(1, self.n_used + change))))
-
-    def take_rules(self, rules: Rules) -> None:
-        """Route so from the next reply on."""
-        self.rules = rules
-        self.experts.set_used(self.n_used)
-        self.record.configure(n_expert_used=None if rules.routing.limits else self.n_used)
-        self.record.route(rules.kept(self.model.config))
-        self.query_one(TitleBar).show_model(self.model, self.n_used)
-        self.status.rules = rules.brief(self.start_rules)
-        if self.busy:
-            self.notify("from the next reply on", timeout=2)
+        take_rules(self, self.rules.with_used(self.model.config, min(most, max(1, self.n_used + change))))
 
     def action_rules(self) -> None:
         """Open the panel that changes how tokens are routed."""
@@ -396,5 +390,5 @@ class ChatScreen(DrawnScreen):
     def action_reset_rules(self) -> None:
         """Route as the app was started."""
         if self.rules != self.start_rules:
-            self.take_rules(self.start_rules)
+            take_rules(self, self.start_rules)
             self.notify("routed as the app was started", timeout=2)

@@ -9,6 +9,7 @@ from ..engine_worker import Comparison
 from ..rules import Rules
 from ..widgets.turns import shown_line
 from .compare import CompareScreen
+from .kept_rules import take_rules
 from .rules import RulesScreen
 from .runs import RunsScreen
 from .tokens import Routed
@@ -51,7 +52,7 @@ def open_rules(chat: ChatScreen) -> None:
 
     def chosen(answer: Rules | tuple[Rules, str] | None) -> None:
         if isinstance(answer, Rules):
-            chat.take_rules(answer)
+            take_rules(chat, answer)
         elif answer is not None:
             _compare(chat, *answer)
 

@@ -1,4 +1,4 @@
-"""Rules of routing that are kept with a chat, taken up where the model can follow them."""
+"""Rules of routing: taken by the user, or kept with a chat and taken up where the model can follow them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from localmoe.errors import UsageError
 
-from ..rules import in_words, kept_rules
+from ..rules import Rules, in_words, kept_rules
+from ..widgets.status import TitleBar
 from ..widgets.turns import shown_line
 
 if TYPE_CHECKING:
@@ -37,3 +38,15 @@ def route_by_parameters(chat: ChatScreen) -> None:
     if routing.n_used != wanted > 0:
         chat.rules = chat.rules.with_used(config, wanted)
         chat.record.route(chat.rules.kept(config))
+
+
+def take_rules(chat: ChatScreen, rules: Rules) -> None:
+    """Route so from the next reply on."""
+    chat.rules = rules
+    chat.experts.set_used(chat.n_used)
+    chat.record.configure(n_expert_used=None if rules.routing.limits else chat.n_used)
+    chat.record.route(rules.kept(chat.model.config))
+    chat.query_one(TitleBar).show_model(chat.model, chat.n_used)
+    chat.status.rules = rules.brief(chat.start_rules)
+    if chat.busy:
+        chat.notify("from the next reply on", timeout=2)

@@ -25,10 +25,10 @@ class ContextNote(Static):
 
     def tell(self, talk: Talk, model: Model, used: int, draft: str) -> None:
         """Say that a turn is edited, or that the context gets full, before anything is cut."""
-        # A token is a byte at least: short texts need no tokenizer.
+        # A token is a byte at least: short texts need no tokenizer. Of nothing, some models make one.
         n_bytes = len(draft.encode("utf-8", "replace"))
         exact = model.n_ctx - used <= n_bytes <= MEASURED
-        counted = len(model.tokenize(draft)) if exact else n_bytes // 4
+        counted = len(model.tokenize(draft)) if exact and draft else n_bytes // 4
         if talk.editing is not None:
             said = EDITING[talk.editing.role]
         else:

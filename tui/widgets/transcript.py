@@ -25,7 +25,7 @@ WELCOME = "Write below, Enter sends. Beside the chat you see which experts each 
 ENDINGS = {
     "cancelled": "stopped",
     "length": "the reply's token limit is reached",
-    "context": "the context is full, so the reply ends here: Ctrl+N starts a new chat, F9 can forget the oldest turns",
+    "context": "the context was full, so the reply ends here",
     "edited": "edited by you",
     "error": "ended by an error",
     INTERRUPTED: "cut off: the app ended before the reply did",
