@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -333,7 +334,7 @@ def create_app(path: Path | None, options: AppOptions | None = None, loader: Loa
         def run(progress: Progress) -> Model:
             import localmoe
 
-            if demo is not None and path == demo.path and not path.is_file():
+            if demo is not None and path == demo.path and not os.path.isfile(path):
                 build(demo, progress)
             return localmoe.load(str(path), progress=progress, **load)
 
@@ -352,6 +353,8 @@ def run_app(path: Path | None, options: AppOptions | None = None, loader: Loader
         raise UsageError("no model given", expected="-m MODEL")
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise UsageError("the terminal app needs a terminal", got="a pipe or a file")
+    if os.environ.get("TERM") == "dumb":
+        raise UsageError("the terminal app draws", got="TERM=dumb", expected="another terminal, or `localmoe chat`")
     app = create_app(path, options, loader)
     sys.setswitchinterval(SWITCH)
     gc.set_threshold(*COLLECT)

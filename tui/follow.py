@@ -31,6 +31,7 @@ class Follower:
         """Count from nothing."""
         self._pane.stats.reset()
         self.chat_from = self._model.trace.count
+        self._pane.clear_path()
         self._pane.refresh_figures()
         self._figures.follow()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ def tiny_model_path() -> Path:
 def packaged_models() -> list[tuple[str, Path]]:
     """Models that are always there, by a name: the tiny one, and the demo's where it has been built."""
     built = demo_model_path()
-    return [*([("demo", built)] if built.is_file() else []), ("in the package", tiny_model_path())]
+    return [*([("demo", built)] if os.path.isfile(built) else []), ("in the package", tiny_model_path())]
 
 
 def demo_to_build() -> Buildable:
@@ -38,7 +39,7 @@ def given_or_demo_model(path: Path | None) -> Path:
     if path is not None:
         return path
     built = demo_model_path()
-    if built.exists():
+    if os.path.isfile(built):
         return built
     if not sys.stdin.isatty():
         raise UsageError("no model given", expected="-m MODEL (`localmoe demo` builds the demo model)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -41,7 +42,7 @@ def demo(
     localmoe inspect $(localmoe demo --build-only)
     """
     path = demo_model_path()
-    if rebuild or not path.is_file():
+    if rebuild or not os.path.isfile(path):
         build_demo(n_threads=threads)
     if build_only:
         print(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -45,7 +46,7 @@ def kept_chat(number: int | None, model: Path | None, tiny: bool = False) -> tup
         if chosen is None:
             raise UsageError("no chats were saved yet", file=store.path)
         its_own = Path(store.load(chosen).entry.model)
-    if model is None and not tiny and not its_own.is_file():
+    if model is None and not tiny and not os.path.isfile(its_own):
         raise UsageError("the model of this chat is not there any more", file=its_own, expected="-m MODEL")
     return chosen, model or (None if tiny else its_own)
 

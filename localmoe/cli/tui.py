@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -91,7 +92,7 @@ def pick_or_demo_model(unsaved: bool) -> Path | None:
     from localmoe.tui.model_files import find
 
     recent: list[str] = []
-    if not unsaved and default_path().exists():
+    if not unsaved and os.path.exists(default_path()):
         from localmoe.sessions.store import Store
 
         try:

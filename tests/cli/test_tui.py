@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from localmoe.cli import main
+from localmoe.cli.default_model import packaged_models
 from localmoe.sessions.record import Record
 from localmoe.sessions.schema import default_path
 from localmoe.sessions.store import Store
@@ -94,3 +96,23 @@ def test_no_save_keeps_nothing(opened: Opened, tmp_path: Path) -> None:
 def test_two_models_are_one_too_many(opened: Opened, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["tui", "--tiny", "-m", "m.gguf"]) == 2
     assert "two models" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["LOCALMOE_CACHE", "LOCALMOE_DATA"])
+def test_folders_that_cannot_be_looked_into_keep_nobody_out(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A name longer than any file's is refused by the system, as a folder of someone else's is."""
+    monkeypatch.setenv(name, "/" + "x" * 300)
+    assert main(["tui", "--tiny"]) == 0
+    assert opened.path == packaged_models()[-1][1]
+
+
+def test_a_terminal_that_cannot_draw_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "dumb")
+    assert main(["tui", "--tiny", "--no-save"]) == 2
+    assert "TERM=dumb" in capfd.readouterr().err

@@ -195,3 +195,22 @@ async def test_a_saved_run_of_this_model_or_of_another():
     async with running(FakeModel(n_layer=6, n_expert=8), options=AppOptions(saved=other)) as (app, pilot):
         await pilot.pause()
         assert any("another model" in said.message for said in app._notifications)
+
+
+async def test_a_new_chat_shows_no_path_of_the_old_one():
+    model = FakeModel(answer="one two", n_layer=6)
+    async with running(model) as (app, pilot):
+        await ask(app, pilot)
+        await until(pilot, lambda: f"“<{model.trace.count - 1}>”" in screen_text(app))
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: "PATH" not in screen_text(app) and "“<" not in screen_text(app))
+        assert not any(path._experts.size for path in app.screen.query(TokenPath))
+
+
+async def test_a_very_small_window_keeps_the_models_name_and_short_warnings():
+    async with running(FakeModel(answer="word " * 80, n_ctx=100), size=(40, 12)) as (app, pilot):
+        await ask(app, pilot)
+        text = screen_text(app)
+        assert "SmolLM2 4x135M demo" in text
+        assert "The context is nearly full" in text or "The context is full" in text
+        assert app.screen.query_one("#context-note").size.height <= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -59,7 +60,7 @@ class ModelsScreen(ModalScreen[Path | None]):
         files = await asyncio.to_thread(find, self._recent)
         always = [Found(path, name) for name, path in self._always]
         if self._demo is not None:
-            always.append(Found(self._demo.path, "demo" if self._demo.path.is_file() else self._demo.about))
+            always.append(Found(self._demo.path, "demo" if os.path.isfile(self._demo.path) else self._demo.about))
         self._files = list({item.path: item for item in reversed([*files, *always])}.values())[::-1]  # each once
         self._fill()
         for item in self._files:
@@ -132,5 +133,5 @@ class ModelsScreen(ModalScreen[Path | None]):
         at, typed = self.query_one(OptionList).highlighted, Path(self.query_one(Input).value.strip()).expanduser()
         if at is not None and at < len(self._listed):
             self.dismiss(self._listed[at].path)
-        elif typed.is_file():
+        elif os.path.isfile(typed):
             self.dismiss(typed)

@@ -12,6 +12,8 @@ from ..talk import Talk
 if TYPE_CHECKING:
     from localmoe.engine.api import Model
 
+SMALL = 60
+"""Columns below which only what is so is said, not what follows: a line or two of few."""
 MEASURED = 20_000
 """Bytes of a draft up to which its tokens are counted, not guessed."""
 EDITING = {
@@ -33,6 +35,8 @@ class ContextNote(Static):
             said = EDITING[talk.editing.role]
         else:
             said = warning(used, model.n_ctx, talk.overflow, counted, guessed=n_bytes > MEASURED)
+        if self.app.size.width < SMALL:
+            said = said.partition(". ")[0].removesuffix(".")
         if said != self.content:
             self.display = bool(said)
             self.update(said)

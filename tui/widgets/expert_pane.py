@@ -180,6 +180,13 @@ class ExpertPane(Vertical):
         for path in self.query(TokenPath):
             path.show(experts, weights, self.facts.n_expert, f"“{word}”" if text else "")
 
+    def clear_path(self) -> None:
+        """Show no token's path: none was routed yet."""
+        self.query_one("#path-title", Words).say(Content())
+        nothing = np.zeros((0, 0))
+        for path in self.query(TokenPath):
+            path.show(nothing.astype(np.int32), nothing.astype(np.float32), 0, "")
+
     def refresh_figures(self) -> None:
         """Draw what the statistics say now."""
         facts = self.facts
