@@ -23,13 +23,14 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Both replies; costs of A and B on the prompt and A's reply (B's divergence is from A), and their loads."""
+    """Both replies, and whether each was cut off before its end; costs of A and B on the prompt and A's reply (B's divergence is from A), and their loads."""
 
     replies: tuple[str, str]
     costs: tuple[experiments.Cost, experiments.Cost]
     found: Difference
     settings: tuple[str, str]
     n_token: int
+    cut: tuple[bool, bool]
 
 
 @contextmanager
@@ -72,23 +73,25 @@ def side_by_side(
             on_part(what, done)
 
     with traced_apart(model):
-        texts, tokens = [], []
+        texts, tokens, cut = [], [], []
         for number, options in enumerate((a, b)):
 
             def on_token(n: int, number: int = number) -> None:
                 part("answering", (number + n / room) / 3)
 
-            text, said = _reply(model, ids, options, room, on_token)
+            text, said, unended = _reply(model, ids, options, room, on_token)
             texts.append(text)
             tokens.append(said)
+            cut.append(unended)
 
         def on_run(done: int, total: int) -> None:
             part("comparing", 2 / 3 + done / total / 3)
 
         cost_a, cost_b, run_a, run_b = experiments.compare(model, ids + tokens[0], a, b, on_run=on_run)
     return SideBySide(
-        (texts[0], texts[1]), (cost_a, cost_b), difference(run_a, run_b), (run_a.settings, run_b.settings), cost_a.n
-    )
+        (texts[0], texts[1]), (cost_a, cost_b), difference(run_a, run_b), (run_a.settings, run_b.settings), cost_a.n,
+        (cut[0], cut[1]),
+    )  # fmt: skip
 
 
 def _prompt_ids(model: Model, prompt: str) -> list[int]:
@@ -99,13 +102,14 @@ def _prompt_ids(model: Model, prompt: str) -> list[int]:
 
 def _reply(
     model: Model, ids: Sequence[int], options: Mapping[str, Any], room: int, on_token: Callable[[int], object]
-) -> tuple[str, list[int]]:
-    """A greedy reply and its tokens."""
+) -> tuple[str, list[int], bool]:
+    """A greedy reply, its tokens, and whether it was cut off."""
     on_token(0)
-    text, tokens = "", []
+    text, tokens, reason = "", [], None
     for step in model.generate(ids, max_tokens=room, temperature=0.0, **options):
         text += step.text
         if step.token >= 0:
             tokens.append(step.token)
+        reason = step.stop_reason
         on_token(len(tokens))
-    return text, tokens
+    return text, tokens, reason == "length"

@@ -27,6 +27,7 @@ def test_the_replies_and_the_divergence_are_those_of_separate_runs(model: localm
     got = side_by_side(model, PROMPT, {}, one, max_tokens=6)
     asked = model.chat_template.encode(model.tokenizer, [{"role": "user", "content": PROMPT}])
     steps = [list(model.generate(asked, max_tokens=6, temperature=0.0, **options)) for options in ({}, one)]
+    assert got.cut == tuple(run[-1].stop_reason == "length" for run in steps)
     assert got.replies == tuple("".join(step.text for step in run) for run in steps)
     ids = asked + [step.token for step in steps[0]]
     assert got.costs[1].mean_kl == pytest.approx(costs(model, ids, {"B": Setting(one)})["B"].mean_kl)

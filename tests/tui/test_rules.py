@@ -129,6 +129,7 @@ async def test_two_settings_side_by_side(tmp_path):
         text = screen_text(app)
         for word in ("KL(A || B)", "perplexity", "A top-2 of", "B top-1 of", "moved:", "choices skipped"):
             assert word in text, word
+        assert "cut off" in text
         assert model.trace.count == 0
         await pilot.press("escape")
         await until(pilot, lambda: isinstance(app.screen, ChatScreen), "the chat")

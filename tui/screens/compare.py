@@ -88,10 +88,12 @@ class CompareScreen(Screen[None]):
             f"choices skipped A {cost_a.skipped:.1%}, B {cost_b.skipped:.1%}",
         ]
         self.query_one("#compare-said", Static).update(Content("\n".join(lines)))
-        for name, reply, setting in zip("ab", result.replies, result.settings, strict=True):
+        for name, reply, setting, cut in zip("ab", result.replies, result.settings, result.cut, strict=True):
             title = Content.assemble(f"{name.upper()} ", (shown_line(setting), MUTED))
             self.query_one(f"#compare-{name}-name", Static).update(title)
-            self.query_one(f"#compare-{name}", Static).update(Content(shown(reply)))
+            self.query_one(f"#compare-{name}", Static).update(
+                Content.assemble(shown(reply), (" … (cut off: a comparison is short)" if cut else "", MUTED))
+            )
         share_a, share_b = result.found.shares
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where((share_a == 0) & (share_b == 0), 1.0, share_b / share_a)
