@@ -162,6 +162,23 @@ async def test_a_reply_token_shows_what_else_could_have_been_said():
         assert "no candidates: they are no longer" in screen_text(app)
 
 
+async def test_a_token_that_is_part_of_a_character_is_shown_by_its_bytes(monkeypatch):
+    """Alone it is no text: a mark for it in the text, its bytes where it is named."""
+    model = FakeModel(n_layer=6, n_expert=8, answer=["a"] * 4)
+    monkeypatch.setattr(model.tokenizer, "token", lambda i: b"\xe3" if i >= 2 else b"ok", raising=False)
+    async with running(model, size=(140, 30)) as (app, pilot):
+        await ask(app, pilot)
+        await pilot.press("f7")
+        await until(pilot, lambda: isinstance(app.screen, TokensScreen), "the tokens")
+        app.screen._source.pieces[-1] = ""
+        app.screen._token()
+        await pilot.pause()
+        text = screen_text(app)
+        assert "“\\xe3”  token" in text
+        assert "candidates “\\xe3” 50%" in text
+        assert "�" not in text.split("candidates")[1]
+
+
 def test_alternatives_are_bounded_and_belong_to_the_token_that_was_run():
     """The last token of a reply is not run: its number goes to the next prompt's first."""
     kept = Alternatives()

@@ -14,6 +14,7 @@ from textual.screen import Screen
 from textual.widgets import Footer, OptionList, Static
 from textual.widgets.option_list import Option
 
+from ..widgets.token_text import PART
 from ..widgets.turns import MUTED, shown_line
 from .tokens import Routed, TokensScreen, lost_words
 
@@ -67,7 +68,7 @@ class CellScreen(Screen[None]):
         weight = float(routed.weights[token, self._layer][where][0])
         phase = "reply" if routed.phase[token] else "prompt"
         first = max(0, token - AROUND)
-        near = [piece.replace("\n", "⏎") for piece in self._source.pieces[first : token + 1 + AROUND]]
+        near = [piece.replace("\n", "⏎") or PART for piece in self._source.pieces[first : token + 1 + AROUND]]
         before, after = "".join(near[: token - first]), "".join(near[token - first + 1 :])
         head = f"{token + 1:>6} {phase:<7} {weight:>6.2f}  {int(self.slots[at]) + 1:>3}   "
         return Content.assemble(head, (before, MUTED), (near[token - first], "bold reverse"), (after, MUTED))

@@ -77,9 +77,12 @@ class Routed:
         found = self._alternatives.of(self.first + at, chosen) if self.routed.phase[at] else ()
         return [(self._word(token), p, token == chosen) for token, p in found]
 
+    def word(self, at: int) -> str:
+        """The token at a place; the bytes of one that does not end a character."""
+        return shown_word(self.pieces[at]) if self.pieces[at] else self._word(int(self.routed.tokens[at]))
+
     def _word(self, token: int) -> str:
-        decoder = StreamDecoder(self._model.tokenizer, special=True)
-        return shown_word(decoder.push(token) + decoder.flush())
+        return shown_word(self._model.tokenizer.token(token).decode("utf-8", "backslashreplace"))
 
 
 def shown_word(piece: str) -> str:
@@ -205,7 +208,7 @@ class TokensScreen(Screen[None]):
         """The selected token, and what else could have been said in its place."""
         box = self.query_one("#tokens-token", Static)
         phase = "reply" if self._routed.phase[self.token] else "prompt"
-        said = f"{shown_word(self._pieces[self.token])}  token {self.token + 1} of {len(self._pieces)}, {phase}\n"
+        said = f"{self._source.word(self.token)}  token {self.token + 1} of {len(self._pieces)}, {phase}\n"
         parts: list[str | tuple[str, str]] = []
         used, title = 0, "candidates "
         for word, p, chosen in self._source.candidates(self.token):

@@ -21,6 +21,8 @@ from textual.widget import Widget
 from .palette import few_colours
 
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+PART = "·"
+"""Stands for a token that is a part of a character: the character stands at its last one."""
 WHEEL = 3
 """Rows a turn of the mouse's wheel goes."""
 _GOLDEN = 0.6180339887  # of the circle of hues between one expert and the next: neighbours differ most
@@ -55,7 +57,7 @@ def wrap(pieces: Sequence[str], width: int) -> list[list[tuple[int, str]]]:
     rows: list[list[tuple[int, str]]] = [[]]
     used = 0
     for token, piece in enumerate(pieces):
-        parts = piece.split("\n") if piece else ["·"]
+        parts = piece.split("\n") if piece else [PART]
         for number, part in enumerate(parts):
             text = part + ("⏎" if number < len(parts) - 1 else "")
             for chunk in chop_cells(text, width) if text else ():
