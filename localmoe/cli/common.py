@@ -197,7 +197,9 @@ def show_text(text: str) -> None:
 
 def say(text: str) -> None:
     """Lines to stderr; nothing of a file's or a model's making controls the terminal."""
-    print("\n".join(map(one_line, text.split("\n"))), file=sys.stderr)
+    from localmoe.text.visible import visible
+
+    print("\n".join(map(visible, text.split("\n"))), file=sys.stderr)
 
 
 def write_text(path: Path, text: str, inputs: Sequence[Path] = ()) -> None:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from localmoe.cli.app import one_line
 from localmoe.cli.common import say
 from localmoe.cli.output_path import output_path
 from localmoe.errors import UsageError
+from localmoe.text.visible import visible
 
 if TYPE_CHECKING:
     from localmoe.sessions.store import Store
@@ -71,7 +71,7 @@ def list_sessions(
         return
     for entry in entries:
         changed = datetime.fromtimestamp(entry.updated)
-        print(f"{entry.key:>5}  {changed:%Y-%m-%d %H:%M}  {entry.n_turns:>4}  {one_line(entry.title)}")
+        print(f"{entry.key:>5}  {changed:%Y-%m-%d %H:%M}  {entry.n_turns:>4}  {visible(entry.title)}")
 
 
 @sessions.command()

@@ -23,7 +23,10 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Both replies, and whether each was cut off before its end; costs of A and B on the prompt and A's reply (B's divergence is from A), and their loads."""
+    """Both replies; costs of A and B on the prompt and A's reply (B's divergence is from A), and their loads.
+
+    `cut`: whether each reply was longer than a comparison lets it be.
+    """
 
     replies: tuple[str, str]
     costs: tuple[experiments.Cost, experiments.Cost]

@@ -90,6 +90,8 @@ def test_the_command_lists_exports_renames_and_deletes(folder: Path) -> None:
     assert (folder / "out.json").read_text() == to_json(load(folder))
     run("rename", key, "Because")
     assert run("list").rstrip().endswith("Because")
+    run("rename", key, "joined 👩\u200d👧\u202e")
+    assert run("list").rstrip().endswith("joined 👩\u200d👧\\u202e")
     run("delete", key)
     assert run("list") == ""
     with pytest.raises(UsageError, match="no chats were saved"):
