@@ -42,9 +42,9 @@ from .widgets.turns import shown_line
 if TYPE_CHECKING:
     from localmoe.engine.api import Model
 
-_UNSAVED = (
-    "{reason}\n\nEverything works, but chats are not kept until this is set right. "
-    "The file is left as it is: move it away to start a new one, or choose another folder with LOCALMOE_DATA."
+_UNSAVED = "{reason}\n\nEverything works, but chats are not kept until this is set right."
+_FILE_STAYS = (
+    " The file is left as it is: move it away to start a new one, or choose another folder with LOCALMOE_DATA."
 )
 
 _NEEDS: dict[str, tuple[type[Screen[None]], ...]] = {
@@ -202,7 +202,8 @@ class LocalMoeApp(App[None]):
                 self.store.opened(str(self._path.absolute()))
         if self.store_trouble:
             trouble, self.store_trouble = self.store_trouble, ""
-            self.push_screen(NoticeScreen("Chats are not saved", _UNSAVED.format(reason=trouble)))
+            stays = _FILE_STAYS if self._options.sessions and os.path.isfile(self._options.sessions) else ""
+            self.push_screen(NoticeScreen("Chats are not saved", _UNSAVED.format(reason=trouble) + stays))
 
     @on(ReplyDone)
     def reply_done(self) -> None:

@@ -250,12 +250,24 @@ async def test_a_file_that_cannot_be_used_is_a_panel_and_the_app_works(path: Pat
         shown = screen_text(app)
         assert "Chats are not saved" in shown
         assert ("damaged" if how == "damaged" else "newer localmoe") in shown.replace("\n", " ")
+        assert "move it away" in " ".join(shown.replace("│", " ").split())
         assert "\x1b" not in shown
         await pilot.press("enter")
         await until(pilot, lambda: isinstance(app.screen, ChatScreen))
         await ask(app, pilot)
         assert "ok" in screen_text(app)
     assert path.read_bytes() == before
+
+
+async def test_a_folder_that_cannot_be_made_is_told_of_without_a_file(tmp_path: Path):
+    """No advice about a file that is not there."""
+    (tmp_path / "file").touch()
+    options = keeping(tmp_path / "file" / "sessions.db")
+    async with running(loader=lambda progress: FakeModel(answer="ok"), options=options) as (app, pilot):
+        await until(pilot, lambda: isinstance(app.screen, NoticeScreen))
+        await pilot.pause(0.1)
+        assert "LOCALMOE_DATA chooses another" in " ".join(screen_text(app).replace("│", " ").split())
+        assert "move it away" not in screen_text(app)
 
 
 async def test_a_store_that_fails_is_said_once_and_the_chat_goes_on(path: Path):
