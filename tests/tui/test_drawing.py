@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 from textual.strip import Strip
-from textual.visual import Visual
 from textual.widget import Widget
 
 from localmoe.tui.drawing import mark
 from localmoe.tui.widgets.heatmap import Heatmap
-from localmoe.tui.widgets.live_code import LiveCode, Painter
-from localmoe.tui.widgets.live_text import LiveText
+from localmoe.tui.widgets.line import Line
+from localmoe.tui.widgets.live_code import Painter
+from localmoe.tui.widgets.page import Page
 from localmoe.tui.widgets.path import TokenPath
 from localmoe.tui.widgets.status import StatusLine
 from localmoe.tui.widgets.turns import ReplyTurn
@@ -50,8 +50,14 @@ def _cells(strips: list[Strip]) -> list[list[tuple[str, object, object, object, 
     return rows
 
 
-def _fresh(text: LiveText) -> list[Strip]:
-    return Visual.to_strips(text, text.picture, text.content_size.width, None, text.visual_style)
+def _fresh(page: Page) -> list[Strip]:
+    """Every row as it is where nothing is known of the rows before."""
+    rows = []
+    for y, line in enumerate(page.lines):
+        whole = Line(line.text, line.lead, line.below, line.kind)
+        width, style = page.content_size.width, page.visual_style
+        rows += [whole.strip(n, width, y, style, page._get_style, None) for n in range(len(whole.rows(width)))]
+    return rows
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
@@ -68,9 +74,11 @@ async def test_every_step_of_a_growing_text_looks_as_if_it_were_drawn_at_once(te
             await transcript.feed(text[at : at + size])
             if at // size % 4 == 0:
                 await pilot.pause()
-            growing = app.screen.query_one(ReplyTurn).growing.text
-            if growing is not None and (drawn := growing.drawn) is not None:
-                assert _cells(drawn) == _cells(_fresh(growing))
+            page = app.screen.query_one(ReplyTurn).page
+            if page is not None and page._width:
+                rows = _fresh(page)
+                assert _cells([page.render_line(y) for y in range(len(rows))]) == _cells(rows)
+                assert all(not page.render_line(y).text.strip() for y in range(len(rows), page.size.height))
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
@@ -105,7 +113,7 @@ async def test_a_line_of_code_is_coloured_once(monkeypatch):
         for number in range(150):
             await transcript.feed(f"x_{number} = ")
             await transcript.feed(f"{number}\n")
-        assert app.screen.query_one(LiveCode).plain.endswith("x_149 = 149")
+        assert app.screen.query_one(Page).lines[-1].plain == "x_149 = 149"
         assert len(coloured) <= 3 * 150 + 10
 
 
@@ -142,7 +150,7 @@ async def test_own_lines_are_those_textual_draws(monkeypatch, no_colour):
         monkeypatch.setenv("NO_COLOR", "1")
     async with running(FakeModel(), size=(120, 40)) as (app, pilot):
         await ask(app, pilot)
-        for kind in (Heatmap, TokenPath, ReplyTurn, LiveText):
+        for kind in (Heatmap, TokenPath, ReplyTurn, Page):
             for widget in app.screen.query(kind):
                 crop = widget.region.reset_offset
                 own, usual = widget.render_lines(crop), Widget.render_lines(widget, crop)

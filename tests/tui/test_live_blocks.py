@@ -12,7 +12,8 @@ from textual.geometry import Offset
 from textual.selection import Selection
 from textual.widgets import Markdown
 
-from localmoe.tui.widgets.live_blocks import FlatList, LiveMarkdown
+from localmoe.tui.widgets.live_blocks import LiveMarkdown
+from localmoe.tui.widgets.page import Page
 from localmoe.tui.widgets.prompt import Prompt
 from localmoe.tui.widgets.turns import ReplyTurn
 from tests.slowness import slowness
@@ -87,7 +88,7 @@ async def test_a_flat_list_looks_like_textuals(text, theme):
         async with app.run_test(size=(40, 40)) as pilot:
             app.theme = theme
             await pilot.pause()
-            assert bool(app.query(FlatList)) == (markdown is LiveMarkdown)
+            assert bool(app.query(Page)) == (markdown is LiveMarkdown)
             cells = [
                 [(char, s.style) for s in strip for char in s.text] for strip in app.screen._compositor.render_strips()
             ]
@@ -101,7 +102,7 @@ async def test_text_in_a_flat_list_can_be_selected():
     app = OneList(LiveMarkdown, LIST)
     async with app.run_test(size=(40, 40)) as pilot:
         await pilot.pause()
-        app.screen.selections = {app.query_one(FlatList): Selection(Offset(2, 0), Offset(5, 1))}
+        app.screen.selections = {app.query_one(Page): Selection(Offset(2, 0), Offset(5, 1))}
         await pilot.pause()
         copied = app.screen.get_selected_text()
         assert copied == (
@@ -109,7 +110,8 @@ async def test_text_in_a_flat_list_can_be_selected():
             "• two"
         )
         selected = app.screen.get_component_rich_style("screen--selection").bgcolor
-        lit = "".join(s.text for line in app.query_one(FlatList)._render_cache.lines for s in line
+        lit = "".join(s.text for y in range(app.query_one(Page).size.height)
+                      for s in app.query_one(Page).render_line(y)
                       if s.style and s.style.bgcolor == selected)  # fmt: skip
         assert lit.replace(" ", "") == copied.replace("\n", "").replace(" ", "").replace(
             "three", ""
@@ -172,7 +174,60 @@ async def test_a_growing_text_needs_few_layouts():
         transcript.settle()
         await pilot.pause()
         assert 2 <= len(layouts) <= 12
-        paragraph = app.screen.query_one(ReplyTurn).children[0]
-        shown = lines(paragraph)
-        assert len(shown) == paragraph.size.height >= 11
+        page = app.screen.query_one(Page)
+        shown = lines(page)
+        assert len(shown) == page.size.height >= 11
         assert shown[-1].strip()
+
+
+LONG = "x = [" + ", ".join(f"n{number:03d}" for number in range(30)) + "]"
+
+
+@pytest.mark.parametrize("fence", ["```python\n{}\n```\n", "{}", "- item\n\n  ```python\n  {}\n  ```\n"])
+async def test_long_lines_of_code_go_on_below(fence):
+    """Nothing of a long line is out of sight, while it is written and when it is finished; both look the same."""
+    code = f"def f():\n    {LONG}\n    return x"
+    text = fence.format(code.replace("\n", "\n  ") if fence[0] == "-" else code)
+    text = "\n".join(f"    {line}" for line in code.split("\n")) if fence == "{}" else text
+    async with running(FakeModel(answer=["ok"]), size=(80, 40)) as (app, pilot):
+        await ask(app, pilot)
+        transcript = chat(app).transcript
+        await transcript.feed("\n\n")
+        seen = []
+        for char in text + "\n\nEnd.":
+            await transcript.feed(char)
+        await pilot.pause()
+        seen.append([line.rstrip() for line in lines(app.screen.query_one(Page)) if line.strip()])
+        await transcript.finish()
+        transcript.settle()
+        await pilot.pause()
+        seen.append(lines(app.screen.query_one(Page)))
+        assert [line.rstrip() for line in seen[0] if line.strip()] == [
+            line.rstrip() for line in seen[1] if line.strip()
+        ]
+        rows = [line for line in seen[1] if "↳" in line or "x = [" in line]
+        assert len(rows) >= 3
+        assert all(len(row) <= app.screen.query_one(Page).size.width for row in rows)
+        words = "".join(row.replace("↳", "") for row in rows)
+        assert "".join(words.split()) == "".join(LONG.split())
+        first = rows[0].index("x")
+        assert all(len(row) - len(row.replace("↳", " ").lstrip()) == first for row in rows[1:])  # below the line's own
+
+
+async def test_code_is_copied_as_it_was_written():
+    """Without the marks of what goes on below."""
+    app = OneList(LiveMarkdown, f"```python\ndef f():\n    {LONG}\n```\n")
+    async with app.run_test(size=(40, 40)) as pilot:
+        await pilot.pause()
+        app.screen.selections = {app.query_one(Page): Selection(Offset(0, 0), Offset(4 + len(LONG), 1))}
+        await pilot.pause()
+        assert app.screen.get_selected_text() == f"def f():\n    {LONG}"
+
+
+async def test_quotes_and_code_in_lists_are_lines_too():
+    text = "> quoted *words*\n>\n> - in a list\n\n1. one\n\n   ```\n   code\n   ```\n2. two\n"
+    app = OneList(LiveMarkdown, text)
+    async with app.run_test(size=(40, 20)) as pilot:
+        await pilot.pause()
+        shown = [line.rstrip() for line in lines(app.query_one(Page))]
+        assert shown == ["▌ quoted words", "▌", "▌ • in a list", "", " 1. one", "     code", " 2. two", "", "End."]

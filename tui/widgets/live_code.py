@@ -1,158 +1,25 @@
-"""A block of code that may grow: only its new lines are coloured and drawn."""
+"""Colours of code: as a whole, or line by line while it grows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from pygments.lexer import ExtendedRegexLexer, RegexLexer
 from pygments.lexers import get_lexer_by_name
 from pygments.token import Error, Whitespace, _TokenType
 from pygments.util import ClassNotFound
-from textual.app import ComposeResult
+from textual.app import App
 from textual.content import Content, Span
-from textual.css.styles import RulesMap
-from textual.geometry import Size
 from textual.highlight import HighlightTheme
-from textual.selection import Selection
-from textual.strip import Strip
-from textual.style import Style
-from textual.visual import RenderOptions, Visual
-from textual.widgets import Label
 from textual.widgets._markdown import MarkdownFence
-from textual.widgets.markdown import MarkdownBlock
-
-from .live_text import LaidOutOnce, LiveText
 
 TAB = 8
-WIDER = 24
-"""Columns that a line longer than the block is wide is given in advance."""
 
 
-class CodeLines(Visual):
-    """Lines that do not wrap, drawn as Textual draws a Content."""
-
-    def __init__(self, lines: Sequence[Content]) -> None:
-        self.lines = lines
-
-    @property
-    def plain(self) -> str:
-        return "\n".join(line.plain for line in self.lines)
-
-    def get_optimal_width(self, rules: RulesMap, container_width: int) -> int:  # noqa: ARG002
-        return max((line.cell_length for line in self.lines), default=0)
-
-    def get_height(self, rules: RulesMap, width: int) -> int:  # noqa: ARG002
-        return len(self.lines)
-
-    def render_strips(self, width: int, height: int | None, style: Style, options: RenderOptions) -> list[Strip]:
-        return self.strips_from(0, width, style, options)[:height]
-
-    def strips_from(self, first: int, width: int, style: Style, options: RenderOptions) -> list[Strip]:
-        """The lines from one on."""
-        return [self._strip(y, width, style, options) for y in range(first, len(self.lines))]
-
-    def _strip(self, y: int, width: int, style: Style, options: RenderOptions) -> Strip:
-        line = self.lines[y]
-        span = options.selection.get_span(y) if options.selection is not None else None
-        if span is not None and options.selection_style is not None:
-            line = line.stylize(options.selection_style, span[0], len(line) if span[1] == -1 else span[1])
-        [whole] = line._wrap_and_format(max(width, line.cell_length, 1), get_style=options.get_style)
-        whole.y = y
-        return Strip(*whole.to_strip(style))
-
-
-class LiveCode(LiveText, Label):
-    """The text of a block of code; its lines do not wrap."""
-
-    width = 0
-
-    @property
-    def plain(self) -> str:
-        assert isinstance(self.picture, CodeLines)
-        return self.picture.plain
-
-    def get_content_width(self, container: Size, viewport: Size) -> int:
-        width = super().get_content_width(container, viewport)
-        return max(width, self.width) if self.growing.text is self and width > container.width else width
-
-    def show(self, picture: Visual) -> None:
-        if not self._widen(picture):
-            super().show(picture)
-
-    def show_from(self, picture: CodeLines, same: int) -> None:
-        """Show lines of which so many stand already."""
-        drawn = self.drawn
-        if self._widen(picture):
-            return
-        if drawn is None:
-            self.show(picture)
-            return
-        self.picture, same = picture, min(same, len(drawn))
-        new = picture.strips_from(same, self.content_size.width, self.visual_style, self.options)
-        self.put([*drawn[:same], *new], same)
-
-    def _widen(self, picture: Visual) -> bool:
-        """Ask for a layout where lines have become longer than there is room."""
-        width = picture.get_optimal_width(self.styles, 0)  # type: ignore[arg-type]
-        if width <= self.content_size.width:
-            return False
-        self.picture, self.width = picture, width + WIDER
-        self.refresh(layout=True)
-        return True
-
-    def get_selection(self, selection: Selection) -> tuple[str, str] | None:
-        return selection.extract(self.plain), "\n"
-
-
-class LiveFence(LaidOutOnce, MarkdownFence):
-    """A block of code that may grow."""
-
-    painter: Painter | None = None
-
-    @classmethod
-    def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
-        return super().highlight(code.expandtabs(TAB), language, ansi, dark)
-
-    def compose(self) -> ComposeResult:
-        code = LiveCode(id="code-content", expand=True)
-        code.picture = _lines(self._highlighted_code)
-        yield code
-
-    def set_content(self, content: Content) -> None:
-        self._content, self.painter = content, None
-        for code in self.query_children(LiveCode):
-            code.show(_lines(content))
-
-    async def _update_from_block(self, block: MarkdownBlock) -> None:
-        if isinstance(block, MarkdownFence) and (block.code, block.lexer) == (self.code, self.lexer):
-            if self.painter is not None:
-                self.set_content(block._highlighted_code)
-            return
-        await super()._update_from_block(block)
-
-    def extend(self, text: str, source: str) -> None:
-        """Show more code, so that all of it is `source`."""
-        if self.painter is None:
-            self.painter = Painter(self.lexer, source[: len(source) - len(text)])
-        first = len(self.painter.lines) - 1
-        self.painter.add(text)
-        self.code = source.rstrip()
-        lines = self.painter.lines
-        while len(lines) > 1 and not lines[-1].plain.strip():
-            lines = lines[:-1]
-        for code in self.query_children(LiveCode):
-            code.show_from(CodeLines(lines), min(first, len(lines)))
-
-    def settle(self) -> None:
-        """Colour what has grown as a whole: some languages need it."""
-        if self.painter is not None:
-            dark, ansi = self.app.current_theme.dark, self.app.native_ansi_color
-            self._highlighted_code = self.highlight(self.code, self.lexer, ansi=ansi, dark=dark)
-            self.set_content(self._highlighted_code)
-
-
-def _lines(content: Content) -> CodeLines:
-    return CodeLines(content.split("\n", allow_blank=True))
+def highlight(code: str, language: str, app: App[object]) -> Content:
+    """Code in the colours of the app's theme."""
+    dark, ansi = app.current_theme.dark, app.native_ansi_color
+    return MarkdownFence.highlight(code.expandtabs(TAB), language, ansi, dark)
 
 
 class Painter:

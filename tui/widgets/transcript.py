@@ -18,7 +18,7 @@ from ..copying import code_blocks, first_line
 from ..drawing import OnlyGround
 from ..messages import TurnAsked
 from ..screens.dialogs import ChooseScreen
-from .live_text import LaidOutOnce
+from .page import LaidOutOnce
 from .turns import Note, ReplyTurn, UserTurn, shown
 
 WELCOME = "Write below, Enter sends. Beside the chat you see which experts each layer uses, while it answers."

@@ -13,8 +13,9 @@ from textual.widgets import Static
 from localmoe.text.visible import visible
 
 from ..growing_text import closers, settled
+from .line import Line
 from .live_blocks import LiveMarkdown
-from .live_code import LiveFence
+from .page import Lines
 
 # Rules that turn a model's text into something else than text to look at: links that open, addresses shown decoded,
 # raw HTML, entities that spell control characters.
@@ -50,11 +51,12 @@ def shown_line(text: str) -> str:
     return " ".join(shown(text).split())
 
 
-class UserTurn(Static):
+class UserTurn(Lines, Static):
     """What the user said, as it was typed."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(Content(shown(text)), classes="turn user")
+        super().__init__(classes="turn user")
+        self.lines = [Line(Content(line)) for line in shown(text).expandtabs().split("\n")]
 
 
 class Note(Static):
@@ -97,8 +99,6 @@ class ReplyTurn(LiveMarkdown):
     async def finish(self) -> None:
         """No more comes: show the text as it is."""
         rest, self._held, self._open = self._held, "", False
-        if rest or closers(self.source[self.tail_from :]):
+        painted = self.page is not None and self.page.painter is not None  # some languages need it as a whole
+        if rest or painted or closers(self.source[self.tail_from :]):
             await self.grow(rest)
-        for block in self.children[-1:]:
-            if isinstance(block, LiveFence):
-                block.settle()
