@@ -6,7 +6,7 @@ import time
 
 EVERY = 0.1
 """Seconds between two questions whether to look at the engine: text is drawn this often at most."""
-PICTURES = 0.6
+PICTURES = 1.0
 """Seconds between drawings of the experts and the status line while text comes; twice as many with a fast reply."""
 PART, SLOWEST = 0.1, 0.5
 """The part of a core that drawing may take, and the seconds after which it looks all the same."""
