@@ -201,7 +201,7 @@ async def test_a_full_context_is_said():
 
         model.chat = full
         await ask(app, pilot)
-        assert "the context is full" in screen_text(app)
+        assert "the context was full" in screen_text(app)
 
 
 HOSTILE = [
