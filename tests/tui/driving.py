@@ -60,7 +60,12 @@ async def ask(app: LocalMoeApp, pilot: Pilot[None], text: str = "hi") -> None:
     """Put a text into the input, send it and wait for the whole reply."""
     app.screen.query_one(Prompt).insert(text)
     await pilot.press("enter")
-    await until(pilot, lambda: chat(app).conversation.turns and not chat(app).busy, "the reply")
+
+    def done() -> bool:
+        here = chat(app)
+        return bool(here.conversation.turns) and not here.busy and here.status.state == "ready"
+
+    await until(pilot, done, "the reply")
 
 
 def lines(widget: Widget) -> list[str]:

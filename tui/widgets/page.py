@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from markdown_it.token import Token
@@ -117,8 +117,10 @@ class Lines(LaidOutOnce, OwnLines):
     def _room_below(self, rows: int) -> int:
         """Rows to give so many in advance: on the first page no more than fit, so that it stays there."""
         view: Widget = next((each for each in self.ancestors if isinstance(each, ScrollableContainer)), self.screen)
-        room, free = round(ROOM * view.region.height), view.region.bottom - self.region.y - rows
-        return min(room, free) if free > 0 and not view.max_scroll_y else room
+        around = [self, *takewhile(lambda each: each is not view, self.ancestors)]
+        below = sum(each.styles.margin.bottom + each.styles.gutter.bottom for each in around)
+        room, free = round(ROOM * view.region.height), view.region.bottom - self.region.y - rows - below
+        return min(room, max(0, free)) if free >= 0 and not view.max_scroll_y else room
 
 
 class Page(Lines, MarkdownBlock):
