@@ -253,9 +253,7 @@ def _end_of_generation(ids: dict[str, int], attrs: npt.NDArray[np.uint8], roles:
         attrs[i] = USER_DEFINED
     ending.update(roles[role] for role in ("eos", "eot", "eom") if role in roles)
     texts_ending = {text for text in (*_END_OF_GENERATION, "<|plamo:eos|>") if ids.get(text) in ending}
-    if {"<|end|>", "<|return|>", "<|call|>"} <= texts_ending or (
-        {"<|end|>", "<|flush|>"} <= texts_ending and texts_ending & {"<|call|>", "<|calls|>"}
-    ):
+    if all(texts_ending & some for some in ({"<|end|>"}, {"<|call|>", "<|calls|>"}, {"<|return|>", "<|flush|>"})):
         ending.discard(ids["<|end|>"])  # with these there, it ends a message inside a turn
         attrs[ids["<|end|>"]] = USER_DEFINED
     if "</s>" in texts_ending and texts_ending & {"<|tool_response>", "<|plamo:eos|>"}:

@@ -51,8 +51,11 @@ def test_of_equal_merges_the_first_counts() -> None:
     assert vocabulary.merges == {"a b": 0, "b c": 1}
 
 
-def test_end_is_no_end_where_harmony_tokens_are() -> None:
-    tokens = [*bpe_metadata()["tokenizer.ggml.tokens"][:-3], "<|end|>", "<|return|>", "<|call|>"]
+@pytest.mark.parametrize(
+    "others", [("<|return|>", "<|call|>"), ("<|return|>", "<|calls|>"), ("<|flush|>", "<|call|>")], ids=str
+)
+def test_end_is_no_end_where_harmony_tokens_are(others: tuple[str, str]) -> None:
+    tokens = [*bpe_metadata()["tokenizer.ggml.tokens"][:-3], "<|end|>", *others]
     tok = make(bpe_metadata(tokens=tokens, eos_token_id=262))
     assert tok.eog == {262, 263}
     assert not tok.is_control(261)
