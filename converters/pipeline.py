@@ -20,7 +20,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf import GGUFValueType
 
 from localmoe.errors import BadInputError, UsageError
-from localmoe.gguf_file import visible
+from localmoe.gguf_file import trimmed, visible
 from localmoe.output_file import Notify, OutputFile, check_target, replacing_all, unheard
 from localmoe.progress import Progress, Silent
 from localmoe.quants.formats import FORMATS, format_of
@@ -113,7 +113,7 @@ def write_model(
     notices = (*(c.notice for c in choices if c.notice), *weights_notices(imatrix, choices, weights))
     for line in notices:
         notify(line)
-    heads = list(_heads(_metadata(model, name, imatrix), rows, ranges, split))
+    heads = list(_heads(_metadata(model, name, imatrix), _headers(model, name, rows), ranges, split))
     n_bytes = sum(map(len, heads)) + sum(padded(row.n_bytes) for row in rows)
     if not dry_run:
         check_space(targets[0], n_bytes)
@@ -129,7 +129,7 @@ def write_into(
     """Write `model` to a file that is open already; errors as of `write_model`."""
     name, work = _plan(model, file_type, parse_options(), None, progress, _threads(n_threads))
     ranges = [range(len(work.rows))]
-    heads = list(_heads(_metadata(model, name, None), work.rows, ranges, None))
+    heads = list(_heads(_metadata(model, name, None), _headers(model, name, work.rows), ranges, None))
     check_space(file.target, sum(map(len, heads)) + sum(padded(row.n_bytes) for row in work.rows))
     work.prepare(unheard)
     work.write_parts(lambda: file, heads, ranges)
@@ -148,12 +148,23 @@ def _plan(
 
 
 def _heads(
-    metadata: Mapping[str, MetaValue], rows: Sequence[WrittenTensor], ranges: Sequence[range], split: Split | None
+    metadata: Mapping[str, MetaValue], headers: Sequence[TensorHeader], ranges: Sequence[range], split: Split | None
 ) -> Iterator[bytes]:
     """What each part begins with."""
     for i, tensors in enumerate(ranges):
-        keys = part_metadata(metadata, i, len(ranges), len(rows), split)
-        yield header_bytes(keys, [TensorHeader(r.name, r.shape, r.type, r.n_bytes) for r in (rows[t] for t in tensors)])
+        keys = part_metadata(metadata, i, len(ranges), len(headers), split)
+        yield header_bytes(keys, [headers[t] for t in tensors])
+
+
+def _headers(model: SourceModel, file_type: str, rows: Sequence[WrittenTensor]) -> list[TensorHeader]:
+    """The tensors as the file lists them: ggml leaves out an axis of one expert, the converter writes it."""
+    shaped = tuple if _by_converter(model, file_type) else trimmed
+    return [TensorHeader(row.name, shaped(row.shape), row.type, row.n_bytes) for row in rows]
+
+
+def _by_converter(model: SourceModel, file_type: str) -> bool:
+    """Whether llama.cpp's converter alone makes this file, and llama-quantize has no part in it."""
+    return model.origin == "checkpoint" and file_type in CONVERTER_TYPES
 
 
 def _inputs(model: SourceModel, imatrix: Imatrix | None) -> list[Path]:
@@ -193,7 +204,7 @@ def _metadata(model: SourceModel, file_type: str, imatrix: Imatrix | None) -> di
     numbers = {"general.quantization_version": QUANTIZATION_VERSION}
     if file_type != COPY:
         numbers["general.file_type"] = int(find_recipe(file_type).file_type)
-    if file_type != COPY and not (model.origin == "checkpoint" and file_type in CONVERTER_TYPES):
+    if file_type != COPY and not _by_converter(model, file_type):
         for key in numbers:  # llama-quantize removes both and puts them last
             meta.pop(key, None)
     for key, value in numbers.items():

@@ -70,6 +70,12 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
+def trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape as ggml writes it: without the leading axes of one element, but for the last axis."""
+    first = next((i for i, axis in enumerate(shape) if axis != 1), len(shape) - 1)
+    return shape[max(first, 0) :]
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     """One file of a model: its header as read, and its memory map."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from localmoe.errors import LocalMoeError
 from localmoe.experts.labels import expert_labels
-from localmoe.gguf_file import GGUFFile, open_gguf, visible
+from localmoe.gguf_file import GGUFFile, open_gguf, trimmed, visible
 from localmoe.model.config import ModelConfig
 from localmoe.model.kv_cache import GROUP
 from localmoe.model.memory import available_memory, check_sizes, kv_cache_bytes, model_size
@@ -202,11 +202,12 @@ def _router(gguf: GGUFFile, config: ModelConfig | None, reasons: list[str]) -> d
     for layer in range(config.n_layer):
         name = f"blk.{layer}.ffn_gate_inp.weight"
         tensor = gguf.tensors.get(name)
-        if tensor is None or tensor.shape != (config.n_expert, config.n_embd):
+        if tensor is None or trimmed(tensor.shape) != trimmed((config.n_expert, config.n_embd)):
             continue
         rows = read_floats(gguf, name)
         if rows is None:
             continue
+        rows = rows.reshape(config.n_expert, config.n_embd)
         if not np.isfinite(rows).all():
             bad = int(np.flatnonzero(~np.isfinite(rows))[0])
             reasons.append(f"{name}: NaN or infinity in layer {layer}'s router, first at index {bad}")

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from localmoe.errors import BadInputError
-from localmoe.gguf_file import GGUFFile, TensorInfo, visible
+from localmoe.gguf_file import GGUFFile, TensorInfo, trimmed, visible
 from localmoe.model.config import ModelConfig
 from localmoe.model.legacy_experts import differing_types, expert_name, has_single_experts, single_shapes
 
@@ -137,7 +137,7 @@ def _tensor_problem(
     if shape is None:
         reason = "biases are not supported" if tensor.name.endswith(".bias") else "unknown tensor"
         return f"{reason}: ignoring it could change the result", None, None
-    if tensor.shape != shape:
+    if trimmed(tensor.shape) != trimmed(shape):
         return "the tensor has the wrong shape", _dims(tensor.shape), _dims(shape)
     if len(shape) == 1:
         if tensor.type.name not in _FLOATS:
@@ -214,7 +214,7 @@ def _weight(gguf: GGUFFile, name: str) -> Weight:
     if name not in gguf.tensors:
         return _single_experts(gguf, name)
     tensor = gguf.tensors[name]
-    rows, cols = tensor.shape[-2:]
+    rows, cols = (1, *tensor.shape)[-2:]
     n_expert = tensor.shape[0] if len(tensor.shape) == 3 else 1
     data = gguf.raw(name).reshape(n_expert * rows, -1)
     return Weight(name, tensor.type, rows, cols, n_expert, data.shape[1], data)

@@ -118,3 +118,28 @@ def test_a_model_of_size_zero_is_refused(tmp_path: Path, capsys: pytest.CaptureF
         capsys.readouterr()
         assert main(["convert", str(folder), "-o", str(tmp_path / "out.gguf")]) == 3
         assert f"error: {folder / 'config.json'}: {key}" in capsys.readouterr().err
+
+
+def test_one_expert_takes_no_axis_where_ggml_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """llama-quantize lists a stack of one expert as a matrix, its router as a vector; such a file is the same model."""
+    source, out = write_tiny(tmp_path / "a.gguf", n_expert=1, n_expert_used=1, n_layer=1), tmp_path / "b.gguf"
+    assert main(["quantize", str(source), str(out), "COPY"]) == 0
+    with open_gguf(source) as before, open_gguf(out) as after:
+        assert before.tensors["blk.0.ffn_gate_exps.weight"].shape == (1, 96, 64)
+        assert after.tensors["blk.0.ffn_gate_exps.weight"].shape == (96, 64)
+        assert after.tensors["blk.0.ffn_gate_inp.weight"].shape == (64,)
+    with localmoe.load(str(source)) as before, localmoe.load(str(out)) as after:
+        assert np.array_equal(before.eval([3, 4, 5]).logits, after.eval([3, 4, 5]).logits)
+    capsys.readouterr()
+    assert main(["inspect", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["router"]["layers"]
+    assert main(["quantize", str(out), str(tmp_path / "c.gguf"), "Q8_0"]) == 0
+
+
+def test_a_checkpoint_of_one_expert(tmp_path: Path) -> None:
+    """The converter writes all axes, llama-quantize after it does not."""
+    folder = write_checkpoint(tmp_path / "m", Tiny(n_expert=1, n_used=1, n_embd=256, n_ff=256, n_layer=1))
+    for file_type, shape in (("F16", (1, 256, 256)), ("Q4_K_M", (256, 256))):
+        assert main(["convert", str(folder), "-o", str(tmp_path / "out.gguf"), "--type", file_type]) == 0
+        with open_gguf(tmp_path / "out.gguf") as gguf:
+            assert gguf.tensors["blk.0.ffn_up_exps.weight"].shape == shape
