@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from itertools import chain
 
 from localmoe.errors import BadInputError
@@ -32,12 +32,35 @@ BYTE_TO_CHAR = _byte_alphabet()
 CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
 
 
-def _plain_ids(vocabulary: Vocabulary) -> dict[str, int]:
-    """Ids that text may turn into: all but control and unknown tokens, which text must never spell."""
-    ids = dict(vocabulary.ids)
-    for i in vocabulary.having(CONTROL | UNKNOWN):
-        del ids[vocabulary.tokens[i]]
-    return ids
+def _plain_ids(vocabulary: Vocabulary) -> tuple[dict[str, int], set[str]]:
+    """Ids that text may turn into, and the control and unknown tokens, which text must never spell."""
+    ids, forbidden = dict(vocabulary.ids), {vocabulary.tokens[i] for i in vocabulary.having(CONTROL | UNKNOWN)}
+    for token in forbidden:
+        del ids[token]
+    return ids, forbidden
+
+
+class _Merger:
+    """Merges that may pass through a token that text must never spell, as llama.cpp's do, and never end in one."""
+
+    def __init__(self, ranks: Mapping[str, float], separator: str, forbidden: Set[str]) -> None:
+        self._ranks = ranks
+        self._separator = separator
+        self._forbidden = forbidden
+        self._without: dict[str, float] | None = None
+
+    def symbols(self, text: str) -> list[str]:
+        merged = merge(list(text), self._ranks, self._separator)
+        if self._forbidden.isdisjoint(merged):
+            return merged
+        if self._without is None:
+            separator, forbidden = self._separator, self._forbidden
+            self._without = {
+                pair: rank
+                for pair, rank in self._ranks.items()
+                if (pair[0] + pair[1:].replace(separator, "", 1) if separator else pair) not in forbidden
+            }
+        return merge(list(text), self._without, self._separator)
 
 
 class _Words:
@@ -65,10 +88,11 @@ class _Words:
 
 def spm_encoder(vocabulary: Vocabulary, file: str) -> Encode:
     """Merge characters by the score of the token they make; what makes none becomes byte tokens."""
-    ids = _plain_ids(vocabulary)
-    costs = {token: -vocabulary.scores[i] for token, i in ids.items()}
+    ids, forbidden = _plain_ids(vocabulary)
+    costs = {token: -vocabulary.scores[i] for token, i in vocabulary.ids.items()}
+    merger = _Merger(costs, "", forbidden)
     # Where no token has a space mark after another character, no merge crosses from a word to the next.
-    whole_words = not any(SPACE_MARK in token.lstrip(SPACE_MARK) for token in ids)
+    whole_words = not any(SPACE_MARK in token.lstrip(SPACE_MARK) for token in costs)
 
     def byte_ids(symbol: str) -> list[int]:
         out = []
@@ -84,7 +108,7 @@ def spm_encoder(vocabulary: Vocabulary, file: str) -> Encode:
 
     def word_ids(word: str) -> list[int]:
         out: list[int] = []
-        for symbol in merge(list(word), costs, ""):
+        for symbol in merger.symbols(word):
             i = ids.get(symbol)
             if i is None:
                 out += byte_ids(symbol)
@@ -107,7 +131,8 @@ def spm_encoder(vocabulary: Vocabulary, file: str) -> Encode:
 
 def bpe_encoder(vocabulary: Vocabulary, pre: PreTokenizer) -> Encode:
     """Split into words, write their bytes as characters, and merge pairs by rank."""
-    ids = _plain_ids(vocabulary)
+    ids, forbidden = _plain_ids(vocabulary)
+    merger = _Merger(vocabulary.merges, " ", forbidden)
 
     def unknown_ids(symbol: str) -> list[int]:
         """A symbol that is no token: its bytes' tokens, and nothing for a byte that has none (so does llama.cpp)."""
@@ -124,7 +149,7 @@ def bpe_encoder(vocabulary: Vocabulary, pre: PreTokenizer) -> Encode:
             if i is not None:
                 return [i]
         out: list[int] = []
-        for symbol in merge(list(text), vocabulary.merges, " "):
+        for symbol in merger.symbols(text):
             i = ids.get(symbol)
             if i is None:
                 out += unknown_ids(symbol)

@@ -105,6 +105,18 @@ def test_text_never_becomes_a_control_token_by_merging() -> None:
     assert make(metadata).encode("ab", parse_special=True) == [256]
 
 
+def test_text_merges_through_a_control_token_and_not_into_one() -> None:
+    bpe, spm = bpe_metadata(), spm_metadata(add_space_prefix=False)
+    bpe["tokenizer.ggml.token_type"][256] = 3  # "ab", of which "abc" and " ab" are made
+    assert make(bpe).encode("abc ab") == [257, 258]
+    bpe["tokenizer.ggml.token_type"][258] = 3
+    assert make(bpe).encode("ab ab") == [97, 98, 32, 97, 98]
+    spm["tokenizer.ggml.token_type"][263] = 3  # "▁a", of which "▁ab" is made
+    spm["tokenizer.ggml.scores"][263] = 0.0
+    assert make(spm).encode(" ab") == [1, 264]
+    assert make(spm).encode(" a") == [1, 259, 260]
+
+
 def test_end_of_generation_tokens_come_from_keys_and_names() -> None:
     tok = make(bpe_metadata(eos_token_id=65))
     assert tok.eog == {65, 262, 263}
