@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import pytest
@@ -274,3 +275,26 @@ async def test_a_wider_window_shows_a_reply_that_is_being_written(narrow):
         model.gate.release(20)
         await until(pilot, lambda: "word31" in screen_text(app), "the reply in the wider window")
         model.gate.release(600)
+
+
+async def test_a_reply_that_ends_while_its_text_is_drawn_is_done(monkeypatch):
+    """The timer that draws and the message that a reply has ended come at the same time."""
+    model = FakeModel(answer="one two three four")
+    model.gate = threading.Semaphore(2)
+    async with running(model) as (app, pilot):
+        view, order = chat(app).transcript, []
+        feed = view.feed
+
+        async def slow(text):
+            order.append("begins")
+            model.gate.release(100)
+            await asyncio.sleep(0.3)
+            await feed(text)
+            order.append("ends")
+
+        monkeypatch.setattr(view, "feed", slow)
+        await ask(app, pilot)
+        await pilot.pause(0.5)
+        assert chat(app).status.state == "ready"
+        assert order == ["begins", "ends", "begins", "ends"]
+        assert "one two three four" in screen_text(app)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
@@ -76,6 +77,7 @@ class ChatScreen(DrawnScreen):
         self.model, self.worker, self.options = model, worker, options
         self.talk = Talk(record, options)
         self.busy = False
+        self._taking = asyncio.Lock()  # timers and messages come at the same time
         self._pace, self._last = Pace(), Progressed()
         self.start_rules = self.rules = rules_of(model.config, options.load)
 
@@ -149,20 +151,21 @@ class ChatScreen(DrawnScreen):
             self._ticks.pause()
         elif self._pace.look(self._last.n_gen / self._last.gen_s if self._last.gen_s else 0.0):
             with self.one_drawing():
-                await self._take(self.worker.drain())
-                if self._pace.picture():
+                await self._take()
+                if self.busy and self._pace.picture():  # the reply may have ended meanwhile
                     self.follow.draw(self._last, writing=True)
                     self._warn()
 
-    async def _take(self, now: Progressed) -> None:
+    async def _take(self) -> None:
         """Put new text into the reply; where none came, or none comes any more, show where things stand."""
-        self._last = now
-        self.talk.skipped = max(self.talk.skipped, now.skipped)
-        if now.text and not self.talk.warming:
-            self.conversation.turns[-1].text += now.text
-            await self.transcript.feed(now.text)
-        if not (self.busy and now.text) or self.status.state == "reading":
-            self.follow.draw(now, writing=self.busy)
+        async with self._taking:
+            self._last = now = self.worker.drain()
+            self.talk.skipped = max(self.talk.skipped, now.skipped)
+            if now.text and not self.talk.warming:
+                self.conversation.turns[-1].text += now.text
+                await self.transcript.feed(now.text)
+            if not (self.busy and now.text) or self.status.state == "reading":
+                self.follow.draw(now, writing=self.busy)
 
     @on(Submitted)
     async def _send(self, event: Submitted) -> None:
@@ -231,9 +234,9 @@ class ChatScreen(DrawnScreen):
             await self.transcript.add_note(ENDINGS[event.stop_reason])
 
     async def _warmed(self) -> None:
-        await self._take(now := self.worker.drain())
+        await self._take()
         self.busy = self.talk.warming = False
-        self.status.follow(used=now.n_past, state="ready")
+        self.status.follow(used=self._last.n_past, state="ready")
         self.refresh_bindings()
         self._warn()
         if question := self.talk.queued:
@@ -262,7 +265,7 @@ class ChatScreen(DrawnScreen):
 
     async def _end(self, reason: str) -> None:
         self.busy = False
-        await self._take(self.worker.drain())
+        await self._take()
         await self.transcript.finish()
         self.record.end_reply(self.record.turns[-1], reason)
         self.status.state = "ready"
