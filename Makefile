@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+# tests run in several processes, each file in one of them, where its fixtures are made once; WORKERS= runs all in one
+WORKERS ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 LLAMA := llama-cpp-python==0.3.36
 
 export PARITY_PYTHON := $(CURDIR)/.venv-parity/bin/python
@@ -14,7 +16,7 @@ demo: .venv/.run
 	@$(BIN)/localmoe demo
 
 test: .venv/.dev
-	@$(BIN)/python -m pytest $(PYTEST)
+	@$(BIN)/python -m pytest $(WORKERS) $(PYTEST)
 
 lint: .venv/.dev types
 	@$(BIN)/ruff check .

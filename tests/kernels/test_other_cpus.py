@@ -24,7 +24,10 @@ INTEGER = [
 ]
 QUICK = "matmul_q4_k,matvec_q4_k,matvec_q5_0,matvec_q2_k"
 
-pytestmark = pytest.mark.skipif("LOCALMOE_ISA" in os.environ, reason="the programs started choose their own")
+pytestmark = [
+    pytest.mark.skipif("LOCALMOE_ISA" in os.environ, reason="the programs started choose their own"),
+    pytest.mark.timeout(900),  # on two cores, beside other tests
+]
 
 
 def start(cpu: str, which: str, cache: Path) -> subprocess.Popen[str]:

@@ -229,10 +229,8 @@ async def test_a_pooled_cell_names_the_expert_whose_colour_it_has():
 
 
 async def test_a_frame_of_48_by_128_takes_less_than_5_ms():
-    """A new picture every frame, drawn line by line; the fastest of ten, since other work runs beside the tests.
-
-    The limit is stretched on a slow machine.
-    """
+    """A new picture every frame, drawn line by line; processor time, and the fastest of ten, since other work runs
+    beside the tests. The limit is stretched on a slow machine."""
     async with Alone().run_test(size=(140, 60)) as pilot:
         heatmap = pilot.app.query_one(Heatmap)
         rng = np.random.default_rng(0)
@@ -240,11 +238,11 @@ async def test_a_frame_of_48_by_128_takes_less_than_5_ms():
         for _ in range(10):
             ratio = rng.gamma(1.0, 1.0, (48, 128))
             chosen = rng.random((48, 128)) < 0.06
-            began = time.perf_counter()
+            began = time.thread_time()
             heatmap.show(ratio, chosen, 4.0)
             for y in range(heatmap.size.height):
                 heatmap.render_line(y)
-            times.append(time.perf_counter() - began)
+            times.append(time.thread_time() - began)
         assert heatmap.cells is not None
         assert (heatmap.cells.rows, heatmap.cells.columns) == (48, 128)
         assert min(times) < 0.005 * slowness(), times
