@@ -4,10 +4,11 @@
                                 [--memory 8 16 32] [--mb 192] [--markdown MACHINE]
 
 Wall time of the best of all runs that fit into `--seconds`. `peak` is a loop of nothing but the dot product (or FMA)
-instruction on registers, the best of some beside each type; `share` is GMAC/s over it. AVX2 has no such instruction for
-integers, so there both are left out. `--kb` of weights stay in the second-level cache. With `--memory`, weights of
-`--mb` are read from memory by two threads, in turn with a loop that only reads them: `gbs_N` is GB/s of weights with N
-tokens and `read_share_N` its share of that loop's. With `--markdown`, rows for RESULTS.md.
+instruction on registers, the best of some beside each type; `share` is GMAC/s over it. For integers AVX2 takes three
+instructions, and fewer for small weights, whose share may exceed 1; plain vectors have no peak. `--kb` of weights stay
+in the second-level cache. With `--memory`, weights of `--mb` are read from memory by two threads, in turn with a loop
+that only reads them: `gbs_N` is GB/s of weights with N tokens and `read_share_N` its share of that loop's. With
+`--markdown`, rows for RESULTS.md.
 """
 
 from __future__ import annotations
