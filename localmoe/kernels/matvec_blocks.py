@@ -20,10 +20,12 @@ from numba.core import types
 
 from localmoe.jit import njit
 from localmoe.kernels.grids import half_power_of_two, of_sixteen
+from localmoe.kernels.matvec_avx2 import five_bits, four_bits, make_row, of_values
 from localmoe.kernels.matvec_near import make_near
 from localmoe.kernels.simd import (
     AHEAD,
     DOT4_BIAS,
+    ISA,
     Vec,
     add,
     concat,
@@ -251,12 +253,20 @@ def _make_row(four: Any, weights: Any, size: int, scales: Any = _four_halves, ne
 
 _less_8, _less_16 = _make_symmetric(8, dot4), _make_symmetric(16, dot4)
 _row_q8_0 = _make_row(_make_symmetric(DOT4_BIAS, dot4_biased), _q8_0_weights, 34)
-_row_q4_0 = _make_row(_less_8, _q4_0_weights, 18, near=make_near(18, 1, 2))
-_row_q5_0 = _make_row(_less_16, _q5_0_weights, 22, near=make_near(22, 1, 6, fifth=2))
-_row_iq4_nl = _make_row(_make_symmetric(DOT4_BIAS, dot4 if DOT4_BIAS else dot4s), _iq4_nl_weights, 18)
-_row_mxfp4 = _make_row(_less_16, _mxfp4_weights, 17, _four_powers)
-_row_q4_1 = _make_row(_four_with_minimum, _q4_1_weights, 20, _four_pairs, make_near(20, 2, 4))
-_row_q5_1 = _make_row(_four_with_minimum, _q5_1_weights, 24, _four_pairs, make_near(24, 2, 8, fifth=4))
+if ISA == "avx2":
+    _row_q4_0 = make_row(18, four_bits(2), offset=8)
+    _row_q5_0 = make_row(22, five_bits(6), offset=16)
+    _row_iq4_nl = make_row(18, of_values(2, nonlinear().tolist(), signed=True), small=False)
+    _row_mxfp4 = make_row(17, of_values(1, (e2m1() + 16).tolist(), signed=False), offset=16, power=True)
+    _row_q4_1 = make_row(20, four_bits(4), minimum=True)
+    _row_q5_1 = make_row(24, five_bits(8), minimum=True)
+else:
+    _row_q4_0 = _make_row(_less_8, _q4_0_weights, 18, near=make_near(18, 1, 2))
+    _row_q5_0 = _make_row(_less_16, _q5_0_weights, 22, near=make_near(22, 1, 6, fifth=2))
+    _row_iq4_nl = _make_row(_make_symmetric(DOT4_BIAS, dot4 if DOT4_BIAS else dot4s), _iq4_nl_weights, 18)
+    _row_mxfp4 = _make_row(_less_16, _mxfp4_weights, 17, _four_powers)
+    _row_q4_1 = _make_row(_four_with_minimum, _q4_1_weights, 20, _four_pairs, make_near(20, 2, 4))
+    _row_q5_1 = _make_row(_four_with_minimum, _q5_1_weights, 24, _four_pairs, make_near(24, 2, 8, fifth=4))
 
 
 def matvec_q8_0(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> None:

@@ -101,6 +101,18 @@ def opaque(builder: Any, kind: Any, values: Any) -> Any:
     return value
 
 
+def hidden(builder: Any, address: Any) -> Any:
+    """An address of which LLVM knows nothing here: it loads from there anew, and loads what it would make itself."""
+    return builder.asm(ir.FunctionType(I64T, [I64T]), "", "=r,0,~{memory}", [address], side_effect=True)
+
+
+def in_memory(builder: Any, x: Any) -> Any:
+    """The address of a copy of x on the stack, hidden from LLVM, which would shuffle registers instead of loading."""
+    slot = cgutils.alloca_once(builder, x.type)
+    builder.store(x, slot)
+    return hidden(builder, builder.ptrtoint(slot, I64T))
+
+
 def load_at(builder: Any, address: Any, kind: Any) -> Any:
     """Load `kind` from an int64 address, unaligned."""
     value = builder.load(builder.inttoptr(address, kind.as_pointer()))
