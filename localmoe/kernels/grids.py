@@ -123,7 +123,7 @@ def choose_by_bits(bits: Value, chunk: int, yes: Value, no: Value) -> Value:
 Index = tuple[Value, "Value | None"]  # bits 0 .. 7 of a block's indices and, where there are more, the rest: bytes
 
 
-def _table(b: ir.IRBuilder, name: str, values: np.ndarray) -> Value:
+def table_of(b: ir.IRBuilder, name: str, values: np.ndarray) -> Value:
     """The address of a constant of the module, which LLVM does not see through: a linker might replace a weak one."""
     full = f"localmoe.grid.{name}"
     table = b.module.globals.get(full)
@@ -145,7 +145,7 @@ def _scalar_entries(name: str, index: Index, times: int, plus: int) -> list[Valu
         wider = wider | (zero_extend(high, 16) << 8)
     slot = Value(b, b.ptrtoint(cgutils.alloca_once(b, wider.v.type), I64))
     slot.store(wider)
-    table = _table(b, f"{name}.{times}.{plus}", values)
+    table = table_of(b, f"{name}.{times}.{plus}", values)
     element = ir.IntType(8 * width)
     vectors = []
     for chunk in range(4):

@@ -16,7 +16,9 @@ from localmoe.jit import njit
 from localmoe.kernels import blocks256
 from localmoe.kernels.blocks256 import Block256
 from localmoe.kernels.matvec_k import make_matvec_row, spreads
+from localmoe.kernels.matvec_k_avx2 import row_iq4_xs
 from localmoe.kernels.simd import (
+    ISA,
     Vec,
     concat,
     dot2,
@@ -112,7 +114,7 @@ def _make_row(kind: Block256) -> Any:
     return make_matvec_row(pair, kind.size)
 
 
-_row_iq4_xs = _make_row(blocks256.IQ4_XS)
+_row_iq4_xs = row_iq4_xs if ISA == "avx2" else _make_row(blocks256.IQ4_XS)
 _row_iq3_s = _make_row(blocks256.IQ3_S)
 _row_iq3_xxs = _make_row(blocks256.IQ3_XXS)
 _row_iq2_s = _make_row(blocks256.IQ2_S)

@@ -16,9 +16,11 @@ from __future__ import annotations
 from typing import Any
 
 from localmoe.jit import njit
+from localmoe.kernels.matvec_k_avx2 import row_q2_k, row_q3_k
 from localmoe.kernels.simd import (
     AHEAD,
     HAS_LOOKUP,
+    ISA,
     Vec,
     as_i8,
     as_i16,
@@ -351,8 +353,8 @@ def _q2_pair(acc, o0, o1, q0, q1, s0, s1, da):  # type: ignore[no-untyped-def]
 
 # --- the kernels ------------------------------------------------------------------------------------------------
 
-_row_q2_k = make_matvec_row(_q2_pair, 84)
-_row_q3_k = make_matvec_row(_q3_pair, 110)
+_row_q2_k = row_q2_k if ISA == "avx2" else make_matvec_row(_q2_pair, 84)
+_row_q3_k = row_q3_k if ISA == "avx2" else make_matvec_row(_q3_pair, 110)
 _row_q4_k = make_matvec_row(_make_q45_pair(_make_q4_block), 144)
 _row_q5_k = make_matvec_row(_make_q45_pair(_make_q5_block), 176)
 _row_q6_k = make_matvec_row(_q6_pair, 210)

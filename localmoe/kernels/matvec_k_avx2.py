@@ -1,0 +1,174 @@
+"""A row times one activation vector on AVX2, for Q2_K, Q3_K and IQ4_XS: as few instructions a block as there can be.
+
+Fields of two bits are multiplied where they lie in their byte, which saves the shift, and scales stand higher by as
+much where a field stands lower: sums are a multiple of what they mean, and the last one is divided. Sums of 16 weights
+take their scale in the instruction that adds up pairs. Layouts: ggml-common.h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba.core import types
+
+from localmoe.kernels.grids import of_sixteen, pick, table_of
+from localmoe.kernels.matvec_avx2 import nibbles, products, row_sum, signed_products
+from localmoe.kernels.simd import AHEAD, emit_dot2, emit_lookup, hidden, in_memory, intrinsic, lanes, splat
+from localmoe.kernels.tile import F16T, F32T, F32V, I8V, I16T, I16V, I32T, I32V, Cells, Value, fma, loop, zero
+from localmoe.quants.codebooks import nonlinear
+
+_QUAD, _OCTET = ir.VectorType(I32T, 4), ir.VectorType(I16T, 8)
+_SKIP = 0x80  # an index of a byte shuffle that gives 0
+
+Sums = Callable[[Value, Value, Value, Value], Value]
+"""int32 sums of a block: of its address, its activations', that of their sums of 16, and that of a table."""
+
+
+def _dot2(total: Value, pairs: Value, by: Value) -> Value:
+    return Value(total.b, emit_dot2(total.b, total.v, pairs.v, by.v))
+
+
+def _bytes(x: Value, picks: Value) -> Value:
+    """Bytes of each half of x, as int16."""
+    return Value(x.b, emit_lookup(x.b, x.v, picks.v)).bits(I16V)
+
+
+def _picks(*, high: bool) -> list[list[int]]:
+    """Sixteen bytes as the low or high halves of int16: two each beside 32 weights, eight times, and all in order."""
+    scales = [[2 * v + i // 8 for i in range(16)] for v in range(8)] + [[*range(16)]]
+    return [[byte for i in row for byte in ((_SKIP, i) if high else (i, _SKIP))] for row in scales]
+
+
+def _twice(at: Value) -> Value:
+    """Sixteen bytes in both halves of a vector."""
+    return pick(at.load(_QUAD), [*range(4)] * 2).bits(I8V)
+
+
+def _down(x: Value, by: int) -> Value:
+    """Bytes moved by some bits; others come in from their neighbours."""
+    return (x.bits(I16V) >> by).bits(I8V)
+
+
+def _of_bytes(rows: list[list[int]]) -> npt.NDArray[np.uint8]:
+    return np.array(rows, np.uint8).ravel()
+
+
+def _of_words(rows: list[list[int]]) -> npt.NDArray[np.uint8]:
+    return np.array(rows, "<u4").view(np.uint8).ravel()
+
+
+# --- Q2_K: scales[16] (scale, min << 4) qs[64] d dmin; sums are 16 times as large ----------------------------------
+
+
+def _q2_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
+    both = _twice(o)
+    scales = ((both & 0x0F).bits(I16V) * Value(o.b, ir.Constant(I16V, [16, 4, 1, 1] * 4))).bits(I8V)
+    total = zero(o.b, I32V)
+    for n in range(2):
+        x = (o + 16 + 32 * n).load(I8V)
+        for j, u in enumerate((x & 0x03, x & 0x0C, x & 0x30, _down(x, 2) & 0x30)):
+            v = 4 * n + j
+            total = _dot2(total, products(u, q + 32 * v), _bytes(scales, (table + 32 * v).load(I8V)))
+    mins = _dot2(zero(o.b, I32V), _bytes(both & 0xF0, (table + 256).load(I8V)), sums.load(I16V))
+    low, high = (
+        [first + 4 * half + i + 8 * of for half in (0, 1) for i in (0, 1) for of in (0, 1)] for first in (0, 2)
+    )
+    return Value(o.b, lanes(o.b, total.v, mins.v, low)) + Value(o.b, lanes(o.b, total.v, mins.v, high))
+
+
+# --- Q3_K: hmask[32] qs[64] scales[12] d; scales stand 8 bits higher -------------------------------------------------
+
+
+_Q3_SCALES = [[0, 0, 4, 4] * 2, [0x0F0F0F0F] * 8, [0, 2, 4, 6] * 2, [0x30303030] * 8, [0x20202020] * 8]
+
+
+def _q3_scales(o: Value, table: Value) -> Value:
+    """Sixteen 6-bit scales less 32, in both halves; reads from the last four bytes of qs."""
+    tail = pick((o + 92).load(_QUAD), [*range(4)] * 2)
+    shift, mask, high_shift, high_mask, middle = ((table + 32 * i).load(I32V) for i in range(5))
+    low = (pick(tail, [1, 2, 1, 2, 5, 6, 5, 6]) >> shift) & mask
+    high = ((pick(tail, [3] * 4 + [7] * 4) >> high_shift) << 4) & high_mask
+    return (low | high).bits(I8V) - middle.bits(I8V)
+
+
+def _q3_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
+    b, scales, mask = o.b, _q3_scales(o, table + 288), o.load(I8V)
+    thirds = [[(i >> first & 1) << 2 | (i >> first + 2 & 1) << 6 for i in range(16)] for first in (0, 1)]
+    total = _dot2(zero(b, I32V), _bytes(scales, (table + 256).load(I8V)), sums.load(I16V))
+    total = zero(b, I32V) - (total << 2)
+    for n in range(2):
+        x = (o + 32 + 32 * n).load(I8V)
+        bits = (_down(mask, 4) if n else mask) & 0x0F
+        # bytes of two fields of three bits each: weights 0 and 2 of four, and 1 and 3
+        fields = [(y & 0x33) | of_sixteen(third, bits) for y, third in zip((x, _down(x, 2)), thirds, strict=True)]
+        for j in range(4):
+            v = 4 * n + j
+            u = (_down(fields[j % 2], 4) if j >= 2 else fields[j % 2]) & 0x07
+            total = _dot2(total, products(u, q + 32 * v), _bytes(scales, (table + 32 * v).load(I8V)))
+    return total
+
+
+# --- IQ4_XS: d scales_h[2] scales_l[4] qs[128] ----------------------------------------------------------------------
+
+
+_IQ4_XS_SCALES = [[*range(0, 32, 4)], [0x0F] * 8, [*range(12, 28, 2)], [0x30] * 8, [32] * 8]
+
+
+def _iq4_xs_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
+    b, total = o.b, zero(o.b, I32V)
+    low, high = (o + 4).load_splat(I32T), o.load_splat(I32T)
+    low = (low >> table.load(I32V)) & (table + 32).load(I32V)
+    high = (high >> (table + 64).load(I32V)) & (table + 96).load(I32V)
+    scales = (low | high) - (table + 128).load(I32V)
+    at = Value(b, in_memory(b, _bytes(scales.bits(I8V), (table + 160).load(I8V)).v))
+    values = [int(value) & 0xFF for value in nonlinear()]
+    for i in range(8):
+        pairs = signed_products(of_sixteen(values, nibbles(o + 8 + 16 * i)), q + 32 * i)
+        total = _dot2(total, pairs, (at + 4 * i).load_splat(I32T).bits(I16V))
+    return total
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+def _make_row(
+    size: int, sums: Sums, scale_at: int, divisor: int, table: list[npt.NDArray[np.uint8]], *, minimum: bool = False
+) -> Any:  # fmt: skip
+    """An intrinsic row(o, act, n): one row's product from blocks of `size` bytes.
+
+    At `scale_at` is a block's float16 scale; with a `minimum`, that of what odd lanes of `sums` take away is behind it.
+    """
+    kind = I32T if minimum else I16T
+    signs = [1 / divisor, -1 / divisor if minimum else 1 / divisor] * 4
+
+    def emit(o: Value, act: Value, n: Value) -> Value:
+        b, n_blocks, ds = o.b, n >> 8, act + n
+        constants = table_of(b, f"{sums.__name__}", np.concatenate(table))
+        total = Cells([zero(b, F32V)])
+        with loop(b, n_blocks) as i:
+            at = o + i * size
+            for line in range(-(-size // 64)):
+                (at + AHEAD + 64 * line).prefetch(near=True)
+            halves = splat(b, (at + scale_at).load(kind).v, 128 // kind.width)
+            d = Value(b, b.fpext(b.bitcast(halves, ir.VectorType(F16T, 8)), F32V)) * (ds + i * 4).load_splat(F32T)
+            found = sums(at, act + i * 256, ds + n_blocks * 4 + i * 32, Value(b, hidden(b, constants.v)))
+            total.put([fma(found.to_f32(), d, total.get()[0])])
+        return row_sum(total.get()[0] * Value(b, ir.Constant(F32V, signs)))
+
+    @intrinsic
+    def row(typingctx: Any, o: Any, act: Any, n: Any) -> Any:
+        signature = types.float32(types.int64, types.int64, types.int64)
+        return signature, lambda ctx, b, sig, args: emit(*(Value(b, arg) for arg in args)).v
+
+    return row
+
+
+_TWICE = [4 * (i // 4) % 16 + i % 2 for i in range(32)]  # the low half of each int32 of a half, as both halves
+
+row_q2_k = _make_row(84, _q2_sums, 80, 16, [_of_bytes(_picks(high=False))], minimum=True)
+row_q3_k = _make_row(110, _q3_sums, 108, 256, [_of_bytes(_picks(high=True)), _of_words(_Q3_SCALES)])
+row_iq4_xs = _make_row(136, _iq4_xs_sums, 0, 1, [_of_words(_IQ4_XS_SCALES), _of_bytes([_TWICE])])
