@@ -13,7 +13,7 @@ from llvmlite import ir
 
 from localmoe.kernels.matmul_driver import Ahead, TileCode, make_matmul
 from localmoe.kernels.shapes import FACTORS, MINS, PITCH, SCALES
-from localmoe.kernels.simd import LANES, VBMI, call, splat
+from localmoe.kernels.simd import ISA, LANES, VBMI, call, splat
 from localmoe.kernels.tile import (
     BIASED,
     F32V,
@@ -31,6 +31,7 @@ from localmoe.kernels.tile import (
     store_vectors,
     tile_dot2,
     tile_dot4,
+    tile_dot4_scaled,
     tile_dot4s,
     tile_scale,
     tile_spread,
@@ -135,10 +136,8 @@ def _make_lookup(scale: Value) -> Times:
     return times
 
 
-def _unpack_q3_k(block: Value, step: Value, weights: Value, scales: Value, mins: Value, factors: Value) -> None:
-    """Stores -(q - 4) * (scale - 32): from -128 to 124, which fits a byte where its negative does not."""
-    tail = gather16(block + 94, step)
-    factors.store(zero(block.b, F32V) - tail[3].half(1))
+def _q3_scales(tail: list[Value]) -> Callable[[int], Value]:
+    """From the last 16 bytes of blocks: the scale, less 32, of each of 16 sub-blocks, as int32."""
     u0, u1, u2 = ((tail[i] >> 16) | (tail[i + 1] << 16) for i in range(3))
     low, two = 0x0F0F0F0F, 0x30303030
     packed = [
@@ -147,6 +146,14 @@ def _unpack_q3_k(block: Value, step: Value, weights: Value, scales: Value, mins:
         ((u0 >> 4) & low) | (u2 & two),
         ((u1 >> 4) & low) | ((u2 >> 2) & two),
     ]
+    return lambda sub: ((packed[sub // 4] >> (8 * (sub % 4))) & 0xFF) - 32
+
+
+def _unpack_q3_k(block: Value, step: Value, weights: Value, scales: Value, mins: Value, factors: Value) -> None:
+    """Stores -(q - 4) * (scale - 32): from -128 to 124, which fits a byte where its negative does not."""
+    tail = gather16(block + 94, step)
+    factors.store(zero(block.b, F32V) - tail[3].half(1))
+    scale = _q3_scales(tail)
     nothing, mask = zero(block.b, I32V), gather32(block, step)
     product = _make_lookup if VBMI else _make_product
     for n in range(2):
@@ -154,10 +161,33 @@ def _unpack_q3_k(block: Value, step: Value, weights: Value, scales: Value, mins:
         for j in range(4):
             for half in range(2):
                 sub, bit = 8 * n + 2 * j + half, 4 * n + j
-                times = product(nothing - (((packed[sub // 4] >> (8 * (sub % 4))) & 0xFF) - 32))
+                times = product(nothing - scale(sub))
                 for g in range(4):
                     q, m = qs[4 * half + g] >> (2 * j), mask[4 * half + g]
                     (weights + (4 * sub + g) * PITCH).store(times(q & 0x03030303, m, bit))
+
+
+def _unpack_q3_k_unscaled(
+    block: Value, step: Value, weights: Value, scales: Value, mins: Value, factors: Value
+) -> None:
+    """Weights from 0 to 7, scales as pairs of int16, and minus four times those of two neighbours."""
+    tail = gather16(block + 94, step)
+    factors.store(tail[3].half(1))
+    scale = _q3_scales(tail)
+    for sub in range(0, 16, 2):
+        both = [scale(sub), scale(sub + 1)]
+        for i, s in enumerate(both):
+            (scales + (sub + i) * PITCH).store((s & 0xFFFF) | (s << 16))
+        first, second = (s * -4 for s in both)
+        (mins + sub // 2 * PITCH).store((first & 0xFFFF) | (second << 16))
+    with loop(block.b, 2) as n:
+        by = Value(block.b, splat(block.b, block.b.trunc((n * 4).v, I32T), LANES))
+        mask = [x >> by for x in gather32(block, step)]  # third bits of this half's four weights, in a byte's low half
+        qs = gather32(block + 32 + n * 32, step)
+        for j in range(4):
+            at = weights + n * (32 * PITCH) + 8 * j * PITCH
+            third = [(m << (2 - j) if j < 2 else m >> (j - 2)) & 0x04040404 for m in mask]
+            store_vectors(at, [((q >> (2 * j)) & 0x03030303) | bit for q, bit in zip(qs, third, strict=True)])
 
 
 def _unpack_q6_k(block: Value, step: Value, weights: Value, scales: Value, mins: Value, factors: Value) -> None:
@@ -255,10 +285,35 @@ def _tile_q3_k(
         add_block(to, total, tokens, n_cols, k, b)
 
 
+def _tile_q3_k_unscaled(
+    tokens: Sequence[Value], outs: Sequence[Value], scratch: Value, k: Value, n_k: Value, n_cols: Value, ahead: Ahead
+) -> None:
+    """Small weights on AVX2, whose sums of 16 take their scale in the instruction that brings pairs to int32."""
+    with output_sums(outs, scratch, k) as to, loop(k.b, n_k // BLOCK) as b:
+        sums = activation_sums(tokens, n_cols, k, b)
+        total = Cells(tile_dot2(tile_zero(tokens, I32V), sums, scratch + MINS + b * (8 * PITCH), 8))
+        with loop(k.b, 8) as s:
+            ahead()
+            for part in range(2):
+                at = b * 16 + s * 2 + part
+                rows = [token + k + at * 16 for token in tokens]
+                scales = scratch + SCALES + at * PITCH
+                total.put(tile_dot4_scaled(total.get(), rows, scratch + at * (4 * PITCH), 4, scales))
+        scaled = tile_scale(tile_zero(tokens, F32V), total.get(), scratch + FACTORS + b * PITCH)
+        add_block(to, scaled, tokens, n_cols, k, b)
+
+
 # --- kernels: see matmul_driver -------------------------------------------------------------------------------
 
 _q2_k = make_matmul(_unpack_q2_k, _tile_q2_k, unit=BLOCK, unit_bytes=84, vectors=_VECTORS, mins=8, factors=2)
-_q3_k = make_matmul(_unpack_q3_k, _tile_q3_k, unit=BLOCK, unit_bytes=110, vectors=_VECTORS, factors=1)
+_q3_k = (
+    make_matmul(
+        _unpack_q3_k_unscaled, _tile_q3_k_unscaled, unit=BLOCK, unit_bytes=110, vectors=_VECTORS, scales=16, mins=8,
+        factors=1,
+    )
+    if ISA == "avx2"
+    else make_matmul(_unpack_q3_k, _tile_q3_k, unit=BLOCK, unit_bytes=110, vectors=_VECTORS, factors=1)
+)  # fmt: skip
 _q4_k = make_matmul(
     _unpack_q4_k, _make_tile_min32(15), unit=BLOCK, unit_bytes=144, vectors=_VECTORS, scales=8, mins=4, factors=1
 )

@@ -260,20 +260,37 @@ def tile_dot4(tile: Tile, rows: Sequence[Value], w: Value, count: int, most: int
     if ISA != "avx2" or fit < 2:
         return _dot4(tile, rows, w, count)
     out = list(tile)
-    ones = ir.Constant(I16V, [1] * I16V.count)
+    ones = Value(w.b, ir.Constant(I16V, [1] * I16V.count))
     for first in range(0, count, fit):
-        sums: list[Any] = [None] * len(tile)
-        for g in range(first, min(first + fit, count)):
-            sums = in_order(w.b, sums, count)
-            columns = row_vectors(w + g * PITCH, I8V)
-            for t, row in enumerate(rows):
-                x = (row + 4 * g).load_splat(I32T).bits(I8V)
-                for rv, column in enumerate(columns):
-                    i = t * ROW_VECS + rv
-                    pairs = emit_pair_sums(w.b, column.v, x.v)
-                    sums[i] = pairs if sums[i] is None else w.b.add(sums[i], pairs)
-        out = [Value(w.b, emit_dot2(w.b, value.v, pairs, ones)) for value, pairs in zip(out, sums, strict=True)]
+        sums = _pair_sums(rows, w, range(first, min(first + fit, count)), count)
+        out = _widened(out, sums, [ones] * ROW_VECS)
     return out
+
+
+def _pair_sums(rows: Sequence[Value], w: Value, groups: range, tied: int) -> Tile:
+    """int16 sums of pairs of products over some groups, which fit; kept in order as those of `tied` groups are."""
+    sums: list[Any] = [None] * (ROW_VECS * len(rows))
+    for g in groups:
+        sums = in_order(w.b, sums, tied)
+        columns = row_vectors(w + g * PITCH, I8V)
+        for t, row in enumerate(rows):
+            x = (row + 4 * g).load_splat(I32T).bits(I8V)
+            for rv, column in enumerate(columns):
+                i = t * ROW_VECS + rv
+                pairs = emit_pair_sums(w.b, column.v, x.v)
+                sums[i] = pairs if sums[i] is None else w.b.add(sums[i], pairs)
+    return [Value(w.b, v) for v in sums]
+
+
+def _widened(tile: Tile, sums: Tile, by: Sequence[Value]) -> Tile:
+    """The tile plus sums of pairs times int16, one vector of those a row vector."""
+    pairs = enumerate(zip(tile, sums, strict=True))
+    return [Value(t.b, emit_dot2(t.b, t.v, s.v, by[i % ROW_VECS].v)) for i, (t, s) in pairs]
+
+
+def tile_dot4_scaled(tile: Tile, rows: Sequence[Value], w: Value, count: int, scales: Value) -> Tile:
+    """On AVX2, `tile_dot4` of so few small weights that int16 hold all sums, times int16 pairs of a scale a row."""
+    return _widened(tile, _pair_sums(rows, w, range(count), 8), row_vectors(scales, I16V))
 
 
 tile_dot4s = _make_dots(emit_dot4 if BIASED else emit_dot4s, I8V)  # signed weights, plus 128 where BIASED
