@@ -13,7 +13,7 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 
-from localmoe.kernels.simd import GFNI, HAS_LOOKUP, ISA, VBMI, call, emit_lookup, lanes
+from localmoe.kernels.simd import GFNI, HAS_LOOKUP, ISA, VBMI, call, emit_lookup, hidden, in_memory, lanes
 from localmoe.kernels.tile import Value
 from localmoe.quants.codebooks import grid
 
@@ -100,20 +100,26 @@ def _choose(bits: Value, yes: Value, no: Value) -> Value:
     return Value(b, b.select(met, yes.v, no.v))
 
 
+def _choose_by_word(bits: Value, number: int, yes: Value, no: Value) -> Value:
+    """32 bytes of `yes` or `no` by 32 bits of 32 bytes: AVX2 has no masks, and LLVM may go bit by bit."""
+    b = bits.b
+    word = pick(bits, [4 * number + i // 8 for i in range(32)])
+    ones = constant(word, [1 << i % 8 for i in range(32)])
+    return Value(b, b.select(b.icmp_unsigned("==", (word & ones).v, ones.v), yes.v, no.v))
+
+
 def choose_by_bits(bits: Value, chunk: int, yes: Value, no: Value) -> Value:
     """64 bytes of `yes` or `no` by the 64 bits, number `chunk`, of 32 bytes. Only AVX-512 has masks of 64 bits."""
     b = bits.b
     if ISA == "avx512vnni":
         words = b.bitcast(bits.v, ir.VectorType(I64, 4))
         return _choose(Value(b, b.extract_element(words, I32(chunk))), yes, no)
+    parts = [[pick(x, range(first, first + 32)) for x in (yes, no)] for first in (0, 32)]
+    if ISA == "avx2":
+        return join(*(_choose_by_word(bits, 2 * chunk + half, *part) for half, part in enumerate(parts)))
     words = b.bitcast(bits.v, ir.VectorType(I32, 8))
     halves = [
-        _choose(
-            Value(b, b.extract_element(words, I32(2 * chunk + half))),
-            pick(yes, range(32 * half, 32 * half + 32)),
-            pick(no, range(32 * half, 32 * half + 32)),
-        )
-        for half in range(2)
+        _choose(Value(b, b.extract_element(words, I32(2 * chunk + half))), *part) for half, part in enumerate(parts)
     ]
     return join(*halves)
 
@@ -143,9 +149,12 @@ def _scalar_entries(name: str, index: Index, times: int, plus: int) -> list[Valu
     wider = zero_extend(low, 16)
     if high is not None:
         wider = wider | (zero_extend(high, 16) << 8)
-    slot = Value(b, b.ptrtoint(cgutils.alloca_once(b, wider.v.type), I64))
-    slot.store(wider)
     table = table_of(b, f"{name}.{times}.{plus}", values)
+    if ISA == "avx2":
+        slot, table = Value(b, in_memory(b, wider.v)), Value(b, hidden(b, table.v))
+    else:
+        slot = Value(b, b.ptrtoint(cgutils.alloca_once(b, wider.v.type), I64))
+        slot.store(wider)
     element = ir.IntType(8 * width)
     vectors = []
     for chunk in range(4):
