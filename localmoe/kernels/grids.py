@@ -7,6 +7,7 @@ that a cached kernel has its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -114,13 +115,14 @@ def choose_by_bits(bits: Value, chunk: int, yes: Value, no: Value) -> Value:
     if ISA == "avx512vnni":
         words = b.bitcast(bits.v, ir.VectorType(I64, 4))
         return _choose(Value(b, b.extract_element(words, I32(chunk))), yes, no)
-    parts = [[pick(x, range(first, first + 32)) for x in (yes, no)] for first in (0, 32)]
-    if ISA == "avx2":
-        return join(*(_choose_by_word(bits, 2 * chunk + half, *part) for half, part in enumerate(parts)))
-    words = b.bitcast(bits.v, ir.VectorType(I32, 8))
-    halves = [
-        _choose(Value(b, b.extract_element(words, I32(2 * chunk + half))), *part) for half, part in enumerate(parts)
-    ]
+    halves, words = [], b.bitcast(bits.v, ir.VectorType(I32, 8))
+    for half in range(2):
+        word = 2 * chunk + half
+        if ISA == "avx2":
+            choose = partial(_choose_by_word, bits, word)
+        else:
+            choose = partial(_choose, Value(b, b.extract_element(words, I32(word))))
+        halves.append(choose(*(pick(x, range(32 * half, 32 * half + 32)) for x in (yes, no))))
     return join(*halves)
 
 
