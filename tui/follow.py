@@ -30,7 +30,7 @@ class Follower:
     def begin_chat(self) -> None:
         """Count from nothing."""
         self._pane.stats.reset()
-        self.chat_from = self._model.trace.count
+        self.chat_from = self.reply_from = self._model.trace.count
         self._pane.clear_path()
         self._pane.refresh_figures()
         self._figures.follow()

@@ -103,7 +103,8 @@ class FakeTrace:
         first = max(since, self.count - self.capacity)
         rows = self.rows[first:]
         token, phase, experts, weights = zip(*rows, strict=True)
-        return TraceSlice(first, np.array(token), np.array(phase), np.stack(experts), np.stack(weights))
+        used = np.full((len(rows), self.n_layer), experts[0].shape[1])
+        return TraceSlice(first, np.array(token), np.array(phase), np.stack(experts), np.stack(weights), n_used=used)
 
 
 class FakeModel:

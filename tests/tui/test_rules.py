@@ -93,6 +93,23 @@ async def test_rules_hold_from_the_next_reply_on_until_one_key_resets_them(size)
         assert "1 out" not in screen_text(app)
 
 
+async def test_what_was_skipped_is_of_the_last_reply_of_this_chat():
+    """By what each of its tokens was to use, whatever is set since; after Ctrl+N there is no last reply."""
+    async with running(FakeModel(n_layer=6, n_expert=8, answer="ok")) as (app, pilot):
+        await _fill(app, pilot, threshold="0.2")
+        await pilot.press("enter")
+        await ask(app, pilot)
+        assert "skip <0.2 (0% skipped)" in screen_text(app)
+        await pilot.press("f5", "f5", "f8")
+        await until(pilot, lambda: isinstance(app.screen, RulesScreen), "the panel")
+        assert "the last reply skipped 0.0% of its experts' work" in screen_text(app)
+        await pilot.press("escape", "ctrl+n")
+        await until(pilot, lambda: "skip <0.2" in screen_text(app) and "skipped" not in screen_text(app))
+        await pilot.press("f8")
+        await until(pilot, lambda: isinstance(app.screen, RulesScreen), "the panel")
+        assert "nothing was routed yet" in screen_text(app)
+
+
 async def test_a_wrong_field_is_named_and_nothing_changes():
     async with running(FakeModel(n_layer=6, n_expert=8)) as (app, pilot):
         await _fill(app, pilot, left="1:[bold]")

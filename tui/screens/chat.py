@@ -14,36 +14,31 @@ from textual.widgets import Static
 
 from localmoe.experts.labels import expert_labels
 from localmoe.sessions.record import Record
-from localmoe.sessions.tree import Conversation, Turn
+from localmoe.sessions.tree import Turn
 
-from ..drawing import DrawnScreen
 from ..engine_worker import EngineWorker, Progressed
+from ..expert_facts import ExpertFacts
 from ..follow import Follower
-from ..messages import CellOpened, ReplyDone, ReplyFailed, Submitted, TurnAsked
+from ..messages import ReplyDone, ReplyFailed, Submitted, TurnAsked
 from ..options import AppOptions
 from ..pace import EVERY, Pace
-from ..rules import rules_of
 from ..talk import Talk
 from ..widgets.context_note import ContextNote
-from ..widgets.expert_pane import ExpertFacts, ExpertPane
+from ..widgets.expert_pane import ExpertPane
 from ..widgets.key_line import KeyLine
 from ..widgets.layer_figures import LayerFigures
 from ..widgets.prompt import Prompt
 from ..widgets.status import StatusLine, TitleBar
 from ..widgets.transcript import ENDINGS, Transcript
 from ..widgets.turns import shown_line
-from .cell import CellScreen
-from .expert_screens import compare_from_here, compare_saved, open_rules, routed_since, skipped_text
-from .figures import FiguresScreen
-from .kept_rules import route_as_kept, route_by_parameters, take_rules
 from .loading import Draft
-from .tokens import TokensScreen
+from .routed import RoutedScreen
 
 if TYPE_CHECKING:
     from localmoe.engine.api import Model
 
 
-class ChatScreen(DrawnScreen):
+class ChatScreen(RoutedScreen):
     """Talks to the engine's thread and hands what it says to the widgets."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -72,27 +67,10 @@ class ChatScreen(DrawnScreen):
     def __init__(
         self, model: Model, worker: EngineWorker, options: AppOptions, record: Record, draft: Draft | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(model, worker, options, record)
         self._draft = draft or Draft()
-        self.model, self.worker, self.options = model, worker, options
-        self.talk = Talk(record, options)
-        self.busy = False
         self._taking = asyncio.Lock()  # timers and messages come at the same time
         self._pace, self._last = Pace(), Progressed()
-        self.start_rules = self.rules = rules_of(model.config, options.load)
-
-    @property
-    def n_used(self) -> int:
-        """Experts a token goes through at most, from the next reply on."""
-        return self.rules.routing.n_used
-
-    @property
-    def record(self) -> Record:
-        return self.talk.record
-
-    @property
-    def conversation(self) -> Conversation:
-        return self.record.conversation
 
     def compose(self) -> ComposeResult:
         yield TitleBar(id="title")
@@ -114,8 +92,8 @@ class ChatScreen(DrawnScreen):
         config = self.model.config
         labels = expert_labels(self.model.gguf.metadata, config.n_expert)
         self.experts.open(ExpertFacts(config.n_layer, config.n_expert, self.n_used, labels, self.model.expert_bytes))
-        self.query_one(LayerFigures).open(self.experts, self.model.memory_map)
-        compare_saved(self)
+        self.query_one(LayerFigures).open(self.experts.facts, self.experts.stats, self.model.memory_map)
+        self.compare_saved()
         self.follow = Follower(self.model, self.experts, self.query_one(LayerFigures), self.status)
         self.status.state, self.status.size_of_context = "ready", self.model.n_ctx
         self.set_focus(self.query_one(Prompt))  # now: a key may be the next message
@@ -134,16 +112,8 @@ class ChatScreen(DrawnScreen):
             self.post_message(Submitted(self._draft.sent))
 
     @property
-    def experts(self) -> ExpertPane:
-        return self.query_one(ExpertPane)
-
-    @property
     def transcript(self) -> Transcript:
         return self.query_one(Transcript)
-
-    @property
-    def status(self) -> StatusLine:
-        return self.query_one(StatusLine)
 
     async def _look(self) -> None:
         """Take what the engine did since the last look, and now and then draw the experts or where things stand."""
@@ -205,7 +175,7 @@ class ChatScreen(DrawnScreen):
         """Show a chat that was kept and read it, so that the next reply begins at once."""
         self._edit(None)
         self.talk = Talk(record, self.options)
-        route_as_kept(self)
+        self.route_as_kept()
         self.take_parameters()
         await self.transcript.show(record.turns)
         self.query_one(Prompt).focus()
@@ -215,10 +185,8 @@ class ChatScreen(DrawnScreen):
 
     def take_parameters(self) -> None:
         """The record's parameters were changed: show what depends on them."""
-        route_by_parameters(self)
-        self.status.rules = self.rules.brief(self.start_rules)
-        self.experts.set_used(self.n_used)
-        self.query_one(TitleBar).show_model(self.model, self.n_used)
+        self.route_by_parameters()
+        self.show_rules()
         self._warn()
 
     @on(ReplyDone)
@@ -269,7 +237,7 @@ class ChatScreen(DrawnScreen):
         await self.transcript.finish()
         self.record.end_reply(self.record.turns[-1], reason)
         self.status.state = "ready"
-        self.status.rules = self.rules.brief(self.start_rules) + skipped_text(self)
+        self.show_skipped()
         self.refresh_bindings()
         self._warn()
         if trouble := self.talk.trouble():
@@ -306,6 +274,7 @@ class ChatScreen(DrawnScreen):
         await self.transcript.show([])
         self.status.follow(used=0)
         self.follow.begin_chat()
+        self.show_rules()
         self._warn()
 
     async def action_regenerate(self) -> None:
@@ -348,50 +317,7 @@ class ChatScreen(DrawnScreen):
         if turns := [turn for turn in self.record.turns if turn.role == role]:
             self.transcript.ask(what, turns[-1])
 
-    def action_next_mode(self) -> None:
-        self.experts.next_mode()
-
-    def action_mode(self, mode: str) -> None:
-        self.experts.set_mode(mode)
-
-    def action_tokens(self) -> None:
-        """Show the chat token by token."""
-        if (source := routed_since(self, self.follow.chat_from)) is not None:
-            self.app.push_screen(TokensScreen(self.model, source))
-
-    def action_figures(self) -> None:
-        """Show every layer's figures."""
-        if self.model.config.n_expert:
-            self.app.push_screen(FiguresScreen(self.experts, self.model.memory_map))
-
-    @on(CellOpened)
-    def _cell(self, event: CellOpened) -> None:
-        event.stop()
-        if (source := routed_since(self, self.follow.chat_from)) is not None:
-            self.app.push_screen(CellScreen(self.model, source, event.layer, event.expert, self.experts.facts.labels))
-
-    def action_compare_from_here(self) -> None:
-        """Keep the loads as they are now, and show what changes from them."""
-        compare_from_here(self)
-
     def action_toggle_experts(self) -> None:
         """Show or hide everything about the experts."""
         self.experts.display = not self.experts.display
         self.query_one("#figures").set_class(not self.experts.display, "-hidden")
-
-    def action_used(self, change: int) -> None:
-        """Let tokens go through more or fewer experts, from the next reply on."""
-        most = self.model.config.n_expert
-        if not most:
-            return
-        take_rules(self, self.rules.with_used(self.model.config, min(most, max(1, self.n_used + change))))
-
-    def action_rules(self) -> None:
-        """Open the panel that changes how tokens are routed."""
-        open_rules(self)
-
-    def action_reset_rules(self) -> None:
-        """Route as the app was started."""
-        if self.rules != self.start_rules:
-            take_rules(self, self.start_rules)
-            self.notify("routed as the app was started", timeout=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -12,13 +12,11 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Footer, Static
 
-from localmoe.experts.statistics import DECODE, PREFILL
+from localmoe.experts.statistics import DECODE, PREFILL, ExpertStatistics
 
+from ..expert_facts import ExpertFacts
 from ..widgets.layer_figures import LayerFigures
 from ..widgets.turns import MUTED
-
-if TYPE_CHECKING:
-    from ..widgets.expert_pane import ExpertPane
 
 PHASES = {"prompts and replies": None, "prompts": PREFILL, "replies": DECODE}
 FOLLOW = 1.0
@@ -33,9 +31,9 @@ class FiguresScreen(Screen[None]):
         Binding("right", "phase(1)", "Next phase", id="figures.right", priority=True),
     ]
 
-    def __init__(self, pane: ExpertPane, memory: Mapping[str, int]) -> None:
+    def __init__(self, facts: ExpertFacts, stats: ExpertStatistics, memory: Mapping[str, int]) -> None:
         super().__init__()
-        self._pane, self._memory = pane, memory
+        self._facts, self._stats, self._memory = facts, stats, memory
         self.phase = next(iter(PHASES))
 
     def compose(self) -> ComposeResult:
@@ -45,13 +43,13 @@ class FiguresScreen(Screen[None]):
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
-        self.query_one(LayerFigures).open(self._pane, self._memory)
+        self.query_one(LayerFigures).open(self._facts, self._stats, self._memory)
         self.query_one(VerticalScroll).focus()
         self._show()
         self.set_interval(FOLLOW, self._show)
 
     def _show(self) -> None:
-        n = int(self._pane.stats.layers(PHASES[self.phase]).tokens.max(initial=0))
+        n = int(self._stats.layers(PHASES[self.phase]).tokens.max(initial=0))
         title = Content.assemble((f" {self.phase}", "bold"), (f", {n} tokens; F1 explains the words", MUTED))
         self.query_one("#figures-title", Static).update(title)
         figures = self.query_one(LayerFigures)

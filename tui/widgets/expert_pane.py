@@ -16,6 +16,7 @@ from textual.widgets import Static
 from localmoe.experts.statistics import DECODE, PREFILL, ExpertStatistics, LayerStatistics
 
 from ..drawing import Words
+from ..expert_facts import ExpertFacts
 from ..messages import CellOpened
 from .cell_line import CellFigures, cell_lines
 from .cells import MAX_CELL, fit
@@ -49,17 +50,6 @@ DENSE = (
     "This model is dense: it has no experts.\n\n"
     "Every token runs through all of its weights, so there is nothing to choose and nothing to show here."
 )
-
-
-@dataclass(frozen=True)
-class ExpertFacts:
-    """What the pane must know of a model; labels are () or one a expert, expert_bytes (L,) of one expert or None."""
-
-    n_layer: int
-    n_expert: int
-    n_used: int
-    labels: tuple[str, ...] = ()
-    expert_bytes: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 from textual.content import Content
 from textual.widgets import Static
 
 from localmoe.experts.coactivation import Pair
-from localmoe.experts.statistics import LayerStatistics
+from localmoe.experts.statistics import ExpertStatistics, LayerStatistics
 
+from ..expert_facts import ExpertFacts
 from .status import meter
 from .turns import MUTED
-
-if TYPE_CHECKING:
-    from .expert_pane import ExpertPane
 
 WINDOWS = (16, 64, 256)
 """Tokens whose working set is told."""
@@ -90,7 +87,7 @@ def pair_text(pairs: list[Pair], n_token: int, roomy: bool) -> str:
     return f"{best.first}+{best.second}: {best.count / n_token:.0%}{lift}"
 
 
-def memory_lines(pane: ExpertPane, memory: Mapping[str, int]) -> list[Content]:
+def memory_lines(facts: ExpertFacts, stats: ExpertStatistics, memory: Mapping[str, int]) -> list[Content]:
     """The memory map: what the model takes, and how much of the experts the last tokens went through."""
     whole = max(1, sum(memory.values()))
     wide = max(len(name) for name in (*memory, f"last {WINDOWS[-1]} tokens"))
@@ -103,9 +100,9 @@ def memory_lines(pane: ExpertPane, memory: Mapping[str, int]) -> list[Content]:
 
     lines += [line(name, n_bytes, whole, "$text-accent") for name, n_bytes in memory.items()]
     lines += [Content(""), Content.assemble(("WORKING SET ", "bold $text-accent"), ("of the experts, by", MUTED))]
-    size = np.zeros(pane.facts.n_layer, np.int64) if pane.facts.expert_bytes is None else pane.facts.expert_bytes
+    size = np.zeros(facts.n_layer, np.int64) if facts.expert_bytes is None else facts.expert_bytes
     for n in WINDOWS:
-        used = int((pane.stats.working_set(n) * size).sum())
+        used = int((stats.working_set(n) * size).sum())
         lines.append(line(f"last {n} tokens", used, memory["experts"], "$text-warning"))
     return lines
 
@@ -119,28 +116,29 @@ class LayerFigures(Static):
         super().__init__(id=id)
         self._with_pairs = pairs
         self.phase: int | None = None
-        self._pane: ExpertPane | None = None
+        self._facts: ExpertFacts | None = None
+        self._stats = ExpertStatistics(0, 0, 0)
         self._memory: Mapping[str, int] = {}
 
-    def open(self, pane: ExpertPane, memory: Mapping[str, int]) -> None:
-        """Follow a pane's statistics; `memory` is what the model takes, in bytes."""
-        self._pane, self._memory = pane, memory
+    def open(self, facts: ExpertFacts, stats: ExpertStatistics, memory: Mapping[str, int]) -> None:
+        """Follow the statistics of a model; `memory` is what it takes, in bytes."""
+        self._facts, self._stats, self._memory = facts, stats, memory
         self.follow()
 
     def follow(self) -> None:
         """Show what is known now, of `phase` or both; nothing is done where nobody sees it."""
-        pane = self._pane
-        if pane is None or not pane.facts.n_expert or not (self.is_on_screen or self._with_pairs):
+        facts, stats = self._facts, self._stats
+        if facts is None or not facts.n_expert or not (self.is_on_screen or self._with_pairs):
             return
-        figures = pane.stats.layers(self.phase)
+        figures = stats.layers(self.phase)
         head = " ".join(name.rjust(width) for name, width in COLUMNS.items())
         rows = figure_rows(figures)
         if self._with_pairs:
             roomy = self.size.width >= ROOMY
             head += f"  {PAIRS[not roomy]}"
-            pairs = pane.stats.pairs(self.phase, 1)
+            pairs = stats.pairs(self.phase, 1)
             rows = [f"{row}  {pair_text(pairs[i], int(figures.tokens[i]), roomy)}" for i, row in enumerate(rows)]
-        lines = [Content.styled(head, MUTED), *map(Content, rows), Content(""), *memory_lines(pane, self._memory)]
+        lines = [Content.styled(head, MUTED), *map(Content, rows), Content(""), *memory_lines(facts, stats, self._memory)]
         self.update(Content("\n").join(lines))
 
     def on_resize(self) -> None:
