@@ -33,7 +33,10 @@ async def test_a_row_a_layer_with_what_the_statistics_say():
             want = [str(i), f"{figures.entropy[i]:.2f}", str(busiest), f"{figures.max_over_mean[i]:.1f}×"]
             assert row[:4] == want
             assert row[4] == str(int(figures.dead[i].sum()))
+            assert row[5] == f"{figures.importance_cv[i]:.2f}"
             assert row[6] == f"{figures.layer_reuse[i]:.0%}"
+            assert row[7] == "–"  # the stand-in's trace has no probabilities to take a margin from
+            assert row[8:10] == [f"{figures.overflow[1, i]:.0%}", f"{figures.skipped[i]:.0%}"]
             assert f"{pairs[i][0].first}+{pairs[i][0].second}:" in row
         assert "replies, 50 tokens" in screen_text(app)
 
@@ -49,6 +52,24 @@ async def test_the_keys_that_change_the_phase_are_in_the_footer_and_work():
             await pilot.press("right")
             await pilot.pause()
             assert screen_text(app).splitlines()[0].strip().startswith(phase)
+
+
+@pytest.mark.parametrize("size", [(40, 12), (60, 20), (72, 24)])
+async def test_columns_that_have_no_room_stand_in_a_table_below(size):
+    """Every column is there once, each table has the layers, and no row is wider than the screen."""
+    async with running(FakeModel(n_layer=2, n_expert=16, answer=["a"] * 50), size=size) as (app, pilot):
+        await ask(app, pilot)
+        await pilot.press("f10")
+        await until(pilot, lambda: isinstance(app.screen, FiguresScreen), "figures")
+        await pilot.pause(0.1)
+        shown = app.screen.query_one(LayerFigures)
+        rows = [line.plain for line in shown.content.split()]
+        heads = [at for at, row in enumerate(rows) if row.startswith("layer ")]
+        assert len(heads) > 1
+        assert sorted(word for at in heads for word in rows[at].split()[1:]) == sorted([*COLUMNS, "pair"][1:])
+        for at in heads:
+            assert [row.split()[0] for row in rows[at + 1 : at + 3]] == ["0", "1"]
+        assert max(len(row.rstrip()) for row in rows) <= shown.size.width
 
 
 async def test_the_memory_map_and_the_working_set():

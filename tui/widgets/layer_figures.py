@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from textual.content import Content
@@ -26,7 +26,8 @@ COLUMNS = {
 PAIRS = ("most frequent pair", "pair")
 """The head of the last column, and where there is little room."""
 ROOMY = 90
-BAR = 20
+BAR, AFTER_BAR = 20, 19
+"""Columns of a bar where there is room, and of its figures: ` 1023.9 MiB (100%)`."""
 
 
 def size_text(n_bytes: int) -> str:
@@ -58,20 +59,38 @@ def span_lines(figures: LayerStatistics, width: int, used: int | None) -> Conten
     return Content.assemble(*parts)
 
 
-def figure_rows(figures: LayerStatistics) -> list[str]:
+def figure_rows(figures: LayerStatistics) -> list[list[str]]:
     """A row a layer in the order of COLUMNS; a dash where nothing is known."""
     rows = []
     for i in range(len(figures.tokens)):
         busiest = "–"
         if figures.tokens[i]:
             busiest = f"{int(figures.share[i].argmax())} {figures.max_over_mean[i]:.1f}×"
-        cells = (
+        rows.append([
             str(i), _text(figures.entropy[i], ".2f"), busiest, str(int(figures.dead[i].sum())),
             _text(figures.importance_cv[i], ".2f"), _text(figures.layer_reuse[i], ".0%"),
             _text(figures.margin[i], ".3f"), _text(figures.overflow[1, i], ".0%"), _text(figures.skipped[i], ".0%"),
-        )  # fmt: skip
-        rows.append(" ".join(cell.rjust(width) for cell, width in zip(cells, COLUMNS.values(), strict=True)))
+        ])  # fmt: skip
     return rows
+
+
+def tables(columns: Mapping[str, Sequence[str]], width: int) -> list[list[Content]]:
+    """As many columns beside one another as there is room for, the others in tables below; each has the first."""
+    numbers, *rest = (_column(name, cells) for name, cells in columns.items())
+    out = [numbers]
+    for column in rest:
+        if len(out[-1][0]) - 1 + len(column[0]) > width and out[-1] is not numbers:
+            out.append(numbers)
+        out[-1] = [row + cell for row, cell in zip(out[-1], column, strict=True)]
+    return [[Content.styled(head[1:], MUTED), *(Content(row[1:]) for row in rows)] for head, *rows in out]
+
+
+def _column(name: str, cells: Sequence[str]) -> list[str]:
+    """A head and cells of one width: figures on the right, words on the left."""
+    if name in COLUMNS:
+        return [f" {text.rjust(COLUMNS[name])}" for text in (name, *cells)]
+    wide = max(map(len, (name, *cells)))
+    return [f"  {text.ljust(wide)}" for text in (name, *cells)]
 
 
 def _text(value: float, form: str) -> str:
@@ -87,14 +106,15 @@ def pair_text(pairs: list[Pair], n_token: int, roomy: bool) -> str:
     return f"{best.first}+{best.second}: {best.count / n_token:.0%}{lift}"
 
 
-def memory_lines(facts: ExpertFacts, stats: ExpertStatistics, memory: Mapping[str, int]) -> list[Content]:
+def memory_lines(facts: ExpertFacts, stats: ExpertStatistics, memory: Mapping[str, int], width: int) -> list[Content]:
     """The memory map: what the model takes, and how much of the experts the last tokens went through."""
     whole = max(1, sum(memory.values()))
     wide = max(len(name) for name in (*memory, f"last {WINDOWS[-1]} tokens"))
+    bar = max(0, min(BAR, width - wide - AFTER_BAR))
     lines = [Content.assemble(("MEMORY MAP ", "bold $text-accent"), (size_text(whole), MUTED))]
 
     def line(name: str, n_bytes: int, of: int, tint: str) -> Content:
-        done, left = meter(n_bytes / max(1, of), BAR)
+        done, left = meter(n_bytes / max(1, of), bar)
         parts = f" {size_text(n_bytes)} ({n_bytes / max(1, of):.0%})"
         return Content.assemble((name.ljust(wide + 1), MUTED), (done, tint), (left, "$text-disabled"), parts)
 
@@ -131,15 +151,15 @@ class LayerFigures(Static):
         if facts is None or not facts.n_expert or not (self.is_on_screen or self._with_pairs):
             return
         figures = stats.layers(self.phase)
-        head = " ".join(name.rjust(width) for name, width in COLUMNS.items())
-        rows = figure_rows(figures)
+        columns = {name: [row[at] for row in figure_rows(figures)] for at, name in enumerate(COLUMNS)}
         if self._with_pairs:
             roomy = self.size.width >= ROOMY
-            head += f"  {PAIRS[not roomy]}"
             pairs = stats.pairs(self.phase, 1)
-            rows = [f"{row}  {pair_text(pairs[i], int(figures.tokens[i]), roomy)}" for i, row in enumerate(rows)]
-        lines = [Content.styled(head, MUTED), *map(Content, rows), Content(""), *memory_lines(facts, stats, self._memory)]
-        self.update(Content("\n").join(lines))
+            columns[PAIRS[not roomy]] = [
+                pair_text(p, int(n), roomy) for p, n in zip(pairs, figures.tokens, strict=True)
+            ]
+        lines = [line for table in tables(columns, self.size.width) for line in (*table, Content(""))]
+        self.update(Content("\n").join([*lines, *memory_lines(facts, stats, self._memory, self.size.width)]))
 
     def on_resize(self) -> None:
         self.follow()
