@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from textual.widgets import ProgressBar
+from textual.widgets import OptionList, ProgressBar
 
 from localmoe.errors import BadInputError, FileError
 from localmoe.target import cache_dir
@@ -98,6 +98,40 @@ async def test_without_a_model_the_picker_opens_and_rows_say_what_is_wrong(home:
         await pilot.press("enter")
         await until(pilot, lambda: app.chat is not None)
         assert chat(app).record.model == str(home / "work" / "good.gguf")
+
+
+async def test_what_cannot_be_opened_stands_at_the_end(home: Path):
+    """Also before its header was read it is not what Enter opens in the end; a choice that was made stays."""
+    for name in ("a-broken.gguf", "b-broken.gguf"):
+        (home / "work" / name).write_bytes(b"nope" * 9)
+    for name in ("c-good.gguf", "d-good.gguf"):
+        write_tiny(home / "work" / name)
+    async with running(loader=lambda progress: FakeModel(), path=None) as (app, pilot):
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
+        screen = app.screen
+        await until(pilot, lambda: len(screen._facts) == 4, "all headers")
+        names = ["c-good.gguf", "d-good.gguf", "a-broken.gguf", "b-broken.gguf"]
+        assert [item.path.name for item in screen._listed] == names
+        assert screen.query_one(OptionList).highlighted == 0
+        await pilot.press("down")
+        screen._update(screen._listed[3])
+        assert screen.query_one(OptionList).highlighted == 1
+        await pilot.press(*"broken")
+        assert [item.path.name for item in screen._listed] == names[2:]
+
+
+async def test_a_packaged_model_that_was_opened_lately_is_first(home: Path, tmp_path: Path):
+    other, packaged = write_tiny(home / "work" / "other.gguf"), write_tiny(tmp_path / "tiny-moe.gguf")
+    options = AppOptions(sessions=tmp_path / "s.db", models=[("in the package", packaged)])
+    async with running(FakeModel(), options=options) as (app, pilot):
+        assert app.store is not None
+        for path in (other, packaged):
+            app.store.opened(str(path))
+        await pilot.press("ctrl+o")
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and len(app.screen._facts) == 2)
+        assert [(item.path.name, item.where) for item in app.screen._listed] == [
+            ("tiny-moe.gguf", "recent"), ("other.gguf", "recent"),
+        ]  # fmt: skip
 
 
 async def test_leaving_the_first_picker_leaves_the_app(home: Path):

@@ -40,6 +40,7 @@ class ModelsScreen(ModalScreen[Path | None]):
         self._files: list[Found] = []
         self._listed: list[Found] = []
         self._facts: dict[Path, tuple[str, Facts]] = {}
+        self._chosen: Path | None = None
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="panel wide-panel") as panel:
@@ -61,7 +62,9 @@ class ModelsScreen(ModalScreen[Path | None]):
         always = [Found(path, name) for name, path in self._always]
         if self._demo is not None:
             always.append(Found(self._demo.path, "demo" if os.path.isfile(self._demo.path) else self._demo.about))
-        self._files = list({item.path: item for item in reversed([*files, *always])}.values())[::-1]  # each once
+        for item in (*files, *always):  # each once, where it is found first
+            if not any(item.path == other.path for other in self._files):
+                self._files.append(item)
         self._fill()
         for item in self._files:
             if self._is_to_build(item):
@@ -76,24 +79,33 @@ class ModelsScreen(ModalScreen[Path | None]):
     def _fill(self) -> None:
         terms = self.query_one(Input).value.lower().split()
         self._listed = [f for f in self._files if all(term in str(f.path).lower() for term in terms)]
+        self._listed.sort(key=lambda item: bool(self._error(item)))  # what cannot be opened stands at the end
         options = self.query_one(OptionList)
         options.clear_options()
         options.add_options([Option(self._line(item)) for item in self._listed])
         if self._listed:
-            options.highlighted = 0
+            paths = [item.path for item in self._listed]
+            options.highlighted = paths.index(self._chosen) if self._chosen in paths else 0
         self._tell()
+
+    def _error(self, item: Found) -> str:
+        return self._facts.get(item.path, ("", Facts()))[1].error
 
     def _tell(self) -> None:
         at = self.query_one(OptionList).highlighted
         text = "No file found: type a path, or put one where LOCALMOE_MODELS, the Hugging Face cache or this folder is."
         if at is not None and at < len(self._listed):
             item = self._listed[at]
-            error = self._facts.get(item.path, ("", Facts()))[1].error
+            error = self._error(item)
             text = f"{item.path.parent}{f': {error}' if error else ''}"
         self.query_one("#models-said", Static).update(Content(shown_line(text)))
 
     def _update(self, item: Found) -> None:
-        if self.is_mounted and item in self._listed:
+        if not self.is_mounted or item not in self._listed:
+            return
+        if self._error(item):
+            self._fill()
+        else:
             at = self._listed.index(item)
             self.query_one(OptionList).replace_option_prompt_at_index(at, self._line(item))
             if at == self.query_one(OptionList).highlighted:
@@ -112,6 +124,7 @@ class ModelsScreen(ModalScreen[Path | None]):
 
     @on(Input.Changed, "#models-search")
     def _searched(self) -> None:
+        self._chosen = None
         self._fill()
 
     @on(OptionList.OptionHighlighted)
@@ -126,7 +139,9 @@ class ModelsScreen(ModalScreen[Path | None]):
         moves = {"up": "cursor_up", "down": "cursor_down", "pageup": "page_up", "pagedown": "page_down"}
         if event.key in moves:
             event.stop()
-            getattr(self.query_one(OptionList), f"action_{moves[event.key]}")()
+            options = self.query_one(OptionList)
+            getattr(options, f"action_{moves[event.key]}")()
+            self._chosen = self._listed[options.highlighted].path if options.highlighted is not None else None
 
     def action_open(self) -> None:
         """Open the chosen file, or the path that is typed."""
