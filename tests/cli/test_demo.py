@@ -88,7 +88,11 @@ def test_a_cache_that_cannot_be_made(
     assert "LOCALMOE_CACHE chooses another" in capfd.readouterr().err
 
 
-def test_in_a_terminal_it_opens_the_app(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_terminal_it_opens_the_app(
+    wheel: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In one that draws: with TERM=dumb it prints its exchange there."""
+    monkeypatch.setenv("TERM", "xterm")
     opened: list[Path] = []
 
     def run_app(path: Path, options: Any) -> int:
@@ -100,6 +104,11 @@ def test_in_a_terminal_it_opens_the_app(wheel: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
     assert main(["demo"]) == 7
     assert opened == [demo_model.demo_model_path()]
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(demo_module, "ANSWER_TOKENS", 5)
+    assert main(["demo"]) == 0
+    assert len(opened) == 1
+    assert f"you: {demo_module.QUESTION}" in capfd.readouterr().out
 
 
 # --- the wheel ---
