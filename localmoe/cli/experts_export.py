@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from localmoe.cli.common import say
 from localmoe.cli.experts_common import Trace
 from localmoe.cli.output_path import output_path
 
@@ -24,9 +25,13 @@ def export(
     ] = None,
 ) -> None:
     """Turn a recording into CSV (`token,layer,slot,expert,weight`), JSON Lines (a token a line) or NPZ."""
-    from localmoe.experts.export import check_format, export_recording
+    from localmoe.experts.export import check_format, export_recording, rows_of
     from localmoe.experts.trace_file import load_recording
     from localmoe.output_file import check_target
 
+    kind = check_format(output, kind)
     check_target(output, [trace], file=str(output))
-    export_recording(load_recording(trace), output, check_format(output, kind))
+    recording = load_recording(trace)
+    export_recording(recording, output, kind)
+    n, what = rows_of(recording, kind)
+    say(f"{n:,} {what}{'s' * (n != 1)}, {output.stat().st_size:,} bytes: {output}")

@@ -56,6 +56,11 @@ LINES: dict[str, Callable[[Recording], Iterator[str]]] = {"csv": csv_lines, "jso
 FORMATS = ("csv", "jsonl", "npz")
 
 
+def rows_of(recording: Recording, kind: str) -> tuple[int, str]:
+    """How many rows a recording has as `kind`, a CSV's header not counted, and what a row is."""
+    return (int((recording.experts >= 0).sum()), "choice") if kind == "csv" else (recording.n_token, "token")
+
+
 def check_format(path: str | os.PathLike[str], kind: str | None = None) -> str:
     """`kind`, by default what the name ends in; UsageError for one that is not known."""
     kind = kind or Path(path).suffix.removeprefix(".").lower()

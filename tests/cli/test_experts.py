@@ -12,6 +12,7 @@ from localmoe.cli.default_model import tiny_model_path
 from localmoe.cli.experts import SUBCOMMANDS
 from localmoe.cli.experts_compare import setting_of
 from localmoe.errors import UsageError
+from localmoe.experts.trace_file import load_recording
 from tests.tiny import write_tiny
 
 TEXT = "hello the sun and the red day is one to two "
@@ -44,8 +45,14 @@ def test_record_report_export(trace: Path, tmp_path: Path, capfd: pytest.Capture
     assert json.loads(capfd.readouterr().out)["n_expert"] == 8
     assert main(["experts", "report", str(trace), "--html", str(tmp_path / "p.html")]) == 0
     assert (tmp_path / "p.html").read_text().startswith("<!doctype html>")
-    assert main(["experts", "export", str(trace), "-o", str(tmp_path / "t.csv")]) == 0
-    assert (tmp_path / "t.csv").read_text().startswith("token,layer,slot,expert,weight\n0,0,0,")
+    capfd.readouterr()
+    for kind, row in (("csv", "choices"), ("jsonl", "tokens"), ("npz", "tokens")):
+        out = tmp_path / f"out.{kind}"
+        assert main(["experts", "export", str(trace), "-o", str(out)]) == 0
+        shown, said = capfd.readouterr()
+        n = len(out.read_bytes().splitlines()) - (kind == "csv") if kind != "npz" else load_recording(out).n_token
+        assert (shown, said) == ("", f"{n:,} {row}, {out.stat().st_size:,} bytes: {out}\n")
+    assert (tmp_path / "out.csv").read_text().startswith("token,layer,slot,expert,weight\n0,0,0,")
 
 
 def test_a_text_from_a_file_straight_to_csv(model: Path, tmp_path: Path) -> None:
