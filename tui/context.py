@@ -14,7 +14,7 @@ NEARLY = 0.8
 LEAST = 16
 """Tokens below which a context is full: a question, its place in the template and a word of a reply need as many."""
 _STOP = "When none are, the reply ends there; nothing before it is cut. Ctrl+N: new chat. F9: forget the oldest turns."
-_FORGET = "When a question no longer fits, the oldest turns are left out of what the model reads; they stay here."
+_FORGET = "When a message no longer fits, the oldest turns are left out of what the model reads; they stay here."
 _REFUSED = "Another message will be refused; nothing is cut. Ctrl+N: new chat. F9: forget the oldest turns instead."
 _FORGOTTEN = "For another message the oldest turns are left out of what the model reads; they stay here."
 
@@ -40,7 +40,7 @@ def warning(used: int, size: int, overflow: str, draft: int = 0, *, guessed: boo
 
 def fitting_in(model: Model, messages: Messages, skip: int) -> tuple[Messages, int]:
     """`fitting` as a model reads the messages, in its context."""
-    return fitting(messages, skip, lambda read: n_tokens(model, read), model.n_ctx)
+    return fitting(messages, skip, lambda read: n_tokens(model, read), model.n_ctx, model.chat_template is None)
 
 
 def n_tokens(model: Model, messages: Messages) -> int:
@@ -51,12 +51,21 @@ def n_tokens(model: Model, messages: Messages) -> int:
 
 
 def plain_text(messages: Messages) -> str:
-    """What a model without a chat template goes on with."""
-    return "".join(message["content"] for message in messages)
+    """What a model without a chat template goes on with: a word that the user adds does not grow onto the last one."""
+    text = ""
+    for message in messages:
+        piece = message["content"]
+        apart = message["role"] == "user" and piece[:1].isalnum() and not text[-1:].isspace()
+        text += f" {piece}" if text and apart else piece
+    return text
 
 
-def fitting(messages: Messages, skip: int, count: Callable[[Messages], int], size: int) -> tuple[Messages, int]:
+def fitting(
+    messages: Messages, skip: int, count: Callable[[Messages], int], size: int, alone: bool = False
+) -> tuple[Messages, int]:
     """The messages without their oldest exchanges, as few as needed, and how many turns are left out.
+
+    `alone`: a reply can stay without its question, as where it goes on with a text.
 
     `skip` turns were left out before. What is read must take at most three quarters of `size` tokens; where more must
     go, then so many that it takes half, since every change means reading all again. System prompt and last question
@@ -68,7 +77,7 @@ def fitting(messages: Messages, skip: int, count: Callable[[Messages], int], siz
     def kept(n: int) -> Messages:
         return [*system, *turns[n:]]
 
-    starts = [n for n, m in enumerate(turns) if m["role"] == "user"] or [0]
+    starts = [n for n, m in enumerate(turns) if alone or m["role"] == "user"] or [0]
     skip = max((n for n in starts if n <= skip), default=0)
     if count(kept(skip)) <= size * 3 // 4:
         return kept(skip), skip

@@ -34,7 +34,7 @@ class AppOptions:
 
     `saved` is a run to show differences from. `sessions` is the file that keeps the chats, None: they are not kept;
     `resume` is the number of the one to go on with. `models` are files that the picker lists besides those it finds,
-    `demo` is one that it offers to build.
+    `demo` is one that it offers to build. `beginnings` are texts to try, by the file of the model that knows them.
     """
 
     load: Mapping[str, Any] = field(default_factory=dict)
@@ -45,3 +45,4 @@ class AppOptions:
     resume: int | None = None
     models: Sequence[tuple[str, Path]] = ()
     demo: Buildable | None = None
+    beginnings: Mapping[Path, Sequence[str]] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 def tiny_model_path() -> Path:
     """The small trained MoE that is part of the package (data/tiny-moe-licences.txt)."""
     return Path(__file__).parents[1] / "data" / "tiny-moe.gguf"
+
+
+def beginnings() -> dict[Path, Sequence[str]]:
+    """Texts to try by the model that was trained on such: a verse, an entry, a gloss, a program."""
+    return {tiny_model_path(): ("And God said", "hacker: n.", "a small bird", "def __init__(self")}
 
 
 def packaged_models() -> list[tuple[str, Path]]:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from localmoe.cli.default_model import packaged_models
+from localmoe.cli.default_model import beginnings, packaged_models
 from localmoe.cli.demo_model import build_demo, demo_model_path
 
 QUESTION = "Tell me a short story about a cat."
@@ -54,7 +54,9 @@ def demo(
         from localmoe.tui.app import run_app
         from localmoe.tui.options import AppOptions
 
-        options = AppOptions({"n_threads": threads}, sessions=default_path(), models=packaged_models())
+        options = AppOptions(
+            {"n_threads": threads}, sessions=default_path(), models=packaged_models(), beginnings=beginnings()
+        )
         raise typer.Exit(run_app(path, options))
     show_exchange(path, threads)
 

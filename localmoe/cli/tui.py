@@ -24,7 +24,7 @@ from localmoe.cli.common import (
     sampling_arguments,
     with_sampling,
 )
-from localmoe.cli.default_model import demo_to_build, given_or_demo_model, packaged_models, tiny_model_path
+from localmoe.cli.default_model import beginnings, demo_to_build, given_or_demo_model, packaged_models, tiny_model_path
 from localmoe.cli.sessions import kept_chat
 from localmoe.engine.sampling import SamplingParams
 from localmoe.errors import UsageError
@@ -78,6 +78,7 @@ def tui(
     options = AppOptions(
         load=load, sampling=sampling_arguments(sampling), system=system, saved=saved,
         sessions=None if unsaved else default_path(), resume=resume, models=packaged_models(), demo=demo_to_build(),
+        beginnings=beginnings(),
     )  # fmt: skip
     code = run_app(path, options)
     raise typer.Exit(code)

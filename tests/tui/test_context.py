@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import threading
+from pathlib import Path
 
 import pytest
 
-from localmoe.tui.context import fitting, warning
+from localmoe.tui.context import fitting, plain_text, warning
+from localmoe.tui.options import AppOptions
 from localmoe.tui.widgets.prompt import Prompt
 
 from .driving import ask, chat, running, screen_text, until
@@ -137,4 +139,62 @@ async def test_a_model_that_completes_text_forgets_too():
         chat(app).record.configure(overflow="forget")
         for n in range(3):
             await ask(app, pilot, f"q{n}")
-        assert [request["prompt"] for request in model.asked] == ["q0", "q0" + "a" * 200 + "q1", "q2"]
+        assert [request["prompt"] for request in model.asked] == ["q0", "q0" + "a" * 200 + " q1", "q2"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "read"),
+    [
+        (["In the", " beginning", "God"], "In the beginning God"),
+        (["def f", "(x):\n", "return"], "def f(x):\nreturn"),
+        (["one", " two.", "", " three"], "one two. three"),
+        (["one", " two", ", three"], "one two, three"),
+    ],
+)
+def test_what_is_added_to_a_text_is_a_word_of_its_own(texts: list[str], read: str):
+    """Unless it begins with a sign, or the text ends with a space; the model's own pieces follow as they are."""
+    roles = ["user", "assistant", "user", "assistant"]
+    turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False) if text]
+    assert plain_text(turns) == read
+
+
+async def test_a_model_that_completes_text_can_always_go_on():
+    """It writes pieces of its context, an empty message lets it go on, and the oldest text is forgotten in time."""
+    model = FakeModel(answer="a" * 100, n_ctx=200, chat_template=None)
+    async with running(model) as (app, pilot):
+        shown = " ".join(screen_text(app).split())
+        assert "it goes on with what you write" in shown
+        assert "looks back on 200 tokens and writes 50 at a time" in shown
+        assert chat(app).record.parameters == {"overflow": "forget", "max_tokens": 50}
+        await pilot.press("enter")
+        await pilot.pause(0.1)
+        assert not model.asked  # there is nothing yet to go on with
+        await ask(app, pilot, "once  ")
+        for _ in range(6):
+            await ask(app, pilot, "")
+        assert [request["max_tokens"] for request in model.asked] == [50] * 7
+        read = [request["prompt"] for request in model.asked]
+        assert read[:3] == ["once  ", "once  " + "a" * 100, "once  " + "a" * 200]
+        assert max(len(model.tokenize(text)) for text in read) <= 150
+        assert len(chat(app).conversation.turns) == 14
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: "writes 50 at a time" in screen_text(app))
+
+
+async def test_what_was_asked_for_holds_where_a_model_completes_text():
+    options = AppOptions(sampling={"max_tokens": 7})
+    async with running(FakeModel(chat_template=None, n_ctx=200), options=options) as (app, _):
+        assert chat(app).record.parameters == {"overflow": "forget", "max_tokens": 7}
+
+
+async def test_beginnings_that_the_model_knows_are_shown():
+    options = AppOptions(beginnings={Path("demo.gguf").absolute(): ("And God said", "[b]import[/b]")})
+    async with running(FakeModel(chat_template=None), options=options, size=(80, 24)) as (app, _):
+        assert "And God said" in screen_text(app)
+        assert "[b]import[/b]" in screen_text(app)
+
+
+async def test_a_dense_model_is_not_said_to_have_experts_beside_the_chat():
+    async with running(FakeModel(n_expert=0, n_used=0)) as (app, _):
+        assert "It has no experts" in screen_text(app)
+        assert "Beside the chat" not in screen_text(app)

@@ -34,12 +34,12 @@ def test_type_stop_resize_and_quit(model: Path):
     os.write(terminal.end, b"The lighthouse keeper and the fox")
     terminal.read_until(b"and the fox")
     os.write(terminal.end, b"\r")
-    if model == demo_model_path():  # the tiny one has filled its context before a key can stop it
+    if model == demo_model_path():  # the tiny one has written its piece before a key can stop it
         terminal.read_until(b"writing")
         os.write(terminal.end, b"\x1b")
         terminal.read_until(b"stopped")
     else:
-        terminal.read_until(b"context is full")
+        terminal.read_until(b"token limit is reached")
     terminal.output = b""
     fcntl.ioctl(terminal.end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     terminal.process.send_signal(signal.SIGWINCH)

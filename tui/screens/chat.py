@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
@@ -23,6 +23,7 @@ from ..messages import ReplyDone, ReplyFailed, Submitted, TurnAsked
 from ..options import AppOptions
 from ..pace import EVERY, Pace
 from ..talk import Talk
+from ..welcome import text_parameters, welcome
 from ..widgets.context_note import ContextNote
 from ..widgets.expert_pane import ExpertPane
 from ..widgets.key_line import KeyLine
@@ -96,11 +97,23 @@ class ChatScreen(RoutedScreen):
         self.compare_saved()
         self.follow = Follower(self.model, self.experts, self.query_one(LayerFigures), self.status)
         self.status.state, self.status.size_of_context = "ready", self.model.n_ctx
+        if self.model.chat_template is None:
+            self._complete_text()
+        self.transcript.greet(welcome(self.model, self.record.parameters, self._beginnings()))
         self.set_focus(self.query_one(Prompt))  # now: a key may be the next message
         self.query_one(Prompt).insert(self._draft.text)
         self.query_one(TitleBar).show_model(self.model, self.n_used)
         self._ticks = self.set_interval(EVERY, self._look, pause=True)
         self.call_after_refresh(self._begin_chat)
+
+    def _complete_text(self) -> None:
+        """Let a new chat write piece by piece and forget the oldest, where nothing else was asked for."""
+        self.query_one(Prompt).complete_text()
+        if not self.record.turns:
+            self.record.configure(**{**text_parameters(self.model.n_ctx), **self.record.parameters})
+
+    def _beginnings(self) -> Sequence[str]:
+        return self.options.beginnings.get(self.model.gguf.path.absolute(), ())
 
     async def _begin_chat(self) -> None:
         """Go on with a chat that was kept, and send what was written while the model was opened."""
@@ -140,6 +153,8 @@ class ChatScreen(RoutedScreen):
     @on(Submitted)
     async def _send(self, event: Submitted) -> None:
         event.stop()
+        if not event.text and (not self.record.turns or self.talk.editing):  # nothing to go on with
+            return
         if self.talk.warming:  # the chat so far is being read: enough of it is, and the question comes next
             self.talk.queued = event.text
             self.action_stop()

@@ -8,6 +8,7 @@ from textual.widgets import TextArea
 from ..messages import Submitted
 
 HINT = "Message the model"
+TEXT_HINT = "Text for the model to go on with"
 NEW_LINE = ("ctrl+j", "shift+enter", "alt+enter")
 
 
@@ -23,6 +24,12 @@ class Prompt(TextArea):
         self._at = 0
         self._draft = ""
         self._before: str | None = None
+        self._completes = False
+
+    def complete_text(self) -> None:
+        """Send texts as they are typed, spaces at the ends included, and an empty one too: the model goes on."""
+        self._completes = True
+        self.placeholder = TEXT_HINT
 
     async def _on_key(self, event: events.Key) -> None:
         # Not priority bindings: those run before the letters typed just before them have arrived here.
@@ -33,6 +40,8 @@ class Prompt(TextArea):
         event.prevent_default()
         if event.key in NEW_LINE:
             self.insert("\n")
+        elif self._completes:
+            self.post_message(Submitted(self.text if self.text.strip() else ""))
         elif text := self.text.strip():
             self.post_message(Submitted(text))
 
@@ -42,10 +51,10 @@ class Prompt(TextArea):
 
     def remember(self, text: str) -> None:
         """Put a text that was sent into the history and empty the input, unless it has another text by now."""
-        if not self.sent or self.sent[-1] != text:
+        if text and (not self.sent or self.sent[-1] != text):
             self.sent.append(text)
         self._at, self._draft = len(self.sent), ""
-        if self.text.strip() == text:
+        if text in (self.text, self.text.strip()):
             self.clear()
 
     @property

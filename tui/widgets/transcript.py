@@ -21,10 +21,9 @@ from ..screens.dialogs import ChooseScreen
 from .page import LaidOutOnce
 from .turns import Note, ReplyTurn, UserTurn, shown
 
-WELCOME = "Write below, Enter sends. Beside the chat you see which experts each layer uses, while it answers."
 ENDINGS = {
     "cancelled": "stopped",
-    "length": "the reply's token limit is reached",
+    "length": "the reply's token limit is reached (F9)",
     "context": "the context was full, so the reply ends here",
     "edited": "edited by you",
     "error": "ended by an error",
@@ -86,11 +85,12 @@ class Transcript(LaidOutOnce, OnlyGround, VerticalScroll):
         super().__init__(id=id, can_focus=True)
         self.reply: ReplyTurn | None = None
         self._above: list[Turn] = []
+        self._welcome = ""
 
     def compose(self) -> ComposeResult:
         # An anchored scroll view holds short content at its bottom: the turns fill at least one page instead.
         with Turns(id="turns"):
-            yield Static(WELCOME, id="welcome", markup=False)
+            yield Static(id="welcome", markup=False)
 
     def on_mount(self) -> None:
         self.anchor()
@@ -145,12 +145,18 @@ class Transcript(LaidOutOnce, OnlyGround, VerticalScroll):
     async def _mark_ends(self, any_turns: bool) -> None:
         await self.turns.query("#welcome, #above").remove()
         if not any_turns:
-            await self.turns.mount(Static(WELCOME, id="welcome", markup=False))
+            await self.turns.mount(Static(self._welcome, id="welcome", markup=False))
         elif self._above:
             text = f"{len(self._above)} turns above: Up at the first one shows them"
             await self.turns.mount(Static(text, id="above", markup=False), before=0)
         for box in self.boxes:
             box.mark()
+
+    def greet(self, text: str) -> None:
+        """Say a text where no turn is."""
+        self._welcome = text
+        for line in self.query("#welcome").results(Static):
+            line.update(text)
 
     async def feed(self, text: str) -> None:
         """Append to the reply."""

@@ -52,11 +52,11 @@ def shown_line(text: str) -> str:
 
 
 class UserTurn(Lines, Static):
-    """What the user said, as it was typed."""
+    """What the user said, as it was typed; where that is nothing, the model was to go on."""
 
     def __init__(self, text: str) -> None:
         super().__init__(classes="turn user")
-        self.lines = [Line(Content(line)) for line in shown(text).expandtabs().split("\n")]
+        self.lines = [Line(Content(line)) for line in (shown(text).expandtabs() or "…").split("\n")]
 
 
 class Note(Static):
