@@ -11,10 +11,7 @@ if TYPE_CHECKING:
 PIECE, MOST = 4, 256
 """Where a model completes text, a reply's part of the context, and its most tokens: few end by themselves."""
 _CHAT = "Write below, Enter sends."
-_TEXT = (
-    "This model completes text: it goes on with what you write, and does not answer. Enter sends, Enter alone lets it "
-    "go on."
-)
+_TEXT = "This model completes text: it goes on with what you write. Enter sends, Enter alone lets it go on."
 _EXPERTS = (
     "Beside the chat you see which experts each layer uses, while it writes. F2 changes what the heatmap shows, F7 "
     "shows where each token went, F8 changes the routing, F1 explains every word."
@@ -31,7 +28,7 @@ def welcome(model: Model, parameters: Mapping[str, Any], beginnings: Sequence[st
     """How to begin, what comes of it, and what there is to see; `beginnings` are texts that the model knows."""
     parts = [_CHAT if model.chat_template is not None else _TEXT]
     if beginnings:
-        parts.append("Try one of these:\n" + "\n".join(f"  {text}" for text in beginnings))
+        parts.append("Try: " + "  ·  ".join(beginnings))
     if model.chat_template is None and parameters.get("overflow") == "forget" and "max_tokens" in parameters:
         parts.append(
             f"It looks back on {model.n_ctx} tokens and writes {parameters['max_tokens']} at a time; what is older is "

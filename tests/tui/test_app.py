@@ -8,7 +8,7 @@ import pytest
 
 from localmoe.errors import BadInputError, MemoryLimitError
 from localmoe.tui.options import AppOptions
-from localmoe.tui.screens.help import HelpScreen
+from localmoe.tui.screens.help import HelpScreen, HelpText
 from localmoe.tui.screens.loading import ErrorScreen, LoadingScreen
 from localmoe.tui.widgets.expert_pane import MODES
 from localmoe.tui.widgets.heatmap import Heatmap
@@ -201,6 +201,22 @@ async def test_help_explains_the_words():
         await pilot.press("f1")
         await pilot.pause()
         assert app.screen is chat(app)
+
+
+@pytest.mark.parametrize("size", [(40, 12), (80, 24), (200, 60)])
+async def test_help_fits_and_is_one_widget(size):
+    """Names are a column of their own however narrow it is; 150 widgets took seconds to appear beside a busy engine."""
+    async with running(FakeModel(), size=size) as (app, pilot):
+        await pilot.press("f1")
+        await until(pilot, lambda: isinstance(app.screen, HelpScreen), "help")
+        await pilot.pause()
+        text = app.screen.query_one(HelpText)
+        rows = [line.plain for line in text.content.split()]
+        assert max(map(len, rows)) <= text.size.width
+        said = " ".join(" ".join(rows).split())
+        assert all(name in rows[at] for at, name in ((0, "Keys"), (1, "Enter")))
+        assert "the small matrix" in said
+        assert len(app.screen.query("*")) < 8
 
 
 async def test_a_dense_model_says_that_it_has_no_experts():

@@ -189,8 +189,13 @@ async def test_what_was_asked_for_holds_where_a_model_completes_text():
 
 async def test_beginnings_that_the_model_knows_are_shown():
     options = AppOptions(beginnings={Path("demo.gguf").absolute(): ("And God said", "[b]import[/b]")})
-    async with running(FakeModel(chat_template=None), options=options, size=(80, 24)) as (app, _):
-        assert "And God said" in screen_text(app)
+    async with running(FakeModel(chat_template=None), options=options, size=(40, 12)) as (app, pilot):
+        assert "This model completes text" in screen_text(app)
+        await pilot.press("ctrl+n")
+        await pilot.pause(0.1)
+        assert "This model completes text" in screen_text(app)
+        await pilot.resize_terminal(80, 24)
+        await until(pilot, lambda: "And God said" in screen_text(app))
         assert "[b]import[/b]" in screen_text(app)
 
 

@@ -134,6 +134,16 @@ async def test_a_packaged_model_that_was_opened_lately_is_first(home: Path, tmp_
         ]  # fmt: skip
 
 
+async def test_a_row_is_a_line(home: Path):
+    """A long name is cut, not wrapped: where it is stands below."""
+    write_tiny(home / "work" / f"{'long' * 20}.gguf")
+    async with running(loader=lambda progress: FakeModel(), path=None, size=(80, 24)) as (app, pilot):
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and len(app.screen._facts) == 1)
+        await pilot.pause(0.1)
+        assert app.screen.query_one(OptionList).virtual_size.height == 1
+        assert "…" in screen_text(app)
+
+
 async def test_leaving_the_first_picker_leaves_the_app(home: Path):
     async with running(loader=lambda progress: FakeModel(), path=None) as (app, pilot):
         await until(pilot, lambda: isinstance(app.screen, ModelsScreen))

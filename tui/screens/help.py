@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+from textwrap import wrap
 from typing import ClassVar
 
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, VerticalScroll
+from textual.containers import VerticalScroll
+from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
+
+from ..widgets.turns import MUTED
 
 KEYS = {
     "Enter": "send",
@@ -75,6 +81,33 @@ NOTE = (
 )
 
 
+NAME, GAP = 18, 2
+"""Columns of a name where there is room, and those after it."""
+
+
+class HelpText(Static):
+    """Names on the left and what they mean beside them; one widget, since each of its own takes a while to appear."""
+
+    def on_resize(self, event: events.Resize) -> None:
+        self.update(help_text(event.size.width))
+
+
+def help_text(width: int) -> Content:
+    """All of the help in lines of a width."""
+    name_width = min(NAME, width // 3)
+    room = max(1, width - name_width - GAP)
+    lines = []
+    for title, table in (("Keys", KEYS), ("Words", WORDS)):
+        lines.append(Content.styled(title, "bold"))
+        for name, meaning in table.items():
+            names, meanings = wrap(name, name_width), wrap(meaning, room)
+            for left, right in zip_longest(names, meanings, fillvalue=""):
+                lines.append(Content.assemble((left.ljust(name_width + GAP), "$text-accent"), right))
+        lines.append(Content(""))
+    lines += [Content.styled(line, MUTED) for line in wrap(NOTE, max(1, width))]
+    return Content("\n").join(lines)
+
+
 class HelpScreen(ModalScreen[None]):
     """Keys and words, one line each."""
 
@@ -84,10 +117,4 @@ class HelpScreen(ModalScreen[None]):
         with VerticalScroll(id="help-panel") as panel:
             panel.border_title = "Help"
             panel.border_subtitle = "Esc closes"
-            for title, table in (("Keys", KEYS), ("Words", WORDS)):
-                yield Static(title, classes="help-title", markup=False)
-                for name, meaning in table.items():
-                    with Horizontal(classes="help-line"):
-                        yield Static(name, classes="help-name", markup=False)
-                        yield Static(meaning, classes="help-meaning", markup=False)
-            yield Static(NOTE, classes="help-note", markup=False)
+            yield HelpText(markup=False)

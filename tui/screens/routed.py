@@ -140,7 +140,7 @@ class RoutedScreen(DrawnScreen):
         """Open the panel that changes how tokens are routed, or compares that with how the app was started."""
         share = self.skipped_share()
         said = "nothing was routed yet" if share is None else f"the last reply skipped {share:.1%} of its experts' work"
-        asked = [turn.text for turn in self.conversation.turns if turn.role == "user"]
+        asked = [turn.text for turn in self.conversation.turns if turn.role == "user" and turn.text]
         prompt = shown_line(asked[-1]) if asked else ""
 
         def chosen(answer: Rules | tuple[Rules, str] | None) -> None:

@@ -92,9 +92,6 @@ class Transcript(LaidOutOnce, OnlyGround, VerticalScroll):
         with Turns(id="turns"):
             yield Static(id="welcome", markup=False)
 
-    def on_mount(self) -> None:
-        self.anchor()
-
     @property
     def turns(self) -> Vertical:
         return self.query_one("#turns", Vertical)
@@ -123,7 +120,9 @@ class Transcript(LaidOutOnce, OnlyGround, VerticalScroll):
             box = await self._add(turn)
             self.reply = box.body if isinstance(box.body, ReplyTurn) else None
         await self._mark_ends(bool(turns))
-        self.anchor()
+        self.anchor(bool(turns))  # of what an empty chat says the beginning comes first
+        if not turns:
+            self.scroll_home(animate=False)
 
     async def _cut_after(self, box: TurnBox | None) -> None:
         """Remove what stands below a box; None: everything."""
