@@ -36,7 +36,8 @@ async def test_a_row_a_layer_with_what_the_statistics_say():
             assert row[5] == f"{figures.importance_cv[i]:.2f}"
             assert row[6] == f"{figures.layer_reuse[i]:.0%}"
             assert row[7] == "–"  # the stand-in's trace has no probabilities to take a margin from
-            assert row[8:10] == [f"{figures.overflow[1, i]:.0%}", f"{figures.skipped[i]:.0%}"]
+            assert row[8:10] == [f"{figures.overflow[0, i]:.0%}", f"{figures.overflow[1, i]:.0%}"]
+            assert row[10] == f"{figures.skipped[i]:.0%}"
             assert f"{pairs[i][0].first}+{pairs[i][0].second}:" in row
         assert "replies, 50 tokens" in screen_text(app)
 
@@ -106,4 +107,4 @@ async def test_wide_terminals_have_the_figures_beside_the_chat(size, seen):
 
 
 def _column(app) -> str:
-    return "\n".join("  " + line[-62:] for line in screen_text(app).splitlines() if "×" in line[-62:])
+    return "\n".join("  " + line[-66:] for line in screen_text(app).splitlines() if "×" in line[-66:])

@@ -20,7 +20,8 @@ WINDOWS = (16, 64, 256)
 WINDOW = 64
 """The same where there is room for one."""
 COLUMNS = {
-    "layer": 5, "entropy": 7, "busiest": 9, "dead": 4, "CV": 5, "reuse": 5, "margin": 6, "over": 5, "skipped": 7,
+    "layer": 5, "entropy": 7, "busiest": 9, "dead": 4, "CV": 5, "reuse": 5, "margin": 6, "ov1.0": 5, "ov1.25": 6,
+    "skip": 4,
 }  # fmt: skip
 """Heads of the columns and their widths; all are words of F1."""
 PAIRS = ("most frequent pair", "pair")
@@ -69,7 +70,8 @@ def figure_rows(figures: LayerStatistics) -> list[list[str]]:
         rows.append([
             str(i), _text(figures.entropy[i], ".2f"), busiest, str(int(figures.dead[i].sum())),
             _text(figures.importance_cv[i], ".2f"), _text(figures.layer_reuse[i], ".0%"),
-            _text(figures.margin[i], ".3f"), _text(figures.overflow[1, i], ".0%"), _text(figures.skipped[i], ".0%"),
+            _text(figures.margin[i], ".3f"), *(_text(over, ".0%") for over in figures.overflow[:, i]),
+            _text(figures.skipped[i], ".0%"),
         ])  # fmt: skip
     return rows
 
