@@ -25,6 +25,7 @@ from .building import build
 from .commands import ChatCommands
 from .ending import end_on_signals
 from .engine_worker import EngineWorker, Loader, Progress
+from .guard import guarded_terminal
 from .keys import binding_ids, keys_path, read_keys
 from .messages import EngineDied, LoadFailed, LoadProgress, ModelReady, ReplyDone
 from .options import AppOptions
@@ -360,7 +361,8 @@ def run_app(path: Path | None, options: AppOptions | None = None, loader: Loader
     sys.setswitchinterval(SWITCH)
     gc.set_threshold(*COLLECT)
     try:
-        app.run()
+        with guarded_terminal():
+            app.run()
     finally:
         app.worker.close()
         if app.store is not None:

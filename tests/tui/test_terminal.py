@@ -168,6 +168,37 @@ def test_sigterm_ends_an_app_whose_terminal_takes_no_more_output():
     os.close(terminal.end)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_a_death_that_nothing_can_be_done_about_restores_the_terminal(number):
+    """As where memory runs out or native code fails: whoever waits beside the app sets modes and screen back."""
+    terminal = Terminal("chat")
+    before = termios.tcgetattr(terminal.end)
+    terminal.read_until(b"Message")
+    os.write(terminal.end, b"hello\r")
+    terminal.read_until(b"word")
+    assert not termios.tcgetattr(terminal.end)[3] & termios.ECHO
+    terminal.process.send_signal(number)
+    terminal.read_until(LEFT)
+    end = time.monotonic() + 20
+    while termios.tcgetattr(terminal.end) != before and time.monotonic() < end:
+        terminal.read_for(0.1)
+    assert termios.tcgetattr(terminal.end) == before
+    assert terminal.finish() == -number
+    _assert_restored(terminal.output)
+
+
+def test_nothing_is_left_of_an_app_that_ended_by_itself():
+    """Whoever waited beside it is gone, and has sent nothing."""
+    terminal = Terminal("chat")
+    terminal.read_until(b"Message")
+    children = Path(f"/proc/{terminal.process.pid}/task/{terminal.process.pid}/children")
+    waiting = children.read_text().split() if children.is_file() else []
+    os.write(terminal.end, b"\x11")
+    assert terminal.finish() == 0
+    assert terminal.output.count(LEFT) == 1
+    assert not any(Path("/proc", pid).exists() for pid in waiting)
+
+
 def test_a_crash_restores_the_terminal():
     """A bug in the engine's thread: the terminal is reset before the traceback, exit 1."""
     terminal = Terminal("bug")
