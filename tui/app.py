@@ -27,6 +27,7 @@ from .ending import end_on_signals
 from .engine_worker import EngineWorker, Loader, Progress
 from .guard import guarded_terminal
 from .keys import binding_ids, keys_path, read_keys
+from .legible import legible
 from .messages import EngineDied, LoadFailed, LoadProgress, ModelReady, ReplyDone
 from .options import AppOptions
 from .parameters import changed, checked
@@ -227,10 +228,12 @@ class LocalMoeApp(App[None]):
             self.push_screen(HelpScreen())
 
     def get_css_variables(self) -> dict[str, str]:
-        """Of 16 colours a light theme takes those that can be read on a terminal's white: no yellow, no light grey."""
+        """A theme's colours so that they can be read: of 16 on a terminal's white no yellow and no light grey."""
         variables = super().get_css_variables()
-        few = self.console.color_system in (None, "standard")
-        return variables | (ON_WHITE if few and not self.current_theme.dark else {})
+        if self.console.color_system in (None, "standard"):
+            return variables | ({} if self.current_theme.dark else ON_WHITE)
+        self.theme_variables = variables | legible(variables)
+        return self.theme_variables
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterator[SystemCommand]:
         """Of Textual's own commands those that are not said in F1 already, with their meaning."""

@@ -88,7 +88,7 @@ class Heatmap(OwnLines, Widget):
         if self._look is None:
             base = self.rich_style
             shaded = palette.few_colours(self.app)
-            self._look = Look(base, base + Style(dim=True), self.app.current_theme.dark, shaded)
+            self._look = Look(base, base + palette.muted(self.app), self.app.current_theme.dark, shaded)
         return self._look
 
     def notify_style_update(self) -> None:

@@ -16,6 +16,7 @@ from rich.color import Color
 from rich.segment import Segment
 from rich.style import Style
 from textual.app import App
+from textual.color import Color as TextualColor
 
 Levels = NDArray[np.uint8]
 RGB = tuple[int, int, int]
@@ -43,6 +44,13 @@ _GLYPH_STEPS = (-0.5, 0.25, 0.75)  # of the scale's half width: up to here ░, 
 def few_colours(app: App[Any]) -> bool:
     """Whether the terminal cannot tell colours like these apart: 16 of them at most, or NO_COLOR."""
     return app.no_color or app.console.color_system in {None, "standard", "windows"}
+
+
+def muted(app: App[Any]) -> Style:
+    """What text that only explains has: the theme's colour for it, or dim letters where colours are few."""
+    colour = TextualColor.parse(app.theme_variables.get("foreground-muted", "#0000"))
+    own = few_colours(app) or colour.a < 1 or colour.ansi is not None
+    return Style(dim=True) if own else Style(color=colour.rich_color)
 
 
 def scale_span(n_expert: int, n_used: int) -> float:
@@ -91,7 +99,7 @@ def glyph(level: int) -> str:
 def block(level: int, width: int, mark: str, dark: bool) -> Segment:
     """Columns on the level's colour, with a mark that stands out in the middle of each cell (or "" for none)."""
     ground = colour(level, dark)
-    front = (20, 20, 24) if _luminance(ground) > LEGIBLE_AS_BLACK else (250, 250, 250)
+    front = (20, 20, 24) if luminance(ground) > LEGIBLE_AS_BLACK else (250, 250, 250)
     style = Style(color=_rich(front), bgcolor=_rich(ground), bold=True)
     return Segment(mark.center(width) if mark else " " * width, style)
 
@@ -102,7 +110,7 @@ def half_block(upper: int, lower: int, width: int, dark: bool) -> Segment:
     return Segment("▀" * width, Style(color=_rich(colour(upper, dark)), bgcolor=_rich(colour(lower, dark))))
 
 
-def _luminance(rgb: RGB) -> float:
+def luminance(rgb: RGB) -> float:
     """Relative luminance, 0 to 1, as WCAG 2 defines it."""
     linear = [part / 3294.6 if part <= 10 else ((part / 255 + 0.055) / 1.055) ** 2.4 for part in rgb]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -14,6 +14,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from ..drawing import OwnLines, mark
+from .palette import muted
 
 _BARS = "▁▂▃▄▅▆▇█"
 GAP, GROUP, ARROW = 2, 5, "→ "
@@ -100,7 +101,7 @@ class TokenPath(OwnLines, Widget):
     def ink(self) -> tuple[Style, Style]:
         """Plain and dim text, read from the style sheet once."""
         if self._ink is None:
-            self._ink = self.rich_style, self.rich_style + Style(dim=True)
+            self._ink = self.rich_style, self.rich_style + muted(self.app)
         return self._ink
 
     def on_resize(self, _: events.Resize) -> None:
