@@ -225,6 +225,16 @@ async def test_renaming_exporting_and_deleting(path: Path, tmp_path: Path, monke
         assert [entry.title for entry in store.entries()] == ["harbour"]
 
 
+async def test_what_was_sent_in_other_chats_is_in_the_history(path: Path):
+    """Up, also in another run of the app."""
+    kept(path, "older words", "newer words")
+    async with running(FakeModel(answer="ok"), options=keeping(path)) as (app, pilot):
+        await ask(app, pilot, "now")
+        for text in ("now", "newer words", "older words"):
+            await pilot.press("up")
+            assert app.screen.query_one(Prompt).text == text
+
+
 async def test_the_open_chat_is_not_deleted(path: Path):
     async with running(FakeModel(answer="ok"), options=keeping(path)) as (app, pilot):
         await ask(app, pilot, "stay")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
@@ -12,6 +13,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Static
 
+from localmoe.errors import LocalMoeError
 from localmoe.experts.labels import expert_labels
 from localmoe.sessions.record import Record
 from localmoe.sessions.tree import Turn
@@ -102,6 +104,9 @@ class ChatScreen(RoutedScreen):
         self.transcript.greet(welcome(self.model, self.record.parameters, self._beginnings()))
         self.set_focus(self.query_one(Prompt))  # now: a key may be the next message
         self.query_one(Prompt).insert(self._draft.text)
+        if (store := self.record.store) is not None:
+            with suppress(LocalMoeError):  # what was sent before is a help, no more
+                self.query_one(Prompt).recall([text for text in store.questions() if text])
         self.query_one(TitleBar).show_model(self.model, self.n_used)
         self._ticks = self.set_interval(EVERY, self._look, pause=True)
         self.call_after_refresh(self._begin_chat)

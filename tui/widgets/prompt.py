@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from textual import events
 from textual.widgets import TextArea
 
@@ -25,6 +27,11 @@ class Prompt(TextArea):
         self._draft = ""
         self._before: str | None = None
         self._completes = False
+
+    def recall(self, sent: Sequence[str]) -> None:
+        """Let up find what was sent before this prompt was there, the newest last."""
+        self.sent = [*sent, *self.sent]
+        self._at = len(self.sent)
 
     def complete_text(self) -> None:
         """Send texts as they are typed, spaces at the ends included, and an empty one too: the model goes on."""
