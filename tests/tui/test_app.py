@@ -284,13 +284,22 @@ async def test_the_pane_can_be_hidden():
 
 
 async def test_hovering_a_cell_names_it():
-    """The line of figures tells the layer, the expert and its load."""
-    async with running(FakeModel(n_layer=6, n_expert=8)) as (app, pilot):
+    """The mouse alone tells layer, expert, its shares, bytes and label; away from the picture it tells nothing."""
+    async with running(FakeModel(n_layer=6, n_expert=8, labels=[f"prompt {e}" for e in range(8)])) as (app, pilot):
         await ask(app, pilot)
-        await pilot.hover(Heatmap, offset=(4, 2))
+        chat(app).action_mode("start")
+        cells = app.screen.query_one(Heatmap).cells
+        assert cells is not None
+        await pilot.hover(Heatmap, offset=(cells.gutter + 5 * cells.width + 1, Heatmap.ABOVE + 2 * cells.height))
         await pilot.pause()
-        assert "layer 0 expert 0" in screen_text(app)
-        assert "3.0 MiB" in screen_text(app)
+        figures = chat(app).experts.stats.layers()
+        share, weight = figures.share[2, 5], figures.weight_share[2, 5]
+        said = f"layer 2 expert 5  {share:.1%}  weight {weight:.1%}  {share * 8:.2g}× even"
+        assert said in screen_text(app)
+        assert "3.0 MiB  prompt 5" in screen_text(app)
+        await pilot.hover("#transcript")
+        await pilot.pause()
+        assert "layer 2 expert 5" not in screen_text(app)
 
 
 async def test_no_key_is_cut_at_the_edge():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from textual.widgets import Input
 
@@ -12,6 +13,7 @@ from localmoe.tui.rules import read_rules, rules_of
 from localmoe.tui.screens.chat import ChatScreen
 from localmoe.tui.screens.compare import CompareScreen
 from localmoe.tui.screens.rules import RulesScreen
+from localmoe.tui.widgets.heatmap import Heatmap
 from tests.tiny import write_tiny
 
 from .driving import ask, chat, running, screen_text, until
@@ -146,6 +148,12 @@ async def test_two_settings_side_by_side(tmp_path):
         text = screen_text(app)
         for word in ("KL(A || B)", "perplexity", "A top-2 of", "B top-1 of", "moved:", "choices skipped"):
             assert word in text, word
+        heatmap = app.screen.query_one("#compare-heatmap", Heatmap)
+        assert heatmap._versus == "A's"
+        ratio = heatmap._ratio
+        assert ratio.shape == (model.config.n_layer, model.config.n_expert)
+        assert np.isfinite(ratio).any()
+        assert (ratio[np.isfinite(ratio)] != 1).any()  # one expert a token goes elsewhere than two
         assert "cut off" in text
         assert model.trace.count == 0
         await pilot.press("escape")
