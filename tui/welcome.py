@@ -14,7 +14,7 @@ _CHAT = "Write below, Enter sends."
 _TEXT = "This model completes text: it goes on with what you write. Enter sends, Enter alone lets it go on."
 _EXPERTS = (
     "Beside the chat you see which experts each layer uses, while it writes. F2 changes what the heatmap shows, F7 "
-    "shows where each token went, F8 changes the routing, F1 explains every word."
+    "shows where each token went, F8 changes the routing, F1 explains every term."
 )
 _DENSE = "It has no experts: every token runs through all of its weights."
 
