@@ -20,6 +20,7 @@ from localmoe.errors import BadInputError
 from .checkpoint import parse_json, read_text
 from .hparams import Warn
 from .source import MetaValue, SourceTensor
+from .yaml_faults import YAML_FAULTS
 
 # generation_config.json -> sampling attribute of gguf.Metadata, with its type; the first name present counts
 SAMPLING: dict[str, tuple[type, tuple[str, ...]]] = {
@@ -76,7 +77,7 @@ def general_keys(folder: Path, config: dict[str, Any], tensors: list[SourceTenso
             writer.add_type(gguf.GGUFType.MODEL)
             metadata.set_gguf_meta_model(writer)
             return {"general.architecture": MetaValue("llama", GGUFValueType.STRING), **collected(writer)}
-        except (TypeError, ValueError, AttributeError, KeyError) as error:
+        except YAML_FAULTS as error:  # what a card holds need not be what gguf-py takes it for
             if not source:
                 raise BadInputError(f"its names are unusable: {error}", file=folder / "config.json") from error
             warn(f"README.md: model card left out: {error}")
@@ -93,7 +94,7 @@ def _model_card(folder: Path, warn: Warn) -> dict[str, Any]:
         front = "\n".join(itertools.takewhile(lambda line: line != "---", lines[1:])) + "\n"
         # `- no` is Norwegian, not False; and tabs are no YAML, though model cards have them.
         card = yaml.safe_load(front.replace("- no\n", '- "no"\n').replace("\t", "  "))
-    except (yaml.YAMLError, RecursionError, BadInputError) as error:
+    except (*YAML_FAULTS, BadInputError) as error:
         warn(f"README.md: model card left out: {error}")
         return {}
     return card if isinstance(card, dict) else {}

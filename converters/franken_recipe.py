@@ -16,7 +16,10 @@ import yaml
 
 from localmoe.errors import BadInputError, FileError
 
+from .yaml_faults import YAML_FAULTS
+
 MAX_RECIPE_BYTES = 1 << 20
+MAX_BITS = 64  # of a whole number: Python will not spell some of thousands of digits
 MAX_EXPERTS = 1024
 LABEL_LENGTH = 40
 
@@ -65,14 +68,26 @@ class Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe subset, without keys that appear twice in one table."""
+    """YAML's safe subset, without keys that appear twice in one table and without endless numbers."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        double = next((name for i, name in enumerate(names) if name in names[:i]), None)
-        if double is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"{double!r} appears twice", node.start_mark)
+        seen: set[str] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} appears twice", node.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        number: int = super().construct_yaml_int(node)
+        if number.bit_length() > MAX_BITS:
+            reason = f"a number of more than {MAX_BITS} bits"
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
+        return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def read_recipe(file: Path, warn: Warn, sources: Mapping[str, Path] | None = None) -> Recipe:
@@ -88,7 +103,7 @@ def parse_recipe(text: str, file: Path, warn: Warn, sources: Mapping[str, Path] 
     """The recipe in `text`, which `file` holds."""
     try:
         table = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except YAML_FAULTS as error:
         raise BadInputError(f"is not valid YAML: {' '.join(str(error).split())}", file=file) from None
     reader = _Reader(file, warn, dict(sources or {}))
     return _recipe(reader, reader.table(table, "", _FIELDS))
@@ -253,7 +268,11 @@ class _Reader:
         if not isinstance(value, str) or not value or "\0" in value:
             raise self.error("is not the path of a model", item, _kind(value), "a checkpoint folder or a GGUF file")
         path = self.sources.get(value, self.file.parent / value)
-        if not path.exists():
+        try:
+            found = path.exists()
+        except OSError as error:
+            raise FileError(f"cannot be looked up: {error.strerror}: {self.file}: {item}", file=path) from None
+        if not found:
             raise FileError(
                 f"no such checkpoint folder or GGUF file (nothing is downloaded): {self.file}: {item}", file=path
             )

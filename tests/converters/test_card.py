@@ -41,7 +41,19 @@ def test_a_card_names_licence_languages_and_base_models(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "front",
-    ["a: [", "license: {a: 1}", "language: [1, 2]", "tags: [[x]]", 'license: "\\ud800"', "base_model: 7", "[" * 5000],
+    [
+        "a: [",
+        "license: {a: 1}",
+        "language: [1, 2]",
+        "tags: [[x]]",
+        'license: "\\ud800"',
+        "base_model: 7",
+        "[" * 5000,
+        "date: 2024-13-45",
+        "a: !!int ''",
+        "a: !!bool x",
+        "a: !!timestamp x",
+    ],
 )
 def test_an_unusable_card_is_left_out_with_a_note(tmp_path: Path, front: str) -> None:
     """The conversion goes on: a card describes the model, and decides nothing."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from localmoe.converters.franken_recipe import Recipe, RecipeExpert, read_recipe
+from localmoe.converters.franken_recipe import Recipe, RecipeExpert, _Loader, read_recipe
 from localmoe.errors import BadInputError, FileError
 
 
@@ -149,6 +150,13 @@ def test_errors_name_the_field(folder: Path, change: dict[str, Any], message: st
         ("base_model: a\nbase_model: b\n", "'base_model' appears twice"),
         ("base_model: !!python/object/apply:os.system ['true']", "not valid YAML"),
         ("[" * 5000, "not valid YAML"),
+        *(
+            (f"gate_mode: !!{text}", "not valid YAML")
+            for text in ("int ''", "bool x", "timestamp x", "map [a]", "set [a]")
+        ),
+        ('name: "\\UFFFFFFFF"', "not valid YAML"),
+        ("experts_per_token: 0x" + "f" * 5000, "a number of more than 64 bits"),
+        ("experts: [{noise_scale: " + "9" * 400 + "}]", "a number of more than 64 bits"),
         ("- a\n", "recipe: is not a table"),
         ("", "recipe: is not a table"),
     ],
@@ -167,6 +175,16 @@ def test_aliases_that_double_are_not_spelled_out(folder: Path, field: str) -> No
     assert len(str(error.value)) < 400
 
 
+def test_many_fields_take_no_time() -> None:
+    """Each key is looked up among those before it."""
+    text = "tag:yaml.org,2002:str"
+    fields = [(yaml.ScalarNode(text, str(n)), yaml.ScalarNode(text, "")) for n in range(30_000)]
+    began = time.process_time()
+    table = _Loader("").construct_mapping(yaml.MappingNode("tag:yaml.org,2002:map", fields))
+    assert len(table) == 30_000
+    assert time.process_time() - began < 5
+
+
 def test_bytes_that_are_no_text(folder: Path) -> None:
     (folder / "recipe.yml").write_bytes(b"base_model: \xff")
     with pytest.raises(BadInputError, match="byte 12: is not UTF-8"):
@@ -176,5 +194,7 @@ def test_bytes_that_are_no_text(folder: Path) -> None:
 def test_missing_files(folder: Path) -> None:
     with pytest.raises(FileError, match=r"nothing is downloaded\): .*recipe.yml: base_model"):
         read(folder, fields(base_model="mistralai/Mistral-7B-v0.1"))
+    with pytest.raises(FileError, match=r"name too long: .*recipe.yml: base_model"):
+        read(folder, fields(base_model="x" * 300))
     with pytest.raises(FileError, match="No such file"):
         read_recipe(folder / "absent.yml", print)
