@@ -1,8 +1,8 @@
 """Rendering templates from model files without trusting them: no Python objects, and bounded time and memory.
 
 Jinja's sandbox keeps a template from Python's objects, but not from counting to 10^9 or doubling a string forty times.
-Here every loop step, call, filter and arithmetic operation asks a budget first, and whatever could make something
-large out of something small is bounded before it runs.
+Here every loop step, call, filter and arithmetic operation asks a budget first (budget.py), whatever could make
+something large out of something small is bounded before it runs, and what looks at all of a value walks it first.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import json
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,16 +18,17 @@ from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.filters import make_attrgetter
 from jinja2.parser import Parser
+from jinja2.runtime import LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MAX_STEPS = 1_000_000
+from localmoe.text.budget import Budget
+
 CALL_STEPS = 10  # a call costs some ten loop steps
-MAX_SECONDS = 5.0
-MAX_SIZE = 4_000_000  # characters of a string, items of a list
 MAX_RANGE = 100_000
 MAX_ARGUMENT = 10_000  # widths, counts and repetitions
 MAX_BITS = 4096
 MAX_SOURCE = 1_000_000
+MAX_FORM = 200  # characters of a form of dates
 
 # what a broken or hostile template raises while it is compiled and rendered
 TEMPLATE_FAULTS = (
@@ -36,47 +36,21 @@ TEMPLATE_FAULTS = (
     MemoryError, NameError, AssertionError, RuntimeError,
 )  # fmt: skip
 
-_DROPPED_FILTERS = ("filesizeformat", "format", "pprint", "random", "striptags", "sum", "urlize", "wordwrap", "xmlattr")
-_DROPPED_GLOBALS = ("lipsum", "cycler", "joiner")
+_DROPPED_FILTERS = ("filesizeformat", "pprint", "random", "striptags", "sum", "urlize", "wordwrap", "xmlattr")
+# what takes or gives values without a look at what is in them
+_SHALLOW_FILTERS = frozenset((
+    "attr", "batch", "count", "d", "default", "first", "items", "last", "length", "list", "map", "reject", "rejectattr",
+    "reverse", "select", "selectattr", "slice",
+))  # fmt: skip
+_SHALLOW_TESTS = frozenset((
+    "boolean", "callable", "defined", "divisibleby", "even", "false", "filter", "float", "integer", "iterable",
+    "mapping", "none", "number", "odd", "sameas", "sequence", "string", "test", "true", "undefined",
+))  # fmt: skip
 _DROPPED_METHODS = ("translate", "expandtabs", "maketrans")
 _POSITIONS = ("count", "find", "rfind", "index", "truncate", "split", "rsplit", "batch", "slice")
 _LONG_NUMBER = re.compile(r"\d{4}|\*")
+_PART = re.compile(r"\{[^{}]*[.\[].*?\}")
 _SIZED = (str, bytes, list, tuple, dict)
-
-
-class Budget:
-    """What one rendering may still use."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self.steps = MAX_STEPS
-        self.deadline = time.monotonic() + MAX_SECONDS
-
-    def step(self, count: int = 1) -> None:
-        self.steps -= count
-        if self.steps < 0:
-            raise SecurityError(f"the template does more than {MAX_STEPS} steps")
-        if time.monotonic() > self.deadline:
-            raise SecurityError(f"the template runs longer than {MAX_SECONDS:g} s")
-
-    def size(self, size: int) -> None:
-        if size > MAX_SIZE:
-            raise SecurityError(f"the template makes a value of more than {MAX_SIZE} characters or items")
-
-    def items(self, iterable: Iterable[Any]) -> Iterator[Any]:
-        for item in iterable:
-            self.step()
-            yield item
-
-    def concat(self, parts: Iterable[str]) -> str:
-        kept, total = [], 0
-        for part in parts:
-            total += len(part)
-            self.size(total)
-            kept.append(part)
-        return "".join(kept)
 
 
 class _Generation(Extension):
@@ -85,8 +59,9 @@ class _Generation(Extension):
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return [nodes.Scope(body, lineno=line)]  # what it sets is unknown after it, as in transformers
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -98,29 +73,43 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.budget = Budget()
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, _Generation], optimized=False,
-            cache_size=0,
+            cache_size=0, finalize=self.budget.walked,
         )  # fmt: skip
         self.concat = self.budget.concat  # type: ignore[method-assign]
         for name in _DROPPED_FILTERS:
             self.filters.pop(name, None)
-        for name in _DROPPED_GLOBALS:
-            self.globals.pop(name, None)
+        self.globals.pop("lipsum", None)
         self.filters = {name: self._bounded(name, function) for name, function in self.filters.items()}
+        tests: dict[str, Any] = dict(self.tests)
+        self.tests = {name: self._walking(name, function) for name, function in tests.items()}
         self.filters["tojson"] = self._tojson
         self.filters["join"] = self._join
+        self.filters["sum"] = self._sum
         self.filters["_counted"] = self.budget.items
-        self.filters["_joined"] = lambda parts: self.budget.concat(map(str, parts))
+        self.filters["_joined"] = lambda parts: self.budget.concat(str(self.budget.walked(part)) for part in parts)
+        self.filters["_walked"] = self.budget.walked
+        self.filters["_made"] = self.budget.made
         self.globals["range"] = self._range
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        """Parse, then send loops and `~` through the budget."""
+        """Parse, then send loops, `~`, comparisons and what makes values through the budget."""
         template = super()._parse(source, name, filename)
         for loop in list(template.find_all(nodes.For)):
-            loop.iter = nodes.Filter(loop.iter, "_counted", [], [], None, None, lineno=loop.lineno)
-        _join_by_budget(template)
+            loop.iter = _filtered(loop.iter, "_counted")
+        for operand in list(template.find_all(nodes.Operand)):
+            operand.expr = _filtered(operand.expr, "_walked")
+        for compared in list(template.find_all(nodes.Compare)):
+            compared.expr = _filtered(compared.expr, "_walked")
+        for pair in list(template.find_all(nodes.Pair)):
+            pair.key = _filtered(pair.key, "_walked")
+        _through_budget(template)
         return template
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """Walk what is looked up: it is hashed."""
+        return super().getitem(obj, self.budget.walked(argument))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         self = __self
@@ -128,14 +117,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._check_arguments(args, kwargs)
         method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps str.format
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+        if not isinstance(__obj, (Macro, LoopContext)):  # these only pass on what they are given
+            for value in (*args, *kwargs.values(), *([owner] if name in ("count", "index") else [])):
+                self.budget.walked(value)
         if isinstance(owner, (str, bytes)):
             if name == "join":
                 args = tuple(list(self.budget.items(arg)) for arg in args)
             self._check_method(owner, name, args)
-        result = super().call(__context, __obj, *args, **kwargs)
-        if isinstance(result, _SIZED):
-            self.budget.size(len(result))
-        return result
+        return self.budget.made(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         self.budget.step()
@@ -147,30 +136,48 @@ class Sandbox(ImmutableSandboxedEnvironment):
             self.budget.size(len(left) + len(right))
         elif operator == "%" and isinstance(left, (str, bytes)):
             self._check_format(str(left))
+            self.budget.walked(right)
         if isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * (abs(right) if operator == "**" else 1) + right.bit_length()
             if bits > MAX_BITS:
                 raise SecurityError("the template makes a number too large")
-        return super().call_binop(context, operator, left, right)
+        return self.budget.made(super().call_binop(context, operator, left, right))
 
     def _bounded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """A filter that asks the budget before it runs and shows its result's size after."""
         shift = int(hasattr(function, "jinja_pass_arg"))
+        walks = name not in _SHALLOW_FILTERS
 
         def bounded(*args: Any, **kwargs: Any) -> Any:
+            if walks:
+                args = tuple(map(self._walked_items, args))
+                self._walked_items(kwargs)
             value, rest = args[shift] if len(args) > shift else None, args[shift + 1 :]
             self.budget.step(1 + (len(value) // 64 if isinstance(value, _SIZED) else 0))
             self._check_arguments(rest, kwargs)
             if isinstance(value, str):
                 self._check_method(value, name, (*rest, *kwargs.values()))
-            result = function(*args, **kwargs)
-            if isinstance(result, _SIZED):
-                self.budget.size(len(result))
-            return result
+            return self.budget.made(function(*args, **kwargs))
 
-        for key, value in getattr(function, "__dict__", {}).items():  # marks such as @pass_environment
-            setattr(bounded, key, value)
-        return bounded
+        return _marked_as(function, bounded)
+
+    def _walking(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A test that walks what it compares."""
+        if name in _SHALLOW_TESTS:
+            return function
+
+        def walking(*args: Any, **kwargs: Any) -> Any:
+            for value in (*args, *kwargs.values()):
+                self.budget.walked(value)
+            return function(*args, **kwargs)
+
+        return _marked_as(function, walking)
+
+    def _walked_items(self, value: Any) -> Any:
+        """A value after a walk through it; of an iterator, one that walks item by item."""
+        if isinstance(value, Iterator):
+            return map(self.budget.walked, value)
+        return self.budget.walked(value)
 
     def _check_arguments(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
@@ -200,6 +207,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _check_format(self, text: str) -> None:
         if _LONG_NUMBER.search(text):
             raise SecurityError("the template formats with a large or computed width")
+        if _PART.search(text):
+            raise SecurityError("the template formats a part of a value")
 
     def _range(self, *bounds: int) -> range:
         numbers = range(*bounds)
@@ -211,39 +220,59 @@ class Sandbox(ImmutableSandboxedEnvironment):
         getter = None if attribute is None else make_attrgetter(self, attribute)
         parts: list[str] = []
         for value in self.budget.items(values):
-            parts += [str(d), str(value if getter is None else getter(value))]
+            parts += [str(d), str(self.budget.walked(value if getter is None else getter(value)))]
         return self.budget.concat(parts[1:])
 
+    def _sum(self, values: Iterable[Any], attribute: str | int | None = None, start: Any = 0) -> Any:
+        getter = None if attribute is None else make_attrgetter(self, attribute)
+        for value in self.budget.items(values):
+            start = self.call_binop(None, "+", start, value if getter is None else getter(value))
+        return start
+
     def _tojson(
-        self, value: Any, ensure_ascii: bool = False, indent: int | None = None,
+        self, value: Any, ensure_ascii: bool = False, indent: int | str | None = None,
         separators: tuple[str, str] | None = None, sort_keys: bool = False,
     ) -> str:  # fmt: skip
-        if indent is not None and not 0 <= indent <= 16:
+        if indent is not None and not 0 <= (len(indent) if isinstance(indent, str) else indent) <= 16:
             raise SecurityError("the template indents JSON by more than 16")
+        self.budget.walked(value)
         text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
         self.budget.step(1 + len(text) // 64)
         self.budget.size(len(text))
         return text
 
 
-def _join_by_budget(node: nodes.Node) -> None:
-    """Replace every `a ~ b` below `node` by a filter that asks the budget; changes the tree in place."""
+def _marked_as(function: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
+    """`other` with the marks of `function`, such as @pass_environment."""
+    for key, value in getattr(function, "__dict__", {}).items():
+        setattr(other, key, value)
+    return other
+
+
+def _filtered(node: Any, name: str) -> Any:
+    return node if isinstance(node, nodes.Const) else nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
+
+def _through_budget(node: nodes.Node) -> None:
+    """Replace what makes values below `node` by filters that ask the budget; changes the tree in place."""
     for name, value in list(node.iter_fields()):
         if isinstance(value, nodes.Node):
-            _join_by_budget(value)
+            _through_budget(value)
             setattr(node, name, _budgeted(value))
         elif isinstance(value, list):
             for item in value:
                 if isinstance(item, nodes.Node):
-                    _join_by_budget(item)
+                    _through_budget(item)
             value[:] = [_budgeted(item) for item in value]
 
 
 def _budgeted(value: Any) -> Any:
-    if not isinstance(value, nodes.Concat):
-        return value
-    parts = nodes.List(value.nodes, lineno=value.lineno)
-    return nodes.Filter(parts, "_joined", [], [], None, None, lineno=value.lineno)
+    """`a ~ b` joined by the budget; a list, tuple, table or slice counted once it is made."""
+    if isinstance(value, nodes.Concat):
+        return _filtered(nodes.List(value.nodes, lineno=value.lineno), "_joined")
+    makes = isinstance(value, (nodes.List, nodes.Dict)) or (isinstance(value, nodes.Tuple) and value.ctx == "load")
+    makes = makes or (isinstance(value, nodes.Getitem) and isinstance(value.arg, nodes.Slice))
+    return _filtered(value, "_made") if makes else value
 
 
 def _raise_exception(message: object) -> None:
@@ -251,4 +280,6 @@ def _raise_exception(message: object) -> None:
 
 
 def _strftime_now(form: str) -> str:
-    return datetime.datetime.now().strftime(form[:200])
+    if len(form) > MAX_FORM:
+        raise SecurityError(f"the template asks for the date in more than {MAX_FORM} characters")
+    return datetime.datetime.now().strftime(form)

@@ -72,6 +72,29 @@ def test_hugging_face_additions() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "rendered"),
+    [
+        ("{% generation %}{% set x = 1 %}{{ x }}{% endgeneration %}{{ x is defined }}", "1False"),
+        ("{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}", "21"),
+        ("{{ {'a': 1}|tojson(indent='\t') }}", '{\n\t"a": 1\n}'),
+        ("{% set s = joiner(', ') %}{% for m in messages %}{{ s() }}{{ m.role }}{% endfor %}", "user, assistant"),
+        ("{% set s = cycler('a', 'b') %}{{ s.next() }}{{ s.next() }}{{ s.next() }}", "aba"),
+        ("{{ [1, 2]|sum }}{{ messages|map(attribute='content')|sum(start='') }}", "3xy"),
+        ("{{ '%s-%d'|format('a', 3) }}{{ '{}{a}'.format(1, a=2) }}", "a-312"),
+        ("{{ messages }}{{ messages[0] == messages[1] }}{{ messages[:1] in [1] }}", None),
+    ],
+)
+def test_what_hugging_face_renders(text: str, rendered: str | None) -> None:
+    messages = said("x", "y")
+    assert template(text).render(messages) == (rendered or f"{messages}FalseFalse")
+
+
+def test_long_chats_are_far_from_the_limits() -> None:
+    text = "{% for m in messages[::-1] %}{% if m != messages[-1] and m in messages[:2] %}{{ m }}{% endif %}{% endfor %}"
+    assert template(text).render(said(*["x" * 500] * 2000)).startswith("{'role'")
+
+
 @pytest.mark.parametrize("content", ["hi", " a < b [c] <think>d", "\n\n", "ab <|im_ end|>", ""])
 def test_ids_are_those_of_the_rendered_text(content: str) -> None:
     tok = make(bpe_metadata())
@@ -148,7 +171,27 @@ def test_messages_are_checked(messages: Any) -> None:
         template(CHATML).render(messages)
 
 
+DOUBLED = (
+    "{% set n = namespace(a=[1], b=[1], t=(1,)) %}{% for i in range(60) %}"
+    "{% set n.a = [n.a, n.a] %}{% set n.b = [n.b, n.b] %}{% set n.t = (n.t, n.t) %}{% endfor %}"
+)
+DEEP = "{% set n = namespace(t=(1,)) %}{% for i in range(90000) %}{% set n.t = (n.t,) %}{% endfor %}"
+LOOKS_AT_ALL = [
+    "{{ n.a }}", "{{ n }}", "{{ n.a ~ '' }}",
+    "{{ n.a|string }}", "{{ n.a|upper }}", "{{ n.a|tojson }}", "{{ [n.a]|join }}",
+    "{{ n.a == n.b }}", "{{ n.a in [n.b] }}", "{{ n.a is eq n.b }}", "{{ [n]|selectattr('a', 'eq', n.b)|list }}",
+    "{{ [n.a, n.b]|sort }}", "{{ [n, n]|map(attribute='a')|sort }}", "{{ [n.a].count(n.b) }}", "{{ {n.t: 1} }}",
+    "{{ {}[n.t] }}", "{{ {}.get(n.t) }}", "{{ '%s' % (n.a,) }}", "{{ '%s'|format(n.a) }}", "{{ '{}'.format(n.a) }}",
+    "{{ '{0.a}'.format(n) }}", "{% for x in [1, 2] %}{{ loop.changed(n.a) }}{% endfor %}", "{{ raise_exception(n.a) }}",
+    "{% set x %}{{ n.a }}{% endset %}", "{% macro f(x) %}{{ x }}{% endmacro %}{{ f(n.a) }}", "{{ cycler(n.a).next() }}",
+]  # fmt: skip
 HARMFUL = [
+    *(DOUBLED + look for look in LOOKS_AT_ALL),
+    *(DEEP + look for look in ("{{ {n.t: 1} }}", "{{ n.t }}", "{{ n.t == (n.t,) }}")),
+    *(
+        "{% set n = namespace(l=[]) %}{% for i in range(5000) %}{% set n.l = n.l + [" + made + "] %}{% endfor %}"
+        for made in ("'x' * 3000000", "[0] * 3000000", "('x' * 3000000)|upper", "('x' * 3000000)[1:]")
+    ),
     "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "{{ messages[0].content.__init__.__globals__ }}",
     "{{ raise_exception.__globals__['os'] }}",
