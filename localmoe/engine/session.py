@@ -176,6 +176,10 @@ class Session:
     def _check_room(self, n: int) -> None:
         if self._runner.closed:
             raise UsageError("the model is closed")
+        if self._runner.orphaned:
+            raise UsageError(
+                "the model was opened before this process was forked, and its threads are not in it: open it here"
+            )
         needed = self.n_past + n
         if needed > self.n_ctx:
             raise UsageError("the context is full", got=f"{needed} tokens", expected=f"at most {self.n_ctx}")
@@ -198,7 +202,10 @@ class Session:
 def token_ids(ids: Sequence[int], n_vocab: int) -> npt.NDArray[np.int32]:
     """Ids as an array; UsageError when there are none, when they are no whole numbers or not in the vocabulary."""
     given = "text, which `tokenize` makes ids of" if isinstance(ids, (str, bytes)) else type(ids).__name__
-    array = np.asarray(ids)
+    try:
+        array = np.asarray(ids)
+    except ValueError:  # lists of several lengths
+        raise UsageError("token ids must be a sequence of whole numbers", got=given) from None
     if array.ndim == 1 and array.size == 0:
         raise UsageError("there are no tokens to run")
     if array.ndim != 1 or array.dtype.kind not in "iu":

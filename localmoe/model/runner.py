@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import weakref
 from collections.abc import Callable
@@ -89,6 +90,7 @@ class Runner:
         records = (self._model, self._layers, self._buffers, self._step, frequencies)
         self._workers = Workers(n_thread, records)
         self._workers.start()
+        self._process = os.getpid()
         self._end = weakref.finalize(self, self._workers.stop)  # threads of a model that nobody closed
         self._end.atexit = False
 
@@ -375,3 +377,8 @@ class Runner:
     @property
     def closed(self) -> bool:
         return not self._end.alive
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether this is a forked copy of the process, in which none of the threads are: a step would never end."""
+        return self.n_thread > 1 and os.getpid() != self._process

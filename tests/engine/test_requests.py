@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +77,22 @@ def test_numbers_of_load_are_whole(path: Path, name: str) -> None:
 def test_numpy_numbers_choose_experts(model: Model) -> None:
     for used in (np.int64(3), np.array([3, 3])):
         assert model.eval([1], n_expert_used=used).experts.shape == (1, 2, 3)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_copy_says_that_its_threads_are_elsewhere(model: Model) -> None:
+    """Without an answer it would wait for them for ever; the model of one thread runs."""
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        try:
+            model.eval([1, 2])
+        except UsageError as error:
+            os._exit(0 if "forked" in str(error) else 2)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert model.eval([1, 2]).logits.shape[0] == 2
 
 
 def test_one_stop_string_is_one(model: Model) -> None:
