@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from localmoe.engine.compiling import compiling_said
 from localmoe.engine.generation import Generation, Step, Timings
+from localmoe.engine.numbers import whole
 from localmoe.engine.routing import ExpertsByLayer
 from localmoe.engine.sampling import SamplingParams
-from localmoe.engine.session import OnPrompt, Session
+from localmoe.engine.session import OnPrompt, Session, token_ids
 from localmoe.engine.threads import physical_cores
 from localmoe.errors import UsageError
 from localmoe.experts.trace import RoutingTrace
@@ -118,7 +119,8 @@ class Model:
         return self.tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(ids))
+        given = list(ids) if isinstance(ids, Iterable) else ids
+        return self.tokenizer.decode(token_ids(given, self.tokenizer.n_vocab).tolist() if given != [] else [])
 
     def eval(
         self,
@@ -168,7 +170,7 @@ class Model:
         leave_out: ExpertsByLayer | None = None,
         force_experts: ExpertsByLayer | None = None,
         expert_threshold: float | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         ignore_eos: bool = False,
         n_probs: int = 0,
         cancel: threading.Event | None = None,
@@ -193,7 +195,7 @@ class Model:
             force_experts=force_experts,
             expert_threshold=expert_threshold,
         )
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        stops = (stop,) if isinstance(stop, str) else stop
         generation = Generation(
             self._session, self.tokenizer, routing, SamplingParams(**sampling), max_tokens, stops, ignore_eos, n_probs
         )
@@ -251,14 +253,16 @@ def load(
 def _context(n_ctx: int | None, config: ModelConfig) -> int:
     if n_ctx is None:
         return min(DEFAULT_CONTEXT, config.n_ctx_train)
-    if not isinstance(n_ctx, int) or n_ctx < 0:
+    number = whole(n_ctx)
+    if number is None or number < 0:
         raise UsageError("n_ctx: out of range", got=repr(n_ctx), expected="a whole number from 0 on")
-    return n_ctx or config.n_ctx_train
+    return number or config.n_ctx_train
 
 
 def _threads(n_threads: int | None) -> int:
     if n_threads is None:
         return physical_cores()
-    if not isinstance(n_threads, int) or not 1 <= n_threads <= 512:
+    number = whole(n_threads)
+    if number is None or not 1 <= number <= 512:
         raise UsageError("number of threads is out of range", got=repr(n_threads), expected="1 to 512")
-    return n_threads
+    return number

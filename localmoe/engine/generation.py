@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from localmoe.engine.numbers import whole
 from localmoe.engine.routing import Routing
 from localmoe.engine.sampler_steps import likeliest_with
 from localmoe.engine.sampling import Sampler, SamplingParams
@@ -83,6 +84,14 @@ class StopFilter:
         return held
 
 
+def _at_least(least: int, name: str, given: object) -> int:
+    """A whole number in its range; UsageError names it."""
+    number = whole(given)
+    if number is None or number < least:
+        raise UsageError(f"{name}: out of range", got=repr(given)[:80], expected=f"a whole number from {least} on")
+    return number
+
+
 @dataclass
 class Generation:
     """Settings of one generation over a session; `timings` is filled as it runs."""
@@ -92,21 +101,19 @@ class Generation:
     routing: Routing
     params: SamplingParams
     max_tokens: int
-    stops: tuple[str, ...]
+    stops: Sequence[str] | None
     ignore_eos: bool
     n_probs: int = 0
     timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_tokens, int) or self.max_tokens < -1:
-            raise UsageError(
-                "max_tokens: out of range", got=repr(self.max_tokens), expected="a whole number from -1 on"
-            )
-        if not isinstance(self.n_probs, int) or self.n_probs < 0:
-            raise UsageError("n_probs: out of range", got=repr(self.n_probs), expected="a whole number from 0 on")
-        for stop in self.stops:
-            if not isinstance(stop, str):
-                raise UsageError("stop: not a text", got=repr(stop))
+        self.max_tokens = _at_least(-1, "max_tokens", self.max_tokens)
+        self.n_probs = _at_least(0, "n_probs", self.n_probs)
+        stops = () if self.stops is None else self.stops
+        wrong = [stop for stop in stops if not isinstance(stop, str)] if isinstance(stops, Sequence) else [stops]
+        if wrong:
+            raise UsageError("stop: not a text", got=repr(wrong[0])[:80])
+        self.stops = tuple(stops)
 
     def run(
         self, ids: Sequence[int], cancel: threading.Event | None = None, on_prompt: OnPrompt | None = None
@@ -115,20 +122,21 @@ class Generation:
 
         UsageError, when it goes on, if another request has been given the context since.
         """
-        if not len(ids):
+        if isinstance(ids, Sized) and not len(ids):
             raise UsageError("the prompt is empty")
         session = self.session
-        if len(ids) >= session.n_ctx:
-            raise UsageError("the prompt does not fit in the context", got=f"{len(ids)} tokens",
+        array = token_ids(ids, session.n_vocab)
+        if array.size >= session.n_ctx:
+            raise UsageError("the prompt does not fit in the context", got=f"{array.size} tokens",
                              expected=f"fewer than {session.n_ctx}")  # fmt: skip
-        return self._steps(token_ids(ids, session.n_vocab).tolist(), cancel, on_prompt)
+        return self._steps(array.tolist(), cancel, on_prompt)
 
     def _steps(self, ids: list[int], cancel: threading.Event | None, on_prompt: OnPrompt | None) -> Iterator[Step]:
         session, timings = self.session, self.timings
         sampler = Sampler(self.params, session.n_vocab, self.tokenizer)
         for token in ids:
             sampler.accept(token)
-        decoder, stop_filter = StreamDecoder(self.tokenizer), StopFilter(self.stops)
+        decoder, stop_filter = StreamDecoder(self.tokenizer), StopFilter(self.stops or ())
         session.use(self.routing)
         timings.n_prompt, timings.n_cached = len(ids), session.keep_prefix(ids)
         turn = session.turn

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -84,12 +84,12 @@ def make_routing(
         if config.n_expert and not 1 <= n_used <= config.n_expert:
             expected = f"1 to {config.n_expert}"
             raise UsageError("number of experts used is out of range", got=n_used, expected=expected)
-    threshold = default.threshold if expert_threshold is None else float(expert_threshold)
-    if not (math.isfinite(threshold) and 0.0 <= threshold <= 1.0):
+    threshold = default.threshold if expert_threshold is None else expert_threshold
+    if not isinstance(threshold, (int, float, np.integer, np.floating)) or not 0.0 <= threshold <= 1.0:
         raise UsageError("the threshold of gate weights is out of range", got=expert_threshold, expected="0 to 1")
     left = default.leave_out if leave_out is None else _chosen(config, leave_out)
     forced = default.force if force_experts is None else _chosen(config, force_experts)
-    routing = Routing(n_expert_used, limits, left, forced, threshold)
+    routing = Routing(n_expert_used, limits, left, forced, float(threshold))
     _check_layers(config, routing)
     return routing
 
@@ -109,16 +109,29 @@ def _numbers_used(given: int | Sequence[int]) -> tuple[int, tuple[int, ...]]:
 def _chosen(config: ModelConfig, given: ExpertsByLayer) -> _Chosen:
     """Sorted (layer, experts) pairs without empty ones."""
     pairs = []
-    by_layer = given if isinstance(given, Mapping) else parse_experts(given, config.n_layer)
-    for layer, experts in sorted(by_layer.items()):
+    for layer, experts in sorted(_by_layer(given, config.n_layer).items()):
         if not 0 <= layer < config.n_layer:
             raise UsageError("no such layer", got=layer, expected=f"0 to {config.n_layer - 1}")
         for expert in experts:
             if not 0 <= expert < config.n_expert:
                 raise UsageError(f"no such expert in layer {layer}", got=expert, expected=f"0 to {config.n_expert - 1}")
         if experts:
-            pairs.append((int(layer), tuple(sorted({int(e) for e in experts}))))
+            pairs.append((layer, tuple(sorted(set(experts)))))
     return tuple(pairs)
+
+
+def _by_layer(given: ExpertsByLayer, n_layer: int) -> dict[int, tuple[int, ...]]:
+    """Layers and their experts as whole numbers; UsageError for other things, of which none is rounded or parsed."""
+    texts: list[Any] = [given]
+    try:
+        if isinstance(given, Mapping):
+            return {operator.index(layer): tuple(map(operator.index, experts)) for layer, experts in given.items()}
+        texts = texts if isinstance(given, str) else list(given)
+    except TypeError:
+        pass
+    if not all(isinstance(text, str) for text in texts):
+        raise UsageError("not a choice of experts", got=repr(given)[:80], expected="{layer: [expert, ...]} or texts")
+    return parse_experts(texts, n_layer)
 
 
 def _check_layers(config: ModelConfig, routing: Routing) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import secrets
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,13 +37,13 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "xtc_probability": (0, 1),
     "xtc_threshold": (0, 1),
     "repeat_penalty": (1e-38, INF),
-    "repeat_last_n": (0, INF),
+    "repeat_last_n": (0, 2**31 - 1),
     "frequency_penalty": (-INF, INF),
     "presence_penalty": (-INF, INF),
     "dry_multiplier": (0, INF),
     "dry_base": (0, INF),
     "dry_allowed_length": (0, INF),
-    "dry_penalty_last_n": (0, INF),
+    "dry_penalty_last_n": (0, 2**31 - 1),
     "mirostat": (0, 2),
     "mirostat_tau": (0, INF),
     "mirostat_eta": (0, INF),
@@ -93,13 +93,18 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for item in fields(self):
             if item.name in RANGES:
-                _check_number(item.name, getattr(self, item.name))
+                object.__setattr__(self, item.name, _checked_number(item.name, getattr(self, item.name)))
         breakers = self.dry_sequence_breakers
-        if isinstance(breakers, str) or not all(isinstance(text, str) and text for text in breakers):
+        listed = isinstance(breakers, Iterable) and not isinstance(breakers, str)
+        if not listed or not all(isinstance(text, str) and text for text in breakers):
             raise UsageError("must be a list of non-empty strings", item="dry_sequence_breakers", got=repr(breakers))
         object.__setattr__(self, "dry_sequence_breakers", tuple(breakers))
+        if not isinstance(self.logit_bias, Mapping):
+            raise UsageError(
+                "is no mapping", item="logit_bias", got=repr(self.logit_bias)[:80], expected="{token: bias}"
+            )
         for token, bias in self.logit_bias.items():
-            if not _is_integer(token) or token < 0 or math.isnan(bias) or bias == INF:
+            if not _is_integer(token) or token < 0 or not _is_number(bias) or math.isnan(bias) or bias == INF:
                 raise UsageError(
                     "no such bias", item="logit_bias", got=f"{token!r}: {bias!r}", expected="a token id and a number"
                 )
@@ -135,10 +140,14 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _check_number(name: str, value: Any) -> None:
-    """Raise UsageError naming the field unless it is a number in its range."""
+def _is_number(value: object) -> bool:
+    return (_is_integer(value) and abs(cast(int, value)) < 2**53) or isinstance(value, float | np.floating)
+
+
+def _checked_number(name: str, value: Any) -> Any:
+    """The number as Python's own; UsageError naming the field unless it is one in its range."""
     if name == "seed" and value is None:
-        return
+        return None
     low, high = RANGES[name]
     kind = "an integer" if name in INTEGERS else "a number"
     right_kind = _is_integer(value) or (name not in INTEGERS and isinstance(value, float | np.floating))
@@ -146,6 +155,7 @@ def _check_number(name: str, value: Any) -> None:
         least = "" if low == -INF else f" of at least {low:g}"
         most = "" if high == INF else f" and at most {high:g}"
         raise UsageError("out of range", item=name, got=repr(value), expected=kind + least + most)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 _Candidates = Callable[[], tuple[NDArray[np.int64], NDArray[np.float64]]]

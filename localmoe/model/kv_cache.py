@@ -33,8 +33,8 @@ class KVCache:
 
 def check_cache_type(kind: str, head_dim: int, item: str) -> None:
     """Raise UsageError for a type that there is not, or whose groups a head of this size does not divide into."""
-    if kind not in KINDS:
-        raise UsageError("unknown KV cache type", item=item, got=visible(kind, 40), expected=" or ".join(KINDS))
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UsageError("unknown KV cache type", item=item, got=visible(str(kind), 40), expected=" or ".join(KINDS))
     if kind == "q8_0" and head_dim % GROUP:
         reason = f"a q8_0 cache needs heads of a multiple of {GROUP} values"
         raise UsageError(reason, item=item, got=f"heads of {head_dim}", expected="f16 or f32")

@@ -56,8 +56,10 @@ def model_size(tensors: Iterable[TensorInfo], config: ModelConfig, n_expert_used
 def kv_cache_bytes(config: ModelConfig, n_ctx: int, type_k: str = "f16", type_v: str = "f16") -> int:
     """Bytes of the keys and values of `n_ctx` positions in all layers."""
     for name in (type_k, type_v):
-        if name not in CACHE_TYPES:
-            raise UsageError("unknown cache type", got=visible(name, 40), expected=f"one of: {', '.join(CACHE_TYPES)}")
+        if not isinstance(name, str) or name not in CACHE_TYPES:
+            raise UsageError(
+                "unknown cache type", got=visible(str(name), 40), expected=f"one of: {', '.join(CACHE_TYPES)}"
+            )
     per_head = config.n_embd_head_k * CACHE_TYPES[type_k] + config.n_embd_head_v * CACHE_TYPES[type_v]
     return int(config.n_layer * config.n_head_kv * n_ctx * per_head)
 

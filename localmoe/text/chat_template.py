@@ -168,6 +168,8 @@ class _Guards:
 
 
 def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
+        raise UsageError("the messages are no list of mappings with a role", got=type(messages).__name__)
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise UsageError("a message is not a mapping with a role", got=visible(repr(message)[:80]))

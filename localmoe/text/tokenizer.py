@@ -104,6 +104,8 @@ class Tokenizer:
         return self._vocabulary.ids.get(text)
 
     def _partition(self, text: str, parse_special: bool) -> list[Fragment]:
+        if not isinstance(text, str):
+            raise UsageError("is not text", got=type(text).__name__, expected="a str")
         try:
             text.encode()
         except UnicodeEncodeError as error:

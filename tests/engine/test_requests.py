@@ -60,6 +60,35 @@ def test_any_sequence_of_whole_numbers_is_run(model: Model, ids: Any) -> None:
         ({"n_expert_used": 2.0}, "number of experts used"),
         ({"n_expert_used": "2"}, "number of experts used"),
         ({"n_expert_used": []}, "number of experts used"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_tokens": None}, "max_tokens"),
+        ({"n_probs": True}, "n_probs"),
+        ({"stop": 5}, "stop: not a text, got 5"),
+        ({"expert_threshold": "x"}, "the threshold of gate weights is out of range, got x"),
+        ({"expert_threshold": [0.5]}, "the threshold of gate weights"),
+        *(
+            ({name: chosen}, "not a choice of experts")
+            for name in ("leave_out", "force_experts")
+            for chosen in (
+                5,
+                0.5,
+                b"0:1",
+                [1],
+                [None],
+                {0.5: [1]},
+                {"0": [1]},
+                {0: 1},
+                {0: [1.7]},
+                {0: ["1"]},
+                {0: None},
+            )
+        ),
+        ({"logit_bias": [(5, 1.0)]}, "logit_bias: is no mapping"),
+        ({"logit_bias": {5: "x"}}, "logit_bias: no such bias"),
+        ({"logit_bias": {5: None}}, "logit_bias: no such bias"),
+        ({"logit_bias": {5: 10**400}}, "logit_bias: no such bias"),
+        ({"dry_sequence_breakers": None}, "dry_sequence_breakers: must be"),
+        ({"repeat_last_n": 10**20}, "repeat_last_n: out of range"),
     ],
 )
 def test_options_are_checked_when_asked_for(model: Model, options: dict[str, Any], said: str) -> None:
@@ -69,14 +98,43 @@ def test_options_are_checked_when_asked_for(model: Model, options: dict[str, Any
 
 @pytest.mark.parametrize("name", ["n_ctx", "n_threads"])
 def test_numbers_of_load_are_whole(path: Path, name: str) -> None:
-    for value in ("4", 4.0, -1):
+    for value in ("4", 4.0, -1, True):
         with pytest.raises(UsageError):
             localmoe.load(path, **{name: value})
+
+
+@pytest.mark.parametrize("kind", [None, 16, ["f16"], b"f16"])
+def test_the_caches_types_are_names(path: Path, kind: Any) -> None:
+    for name in ("cache_type_k", "cache_type_v"):
+        with pytest.raises(UsageError, match="cache type"):
+            localmoe.load(path, **{name: kind})
 
 
 def test_numpy_numbers_choose_experts(model: Model) -> None:
     for used in (np.int64(3), np.array([3, 3])):
         assert model.eval([1], n_expert_used=used).experts.shape == (1, 2, 3)
+    for chosen in ({np.int64(0): np.array([1, 2])}, {0: {1, 2}}, ["0:1,2"], "0:1,2"):
+        assert not np.isin(model.eval([1, 2, 3], leave_out=chosen).experts[:, 0], [1, 2]).any()
+
+
+def test_numpy_numbers_are_numbers(path: Path) -> None:
+    numbers: dict[str, Any] = {"max_tokens": 4, "n_probs": 2, "seed": 1, "repeat_last_n": 8, "top_k": 5, "min_keep": 1}
+    with localmoe.load(path, n_ctx=np.int64(64), n_threads=np.int32(1)) as opened:
+        plain = list(opened.generate([1, 2], repeat_penalty=1.1, stop=None, **numbers))
+        for kind in (np.int64, np.uint8):
+            given = {name: kind(number) for name, number in numbers.items()}
+            steps = opened.generate(np.array([1, 2], kind), repeat_penalty=np.float32(1.1), **given)
+            assert [step.token for step in steps] == [step.token for step in plain]
+        assert opened.detokenize(np.array([300, 301])) == opened.detokenize(iter([300, 301]))
+
+
+@pytest.mark.parametrize("wrong", [None, 5, [1.0], ["a"], [[1], [1, 2]], [True]])
+def test_what_is_no_text_and_no_ids(model: Model, wrong: Any) -> None:
+    with pytest.raises(UsageError, match="is not text, got"):
+        model.tokenize(wrong)
+    for take in (model.detokenize, model.generate, model.eval):
+        with pytest.raises(UsageError, match="token ids must be a sequence of whole numbers"):
+            take(wrong)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

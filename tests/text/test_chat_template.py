@@ -165,7 +165,10 @@ def test_where_a_template_comes_from() -> None:
         ChatTemplate.from_gguf(SimpleNamespace(metadata={"tokenizer.chat_template": 3}), make(plain))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("messages", [["hi"], [{"content": "x"}], [{"role": "user", "content": 3}]])
+@pytest.mark.parametrize(
+    "messages",
+    [["hi"], [{"content": "x"}], [{"role": "user", "content": 3}], None, "hi", 5, {"role": "user"}, iter(said("x"))],
+)
 def test_messages_are_checked(messages: Any) -> None:
     with pytest.raises(UsageError, match="message"):
         template(CHATML).render(messages)
