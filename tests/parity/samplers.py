@@ -1,66 +1,44 @@
 """The sampler chain against llama.cpp's own samplers, step by step and whole, on random logits.
 
-    python tests/parity/samplers.py [--cases 300]
+    LLAMA_PYTHON=... python tests/parity/samplers.py [--cases 300]
 
-Needs llama-cpp-python and no model: where it is not installed the script starts itself again with the Python named by
-LLAMA_PYTHON. Both sides get the same logits; the candidates that are left and their probabilities are compared.
-Prints one JSON line; exit 1 where they differ.
+LLAMA_PYTHON names an interpreter that has llama-cpp-python; no model is needed. Both sides get the same logits; the
+candidates that are left and their probabilities are compared. Prints one JSON line; exit 1 where they differ.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import importlib.util
 import json
 import math
 import os
 import random
+import subprocess
 import sys
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-if importlib.util.find_spec("llama_cpp") is None:
-    os.execv(os.environ["LLAMA_PYTHON"], [os.environ["LLAMA_PYTHON"], *sys.argv])
-
-import llama_cpp as lc
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from localmoe.engine.sampling import Sampler, SamplingParams
 
+PEER = Path(__file__).with_name("peers") / "llama_samplers.py"
+Case = tuple[np.ndarray, list[int], SamplingParams]
 Probs = dict[int, float]
 
 
-def theirs(logits: np.ndarray, history: list[int], p: SamplingParams) -> Probs:
+def theirs(cases: list[Case]) -> list[Probs]:
     """Probabilities after llama.cpp's chain in its default order (DRY needs a vocabulary: left out)."""
-    chain = lc.llama_sampler_chain_init(lc.llama_sampler_chain_default_params())
-    steps = [
-        lc.llama_sampler_init_penalties(
-            len(logits), p.repeat_last_n, p.repeat_penalty, p.frequency_penalty, p.presence_penalty
-        ),
-        lc.llama_sampler_init_top_n_sigma(p.top_n_sigma),
-        lc.llama_sampler_init_top_k(p.top_k),
-        lc.llama_sampler_init_typical(p.typical_p, p.min_keep),
-        lc.llama_sampler_init_top_p(p.top_p, p.min_keep),
-        lc.llama_sampler_init_min_p(p.min_p, p.min_keep),
-        lc.llama_sampler_init_xtc(p.xtc_probability, p.xtc_threshold, p.min_keep, 1),
-        lc.llama_sampler_init_temp_ext(p.temperature, p.dynatemp_range, p.dynatemp_exponent),
-        lc.llama_sampler_init_dist(1),
-    ]
-    for step in steps:
-        lc.llama_sampler_chain_add(chain, step)
-    for token in history:
-        lc.llama_sampler_accept(chain, token)
-    data = (lc.llama_token_data * len(logits))()
-    for token, logit in enumerate(logits):
-        data[token] = lc.llama_token_data(token, float(logit), 0.0)
-    array = lc.llama_token_data_array(data, len(logits), -1, False)
-    lc.llama_sampler_apply(chain, ctypes.byref(array))
-    left = {array.data[i].id: array.data[i].p for i in range(array.size) if array.data[i].p > 0}
-    lc.llama_sampler_free(chain)
-    return left
+    given = [(logits.tolist(), history, asdict(params)) for logits, history, params in cases]
+    with tempfile.TemporaryDirectory(prefix="samplers-") as folder:
+        asked, answer = Path(folder) / "cases.json", Path(folder) / "out.json"
+        asked.write_text(json.dumps(given))
+        subprocess.run([os.environ["LLAMA_PYTHON"], PEER, asked, answer], check=True)
+        return [{int(token): p for token, p in left.items()} for left in json.loads(answer.read_text())]
 
 
 def ours(logits: np.ndarray, history: list[int], p: SamplingParams) -> Probs:
@@ -97,6 +75,13 @@ def random_params(rng: random.Random) -> SamplingParams:
     return SamplingParams(seed=1, **{name: choices[name] for name in names})
 
 
+def random_case(rng: random.Random, number: int) -> Case:
+    """Logits, a history and parameters."""
+    n = rng.choice([2, 30, 500, 4000])
+    logits = np.random.default_rng(number).normal(0, rng.choice([0.5, 2, 5]), n).astype(np.float32)
+    return logits, [rng.randrange(n) for _ in range(rng.randrange(40))], random_params(rng)
+
+
 def compare(a: Probs, b: Probs) -> str:
     """`same`, `different`, or `borderline`: one token that float32's rounding let in on one side alone."""
     if len(a.keys() - b.keys()) > 1 or len(b.keys() - a.keys()) > 1:
@@ -113,16 +98,13 @@ def main() -> None:
     args = parser.parse_args()
     rng = random.Random(0)
     counts = {"same": 0, "borderline": 0, "different": 0}
-    for case in range(args.cases):
-        n = rng.choice([2, 30, 500, 4000])
-        logits = np.random.default_rng(case).normal(0, rng.choice([0.5, 2, 5]), n).astype(np.float32)
-        history = [rng.randrange(n) for _ in range(rng.randrange(40))]
-        params = random_params(rng)
-        a, b = ours(logits, history, params), theirs(logits, history, params)
-        verdict = compare(a, b)
+    cases = [random_case(rng, number) for number in range(args.cases)]
+    for number, (case, left) in enumerate(zip(cases, theirs(cases), strict=True)):
+        found = ours(*case)
+        verdict = compare(found, left)
         counts[verdict] += 1
         if verdict != "same":
-            print(verdict, case, n, len(a), len(b), params, file=sys.stderr)
+            print(verdict, number, len(case[0]), len(found), len(left), case[2], file=sys.stderr)
     print(json.dumps({"check": "samplers", "peer": "llama.cpp", "cases": args.cases, **counts}))
     sys.exit(counts["different"] > 0 or counts["borderline"] > args.cases // 100)
 
