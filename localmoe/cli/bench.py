@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import statistics
 import sys
 import time
@@ -122,7 +123,7 @@ def bench(
 def whole_numbers(flag: str, text: str, least: int = 0) -> list[int]:
     """Numbers of a comma list, each once; UsageError names the flag."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and least <= int(part) <= MAX_TOKENS for part in parts):
+    if not all(re.fullmatch("[0-9]{1,12}", part) and least <= int(part) <= MAX_TOKENS for part in parts):
         raise UsageError("not a list of whole numbers", item=flag, got=repr(text), expected=f"{least} to {MAX_TOKENS}")
     return list(dict.fromkeys(map(int, parts)))
 

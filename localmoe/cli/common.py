@@ -134,7 +134,7 @@ def sampling_from_flags(values: dict[str, Any]) -> SamplingParams:
 
 def parse_bias(text: str) -> tuple[int, float]:
     """(token, bias) of `15043+1` or `15043-inf`."""
-    found = re.fullmatch(r"(\d+)([+-])(inf|\d*\.?\d+(?:e-?\d+)?)", text.strip())
+    found = re.fullmatch(r"([0-9]{1,12})([+-])(inf|\d*\.?\d+(?:e-?\d+)?)", text.strip())
     if not found:
         raise UsageError("not a bias", item="logit_bias", got=repr(text), expected="TOKEN+BIAS or TOKEN-BIAS")
     return int(found[1]), float(found[2] + found[3])

@@ -144,3 +144,5 @@ def test_lists_of_numbers() -> None:
     assert whole_numbers("-p", "512, 128,512") == [512, 128]
     with pytest.raises(UsageError, match=r"^-p: .*got '5,'"):
         whole_numbers("-p", "5,")
+    with pytest.raises(UsageError, match="not a list of whole numbers"):
+        whole_numbers("-p", "9" * 5000)
