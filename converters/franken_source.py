@@ -210,9 +210,9 @@ def _change(piece: Piece, part: _Part, target: Type, cast: Type | None, key: tup
         rows += noise * np.float32(part.expert.noise_scale)
     if part.scale != 1:
         rows *= np.float32(part.scale)
+    if part.changed and not FORMATS[part.tensor.type].quantized:  # mergekit changes weights in their own type
+        rows = _through(rows, part.tensor.type, part)
     if cast is not None:
-        if part.changed and not FORMATS[part.tensor.type].quantized:  # mergekit changes weights in their own type
-            rows = _through(rows, part.tensor.type, part)
         rows = _through(rows, cast, part)
     if not np.isfinite(rows).all():  # an encoder might hide it
         raise BadInputError("NaN or infinity", file=part.path, item=visible(part.tensor.name))

@@ -252,17 +252,18 @@ def test_residual_scale_is_on_the_down_projection_alone(tmp_path: Path) -> None:
     assert np.array_equal(down, own_down * np.float32(0.5))
 
 
-def test_residual_scale_is_taken_before_dtype_in_the_sources_own_type(tmp_path: Path) -> None:
-    """As mergekit does: 0.3 x in float16, and that in bfloat16."""
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", None])
+def test_residual_scale_is_taken_before_dtype_in_the_sources_own_type(tmp_path: Path, dtype: str | None) -> None:
+    """As mergekit does: 0.3 x in float16, and that in bfloat16 where the recipe says so."""
     models(tmp_path, type="F16")
     prompts = ({"positive_prompts": [word]} for word in ("the", "sun"))
     experts = [{"source_model": f"{name}.gguf", "residual_scale": 0.3} | next(prompts) for name in "ab"]
-    make(tmp_path, dtype="bfloat16", gate_mode="random", experts=experts)
+    make(tmp_path, gate_mode="random", experts=experts, **({"dtype": dtype} if dtype else {}))
     with open_gguf(tmp_path / "out.gguf") as out, open_gguf(tmp_path / "b.gguf") as b:
-        own = (floats(b, "blk.0.ffn_down.weight") * np.float32(0.3)).astype(np.float16).astype(np.float32)
-        wanted = gguf.quants.dequantize(
-            gguf.quants.quantize(own, gguf.GGMLQuantizationType.BF16), gguf.GGMLQuantizationType.BF16
-        )
+        wanted = (floats(b, "blk.0.ffn_down.weight") * np.float32(0.3)).astype(np.float16).astype(np.float32)
+        if dtype == "bfloat16":
+            rounded = gguf.quants.quantize(wanted, gguf.GGMLQuantizationType.BF16)
+            wanted = gguf.quants.dequantize(rounded, gguf.GGMLQuantizationType.BF16)
         assert np.array_equal(floats(out, "blk.0.ffn_down_exps.weight")[1], wanted)
 
 
