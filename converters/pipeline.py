@@ -29,7 +29,7 @@ from .column_weights import Weights, column_weights, matrices
 from .column_weights import notices as weights_notices
 from .convert_rows import Rows, convert, prepare
 from .imatrix import Imatrix
-from .output import TensorHeader, check_space, header_bytes, padded
+from .output import ALIGNMENT, TensorHeader, check_space, header_bytes, padded
 from .recipe import CONVERTER_TYPES, COPY, Choice, Options, choose_types, find_recipe, parse_options
 from .source import MetaValue, Piece, SourceModel
 from .split import Split, cut, part_metadata, part_paths
@@ -200,7 +200,9 @@ def _check_requantizing(rows: Sequence[WrittenTensor], allowed: bool, label: str
 
 def _metadata(model: SourceModel, file_type: str, imatrix: Imatrix | None) -> dict[str, MetaValue]:
     """The source's keys with file type and quantization version, where llama.cpp's program for that case has them."""
-    meta = {k: v for k, v in model.metadata.items() if k not in _SPLIT_KEYS and k != "general.alignment"}
+    meta = {k: v for k, v in model.metadata.items() if k not in _SPLIT_KEYS}
+    if "general.alignment" in meta and meta["general.alignment"].value != ALIGNMENT:
+        del meta["general.alignment"]
     numbers = {"general.quantization_version": QUANTIZATION_VERSION}
     if file_type != COPY:
         numbers["general.file_type"] = int(find_recipe(file_type).file_type)

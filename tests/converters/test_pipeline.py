@@ -87,6 +87,18 @@ def test_metadata_is_copied_and_the_file_type_comes_last(source: Path, tmp_path:
         assert (after.version, after.alignment) == (3, 32)
 
 
+@pytest.mark.parametrize("alignment", [8, 32, 64])
+def test_the_key_of_the_alignment_stays_where_it_is_true(tmp_path: Path, alignment: int) -> None:
+    """llama-quantize copies it, and what it writes is aligned at 32, as here."""
+    source = write_tiny(tmp_path / "m.gguf", alignment=alignment)
+    for file_type in ("Q8_0", "COPY"):
+        quantize(source, tmp_path / "out.gguf", file_type)
+        with open_gguf(source) as before, open_gguf(tmp_path / "out.gguf") as out:
+            assert before.metadata["general.alignment"] == alignment
+            assert out.alignment == 32
+            assert out.metadata.get("general.alignment") == (32 if alignment == 32 else None)
+
+
 def test_gguf_pys_reader_agrees(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     report = quantize(source, out, "Q4_K_M")
