@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from gguf import GGUFValueType
 
 from localmoe.errors import UsageError
@@ -48,13 +49,17 @@ def parse_split(max_size: str | None, max_tensors: int | None, *, keep: bool = F
 def cut(sizes: Sequence[int], parts: Sequence[int], split: Split | None) -> list[range]:
     """The tensors of each part, in order: `sizes` in bytes, `parts` the numbers of the source's files.
 
-    A tensor larger than the limit is a part of its own.
+    A tensor larger than the limit is a part of its own. A source's file without tensors, as the first one may be, is
+    kept as such a part.
     """
+    if split is not None and split.keep:
+        ends = np.searchsorted(parts, range(max(parts, default=0) + 1), side="right").tolist()
+        return [range(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
     starts = [0]
     size = 0
     for i, n_bytes in enumerate(sizes):
         size += padded(n_bytes)
-        if i and split is not None and _ends(split, i, size, parts):
+        if i and split is not None and _ends(split, i, size):
             starts.append(i)
             size = padded(n_bytes)
     if len(starts) > MAX_PARTS:
@@ -62,10 +67,8 @@ def cut(sizes: Sequence[int], parts: Sequence[int], split: Split | None) -> list
     return [range(a, b) for a, b in zip(starts, [*starts[1:], len(sizes)], strict=True)]
 
 
-def _ends(split: Split, i: int, size: int, parts: Sequence[int]) -> bool:
+def _ends(split: Split, i: int, size: int) -> bool:
     """Whether a part ends before tensor `i`, with which it would hold `size` bytes."""
-    if split.keep:
-        return parts[i] != parts[i - 1]
     return i % split.max_tensors == 0 if split.max_tensors else size > split.max_bytes
 
 

@@ -12,7 +12,9 @@ import pytest
 
 from localmoe import output_file as output
 from localmoe.cli import main
-from localmoe.converters.split import cut, parse_split
+from localmoe.converters.output import TensorHeader, header_bytes, padded
+from localmoe.converters.source import MetaValue
+from localmoe.converters.split import Split, cut, parse_split, part_metadata, part_paths
 from localmoe.errors import FileError, UsageError
 from localmoe.gguf_file import open_gguf
 from tests.checkpoints import Tiny, write_checkpoint
@@ -48,6 +50,34 @@ def parts_of(folder: Path, stem: str) -> list[Path]:
 def test_where_parts_end(sizes: list[int], split: object, expected: list[int]) -> None:
     """By gguf-split's rule: a tensor that would exceed the limit, padded to 32 bytes, begins a part."""
     assert [len(part) for part in cut(sizes, [0] * len(sizes), split)] == expected  # type: ignore[arg-type]
+
+
+def test_parts_that_are_kept_may_be_empty() -> None:
+    assert [len(part) for part in cut([9] * 5, [1, 1, 2, 4, 4], Split(keep=True))] == [0, 2, 1, 0, 2]
+
+
+def behind_its_keys(parts: list[Path], out: Path) -> Path:
+    """The same model with a first part of keys alone, as gguf-split --no-tensor-first-split writes it."""
+    with open_gguf(parts[0]) as file:
+        keys = {key: MetaValue(value, *file.metadata_types[key]) for key, value in file.metadata.items()}
+        split = Split(max_tensors=9)
+        paths = part_paths(out, len(parts) + 1, split)
+        for i, path in enumerate(paths):
+            held = [tensor for tensor in file.tensors.values() if tensor.part == i - 1]
+            heads = [TensorHeader(t.name, t.shape, t.type, t.n_bytes) for t in held]
+            data = b"".join(bytes(file.raw(t.name)).ljust(padded(t.n_bytes), b"\0") for t in held)
+            path.write_bytes(header_bytes(part_metadata(keys, i, len(paths), len(file.tensors), split), heads) + data)
+    return paths[0]
+
+
+def test_a_first_part_without_tensors_is_kept(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "in.gguf", split_max_tensors=9, **SHAPE)
+    first = behind_its_keys(parts_of(tmp_path, "in"), tmp_path / "keys.gguf")
+    assert main(["run", "-m", str(first), "-p", "hello", "-n", "1"]) == 0
+    assert main(["quantize", str(first), str(tmp_path / "out.gguf"), "Q8_0", "--keep-split"]) == 0
+    with open_gguf(first) as before, open_gguf(parts_of(tmp_path, "out")[0]) as after:
+        assert [(t.name, t.part) for t in before.tensors.values()] == [(t.name, t.part) for t in after.tensors.values()]
+        assert {t.part for t in after.tensors.values()} == {1, 2, 3}
 
 
 @pytest.mark.parametrize("text", ["1", "0M", "1K", "-1M", "1.5G", "", "M", "9999999999G"])
