@@ -231,6 +231,15 @@ class _Reader:
             return default
         if not isinstance(value, str):
             raise self.error("is not text (quote it)", _path(where, name), _shown(value))
+        return self.unicode(value, _path(where, name))
+
+    def unicode(self, value: str, item: str) -> str:
+        """The text, unless it is none: YAML can spell half a surrogate pair."""
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            got = f"U+{ord(value[error.start]):04X} at character {error.start}"
+            raise self.error("is not valid Unicode: a lone surrogate", item, got) from None
         return value
 
     def number(self, table: dict[str, Any], where: str, name: str, default: float) -> float:
@@ -255,6 +264,7 @@ class _Reader:
         for i, prompt in enumerate(value):
             if not isinstance(prompt, str):
                 raise self.error("is not text (quote it)", f"{_path(where, name)}[{i}]", _shown(prompt))
+            self.unicode(prompt, f"{_path(where, name)}[{i}]")
         return tuple(value)
 
     def source(self, table: dict[str, Any], where: str, name: str) -> Path:

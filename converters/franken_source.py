@@ -205,11 +205,12 @@ def _change(piece: Piece, part: _Part, target: Type, cast: Type | None, key: tup
     rows = _as_float(piece(), part.tensor, part.path)
     if part.changed:
         rows = rows.copy()
-    if part.expert.noise_scale:
-        noise = np.random.default_rng(key).standard_normal(rows.shape, np.float32)
-        rows += noise * np.float32(part.expert.noise_scale)
-    if part.scale != 1:
-        rows *= np.float32(part.scale)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+        if part.expert.noise_scale:
+            noise = np.random.default_rng(key).standard_normal(rows.shape, np.float32)
+            rows += noise * np.float32(part.expert.noise_scale)
+        if part.scale != 1:
+            rows *= np.float32(part.scale)
     if part.changed and not FORMATS[part.tensor.type].quantized:  # mergekit changes weights in their own type
         rows = _through(rows, part.tensor.type, part)
     if cast is not None:

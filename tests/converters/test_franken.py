@@ -234,6 +234,14 @@ def changed(folder: Path, file_type: str | None, options: Mapping[str, Any] | No
     return np.array(pairs)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("second", [{"noise_scale": 1e300}, {"noise_scale": 3e38}, {"residual_scale": -1e300}])
+def test_weights_that_are_no_longer_finite_are_refused_in_one_line(tmp_path: Path, second: dict[str, Any]) -> None:
+    models(tmp_path)
+    with pytest.raises(BadInputError, match=r"b\.gguf: blk\.0\.ffn_\w+\.weight: NaN or infinity"):
+        changed(tmp_path, "F32", **second)
+
+
 def test_noise_has_its_scale_and_follows_the_seed(tmp_path: Path) -> None:
     models(tmp_path)
     (gate, own), (down, own_down) = changed(tmp_path, "F32", {"seed": 5}, noise_scale=0.25)

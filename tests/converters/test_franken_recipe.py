@@ -132,6 +132,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"experts": expert(noise_scale=float("inf"))}, r"experts\[1\].noise_scale: is not a finite number"),
     ({"experts": expert(residual_scale="big")}, r"experts\[1\].residual_scale: is not a number"),
     ({"experts": expert(label=7)}, r"experts\[1\].label: is not text"),
+    ({"name": "a\ud800"}, r"name: is not valid Unicode: a lone surrogate, got U\+D800 at character 1"),
+    ({"experts": expert(label="\udc80")}, r"experts\[1\].label: is not valid Unicode"),
+    (
+        {"experts": expert(positive_prompts=["a", "\udfff"])},
+        r"experts\[1\].positive_prompts\[1\]: is not valid Unicode",
+    ),
 ]
 
 
