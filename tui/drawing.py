@@ -7,15 +7,14 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from rich.style import Style as RichStyle
 from textual._compositor import ChopsUpdate, Compositor
 from textual.color import Color
-from textual.content import Content
 from textual.geometry import Region
 from textual.screen import Screen
 from textual.strip import Strip
 from textual.style import Style
 from textual.widget import Widget
-from textual.widgets import Static
 
 # Textual looks for a widget's CSS along its first bases: those that only change a method must not be widgets.
 if TYPE_CHECKING:
@@ -116,11 +115,17 @@ def mark(widget: Widget, *regions: Region) -> None:
 class OwnLines(_Widget):
     """Draws its lines without border and padding, where it has none: Textual takes longer to add those than to draw."""
 
+    _of_style: tuple[Style, bool, Color, RichStyle] | None = None
+
     def render_lines(self, crop: Region) -> list[Strip]:
-        if any(self.styles.gutter):
+        known, style = self._of_style, self.visual_style
+        if known is None or known[0] is not style:  # Textual makes another one when the style sheet says so
+            below, above = self.background_colors
+            known = style, any(self.styles.gutter), above, Style(background=below + above).rich_style
+            self._of_style = known
+        _, framed, above, ground = known
+        if framed:
             return super().render_lines(crop)
-        below, above = self.background_colors
-        ground = Style(background=below + above).rich_style
         width = self.size.width
         lines = [self.render_line(y).adjust_cell_length(width, ground) for y in crop.line_range]
         left, right = crop.column_span
@@ -144,18 +149,3 @@ def _filtered(widget: Widget, strips: list[Strip], ground: Color) -> list[Strip]
     for line_filter in widget.get_line_filters():
         strips = [strip.apply_filter(line_filter, ground) for strip in strips]
     return strips
-
-
-class Words(Static):
-    """A line whose words change and whose size does not."""
-
-    said = Content()
-
-    def say(self, words: Content) -> None:
-        """Show others, at the next `draw`."""
-        if (words.plain, words.spans) != (self.said.plain, self.said.spans):
-            self.said = words
-            mark(self)
-
-    def render(self) -> Content:
-        return self.said

@@ -13,7 +13,8 @@ from localmoe.tui.widgets.live_code import Painter
 from localmoe.tui.widgets.page import Page
 from localmoe.tui.widgets.path import TokenPath
 from localmoe.tui.widgets.status import StatusLine
-from localmoe.tui.widgets.turns import ReplyTurn
+from localmoe.tui.widgets.turns import ReplyTurn, UserTurn
+from localmoe.tui.widgets.words import Words
 
 from .driving import ask, chat, running
 from .fake_model import FakeModel
@@ -150,9 +151,46 @@ async def test_own_lines_are_those_textual_draws(monkeypatch, no_colour):
         monkeypatch.setenv("NO_COLOR", "1")
     async with running(FakeModel(), size=(120, 40)) as (app, pilot):
         await ask(app, pilot)
-        for kind in (Heatmap, TokenPath, ReplyTurn, Page):
+        for kind in (Heatmap, TokenPath, ReplyTurn, Page, UserTurn, Words):
             for widget in app.screen.query(kind):
                 crop = widget.region.reset_offset
                 own, usual = widget.render_lines(crop), Widget.render_lines(widget, crop)
                 assert _cells(own) == _cells(usual)
                 assert [strip.cell_length for strip in own] == [strip.cell_length for strip in usual]
+
+
+async def test_what_is_kept_of_a_drawing_is_forgotten_where_colours_change():
+    """A turn that is chosen has another ground; a theme has other colours for everything."""
+
+    async def same_as_anew() -> list[object]:
+        await pilot.pause()
+        shown = []
+        for widget in app.screen.query(Widget):
+            if isinstance(widget, (Page, UserTurn, Words)):
+                kept = _cells(widget.render_lines(widget.region.reset_offset))
+                widget.notify_style_update()
+                assert kept == _cells(widget.render_lines(widget.region.reset_offset)), widget
+                shown.append(kept)
+        return shown
+
+    async with running(FakeModel(answer=[TEXTS["list"]]), size=(120, 40)) as (app, pilot):
+        await ask(app, pilot)
+        before = await same_as_anew()
+        chat(app).transcript.focus()
+        await same_as_anew()
+        app.theme = "textual-light"
+        assert await same_as_anew() != before
+
+
+async def test_a_page_that_scrolls_draws_no_row_twice(monkeypatch):
+    """At 80 tokens a second it scrolls once a second, and all rows in sight are to be drawn."""
+    made = []
+    strip = Line._strip
+    monkeypatch.setattr(Line, "_strip", lambda self, *a: (made.append(1), strip(self, *a))[1])
+    async with running(FakeModel(answer=[" ".join(f"w{i:04}" for i in range(1000))]), size=(80, 40)) as (app, pilot):
+        await ask(app, pilot)
+        page = app.screen.query_one(Page)
+        page.render_lines(page.region.reset_offset)
+        made.clear()
+        page.render_lines(page.region.reset_offset)
+        assert not made

@@ -15,7 +15,6 @@ from textual.widgets import Static
 
 from localmoe.experts.statistics import DECODE, PREFILL, ExpertStatistics, LayerStatistics
 
-from ..drawing import Words
 from ..expert_facts import ExpertFacts
 from ..messages import CellOpened
 from .cell_line import CellFigures, cell_lines
@@ -25,6 +24,7 @@ from .layer_figures import WINDOW, size_text, span_lines
 from .palette import scale_span
 from .path import TokenPath, path_rows, path_width
 from .turns import MUTED, shown, shown_line
+from .words import Words
 
 MODES = {
     "moving": "last tokens, moving average",

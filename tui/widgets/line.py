@@ -29,6 +29,7 @@ class Line:
     def __init__(self, text: Content, lead: str = "", below: str = "", kind: str = "") -> None:
         self.text, self.lead, self.below, self.kind = text, lead, below, kind
         self._width, self._rows = 0, list[Row]()
+        self._drawn: dict[int, tuple[Style, int, Strip]] = {}
 
     @property
     def plain(self) -> str:
@@ -53,12 +54,13 @@ class Line:
             start, last = self._rows[-1]
             line._width = self._width
             line._rows = [*self._rows[:-1], *self._wrap(start, _grown(last, text), self._width)]
+            line._drawn = {number: drawn for number, drawn in self._drawn.items() if number < len(self._rows) - 1}
         return line
 
     def rows(self, width: int) -> list[Row]:
         """The text in rows that fit into a width."""
         if width != self._width:
-            self._width, self._rows = width, list(self._wrap(0, self.text, width))
+            self._width, self._rows, self._drawn = width, list(self._wrap(0, self.text, width)), {}
         return self._rows
 
     def _wrap(self, start: int, text: Content, width: int) -> Iterator[Row]:
@@ -81,7 +83,28 @@ class Line:
         get_style: GetStyle,
         selected: tuple[int, int, Style] | None,
     ) -> Strip:
-        """One row as a terminal is sent it; `y` is the line's place, `selected` a part of `plain` with its style."""
+        """One row as a terminal is sent it; `y` is the line's place, `selected` a part of `plain` with its style.
+
+        What was drawn is kept for as long as `style` is the same object: a page that scrolls draws each row again.
+        """
+        self.rows(width)  # forgets what was drawn at another width
+        drawn = self._drawn.get(number)
+        if selected is None and drawn is not None and drawn[0] is style and drawn[1] == y:
+            return drawn[2]
+        strip = self._strip(number, width, y, style, get_style, selected)
+        if selected is None:
+            self._drawn[number] = style, y, strip
+        return strip
+
+    def _strip(
+        self,
+        number: int,
+        width: int,
+        y: int,
+        style: Style,
+        get_style: GetStyle,
+        selected: tuple[int, int, Style] | None,
+    ) -> Strip:
         start, part = self.rows(width)[number]
         lead = Content.styled("" if number else self.lead, ".bullet")
         x = len(self.lead) + start

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
+from textual.geometry import Size
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -78,7 +79,9 @@ class TokenPath(OwnLines, Widget):
         """With `headed` the first line names the token and each layer has a line of its own below it."""
         super().__init__(id=id)
         self._headed = headed
-        self._ink: tuple[Style, Style] | None = None
+        self._ink: tuple[Style, Style, Style] | None = None
+        self._room = Size(0, 0)
+        self._layout: PathLayout | None = None
         self._name_of_token = ""
         self._experts: NDArray[np.int32] = np.zeros((0, 0), np.int32)
         self._weights: NDArray[np.float32] = np.zeros((0, 0), np.float32)
@@ -91,6 +94,7 @@ class TokenPath(OwnLines, Widget):
         self._experts = np.take_along_axis(experts, order, 1)
         self._weights = np.take_along_axis(weights, order, 1)
         self._n_expert = n_expert
+        self._fit()
         mark(self)
 
     def notify_style_update(self) -> None:
@@ -98,30 +102,32 @@ class TokenPath(OwnLines, Widget):
         self._ink = None
 
     @property
-    def ink(self) -> tuple[Style, Style]:
-        """Plain and dim text, read from the style sheet once."""
+    def ink(self) -> tuple[Style, Style, Style]:
+        """Plain, dim and bold text, read from the style sheet once."""
         if self._ink is None:
-            self._ink = self.rich_style, self.rich_style + muted(self.app)
+            plain = self.rich_style
+            self._ink = plain, plain + muted(self.app), plain + Style(bold=True)
         return self._ink
 
     def on_resize(self, _: events.Resize) -> None:
+        self._fit()
         self.refresh()
 
-    @property
-    def layout_now(self) -> PathLayout:
+    def _fit(self) -> None:
+        """Choose how to write what there is, before its lines are drawn: to ask Textual for the size takes long."""
+        self._room = self.size
         n_layer, n_used = self._experts.shape
-        return path_layout(n_layer, n_used, self._n_expert, self.size.width, self.size.height - self._headed)
+        height = self._room.height - self._headed
+        self._layout = path_layout(n_layer, n_used, self._n_expert, self._room.width, height) if n_used else None
 
     def render_line(self, y: int) -> Strip:
-        width = self.size.width
-        n_layer, n_used = self._experts.shape
-        if not n_layer or not n_used:
+        width, layout = self._room.width, self._layout
+        if layout is None:
             return Strip.blank(width, self.ink[0])
         if self._headed and y == 0:
             strip = Strip([Segment(self._name_of_token, self.ink[0])])
             return strip.adjust_cell_length(width, self.ink[0])
         y -= self._headed
-        layout = self.layout_now
         segments = self._firsts(layout, y) if layout.form == "first" else self._entries(layout, y)
         return Strip(segments).adjust_cell_length(width, self.ink[0])
 
@@ -134,15 +140,15 @@ class TokenPath(OwnLines, Widget):
         else:
             text = "".join(e.rjust(layout.entry - 1) + " " for e in firsts)
         text = (ARROW if y == 0 else " " * len(ARROW)) + text
-        if y == self.size.height - 1 and start + layout.columns < self._experts.shape[0]:
-            text = text.ljust(self.size.width)[: self.size.width - 1] + "…"
+        if y == self._room.height - 1 and start + layout.columns < self._experts.shape[0]:
+            text = text.ljust(self._room.width)[: self._room.width - 1] + "…"
         return [Segment(text, self.ink[0])]
 
     def _entries(self, layout: PathLayout, y: int) -> list[Segment]:
         n_layer, n_used = self._experts.shape
         rows, digits = layout.rows(n_layer), len(str(n_layer - 1))
         wide = len(str(max(self._n_expert - 1, 0)))
-        plain, dim = self.ink
+        plain, dim, bold = self.ink
         out: list[Segment] = []
         for layer in range(y, n_layer, rows) if y < rows else ():
             out.append(Segment(str(layer).rjust(digits), dim))
@@ -152,7 +158,7 @@ class TokenPath(OwnLines, Widget):
                 if expert < 0:  # the slot was not used
                     out.append(Segment(" " * (1 + wide + len(_weight(weight, layout.form))), dim))
                     continue
-                out.append(Segment(" " + str(expert).rjust(wide), plain + Style(bold=weight * n_used >= 1)))
+                out.append(Segment(" " + str(expert).rjust(wide), bold if weight * n_used >= 1 else plain))
                 out.append(Segment(_weight(weight, layout.form), dim))
             out.append(Segment(" " * GAP, plain))
         return out

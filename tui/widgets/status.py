@@ -12,6 +12,7 @@ from textual.widgets import Static
 
 from ..drawing import mark
 from .turns import MUTED, shown_line
+from .words import Words
 
 if TYPE_CHECKING:
     from localmoe.engine.api import Model
@@ -58,7 +59,7 @@ class TitleBar(Horizontal):
         self.query_one("#title-detail", Static).update(detail)
 
 
-class StatusLine(Static):
+class StatusLine(Words):
     """State, speeds and the context meter; while a prompt is read, its progress."""
 
     state = reactive("loading")
