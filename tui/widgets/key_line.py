@@ -2,27 +2,96 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
 from rich.cells import cell_len
 from textual import events
 from textual.app import ComposeResult
+from textual.content import Content
 from textual.widgets import Footer
-from textual.widgets._footer import FooterKey
+
+if TYPE_CHECKING:
+    from textual.screen import Screen
 
 AROUND = 3
 """Columns of a key beside its name and what it does."""
 
 
+@dataclass(frozen=True)
+class ShownKey:
+    """A key as the line has it, `display`ed by its name; one that does nothing now is not `enabled`."""
+
+    key: str
+    display: str
+    description: str
+    enabled: bool
+
+    @property
+    def width(self) -> int:
+        return cell_len(self.display) + cell_len(self.description) + AROUND
+
+
 class KeyLine(Footer):
-    """A footer that leaves out the keys that have no room, from the end."""
+    """A footer that leaves out the keys that have no room, from the end; Textual's has a widget for each key.
+
+    To make those anew whenever a reply begins or ends took longer than to lay out and draw the question.
+    """
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"key", "description", "off"}
+    DEFAULT_CSS = """
+    KeyLine {
+        & > .key { color: $footer-key-foreground; background: $footer-key-background; text-style: bold; }
+        & > .description { color: $footer-description-foreground; background: $footer-description-background; }
+        & > .off { text-style: dim; }
+    }
+    """
+
+    _keys: tuple[ShownKey, ...] = ()
 
     def compose(self) -> ComposeResult:
-        left = self.screen.size.width
-        for key in super().compose():
-            if isinstance(key, FooterKey):
-                left -= cell_len(key.key_display) + cell_len(key.description) + AROUND
+        yield from ()
+
+    def bindings_changed(self, screen: Screen[object]) -> None:
+        if screen.app.app_focus and self.is_attached and screen is self.screen:
+            self._follow()
+
+    def on_resize(self) -> None:
+        self._follow()
+
+    def _follow(self) -> None:
+        keys = tuple(self._fitting())
+        if keys != self._keys:
+            self._keys = keys
+            self.refresh()
+
+    def _fitting(self) -> Iterator[ShownKey]:
+        left, actions = self.screen.size.width, set[str]()
+        for _, binding, enabled, _ in self.screen.active_bindings.values():
+            if not binding.show or binding.action in actions:
+                continue
+            actions.add(binding.action)
+            key = ShownKey(binding.key, self.app.get_key_display(binding), binding.description, enabled)
+            left -= key.width
             if left < 0:
                 return
             yield key
 
-    async def on_resize(self, event: events.Resize) -> None:  # noqa: ARG002
-        await self.recompose()
+    def render(self) -> Content:
+        parts = []
+        for key in self._keys:
+            words = Content.assemble((f" {key.display} ", ".key"), (f"{key.description} ", ".description"))
+            parts.append(words if key.enabled else words.stylize(".off"))
+        return Content.assemble(*parts)
+
+    def on_mouse_down(self, event: events.MouseDown) -> None:
+        right = 0
+        for key in self._keys:
+            right += key.width
+            if event.x < right:
+                if key.enabled:
+                    self.app.simulate_key(key.key)
+                else:
+                    self.app.bell()
+                return

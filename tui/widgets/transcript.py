@@ -115,14 +115,16 @@ class Transcript(LaidOutOnce, OnlyGround, VerticalScroll):
         same = 0
         while same < min(len(boxes), len(wanted)) and boxes[same].turn is wanted[same]:
             same += 1
-        await self._cut_after(boxes[same - 1] if same else None)
-        for turn in wanted[same:]:
-            box = await self._add(turn)
-            self.reply = box.body if isinstance(box.body, ReplyTurn) else None
-        await self._mark_ends(bool(turns))
+        with self.app.batch_update():  # else each of them is drawn by itself
+            await self._cut_after(boxes[same - 1] if same else None)
+            for turn in wanted[same:]:
+                box = await self._add(turn)
+                self.reply = box.body if isinstance(box.body, ReplyTurn) else None
+            await self._mark_ends(bool(turns))
         self.anchor(bool(turns))  # of what an empty chat says the beginning comes first
         if not turns:
             self.scroll_home(animate=False)
+        self.screen.check_idle()  # what it was told of within the batch waits for something else to be drawn
 
     async def _cut_after(self, box: TurnBox | None) -> None:
         """Remove what stands below a box; None: everything."""
