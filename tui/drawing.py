@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.style import Style as RichStyle
 from textual._compositor import ChopsUpdate, Compositor
 from textual.color import Color
@@ -24,6 +25,19 @@ else:
 
 Chops = dict[int, dict[int, Strip | None]]
 """What stands on each line from some columns on."""
+
+
+class LineUpdate(ChopsUpdate):
+    """Lines to be sent; Textual's makes an object for every move of the cursor."""
+
+    def render_segments(self, console: Console) -> str:
+        parts = []
+        for y, left, right in self.spans:
+            for end, (x, strip) in zip(self.chop_ends[y], self.chops[y].items(), strict=True):
+                if strip is not None and x < right and end > left:
+                    strip = strip if end <= right else strip.crop(0, right - x)
+                    parts += [f"\x1b[{y + 1};{x + 1}H", strip.render(console)]
+        return "".join(parts)
 
 
 class LineCompositor(Compositor):
@@ -53,7 +67,7 @@ class LineCompositor(Compositor):
             if not missing:
                 break
         lists = {y: list(each.values()) for y, each in ends.items()}
-        return ChopsUpdate(chops, spans, lists)  # type: ignore[arg-type] # it asks for the lines of its spans alone
+        return LineUpdate(chops, spans, lists)  # type: ignore[arg-type] # it asks for the lines of its spans alone
 
     def _draw(self, widget: Widget, region: Region, seen: Region, part: Region, chops: Chops) -> int:
         """Put the lines of a part of a widget, of which `seen` is on the screen, where nothing stands: how often."""

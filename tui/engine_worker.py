@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from localmoe.engine.api import Model, Step
 
 Progress = Callable[..., None]
-DRAWN = 0.15
+DRAWN = 0.3
 """Seconds that a reply waits at most for its question to be drawn, which takes twice as long beside a busy engine."""
 PART_EVERY = 0.1
 """Seconds between two messages about how far a comparison is."""
