@@ -8,7 +8,6 @@ from rich.cells import cell_len
 from rich.color import Color
 from rich.style import Style
 from textual.app import App, ComposeResult
-from textual.widgets._footer import FooterKey
 
 from localmoe.tui.screens.figures import FiguresScreen
 from localmoe.tui.screens.help import HelpScreen
@@ -19,6 +18,7 @@ from localmoe.tui.screens.runs import RunsScreen
 from localmoe.tui.screens.tokens import TokensScreen
 from localmoe.tui.widgets import palette
 from localmoe.tui.widgets.heatmap import Heatmap
+from localmoe.tui.widgets.key_line import KeyLine
 from localmoe.tui.widgets.token_text import expert_style
 
 from .driving import ask, chat, lines, running, screen_text, until
@@ -112,7 +112,7 @@ async def test_everything_written_is_legible(theme, key, screen):
             await until(pilot, lambda: isinstance(app.screen, screen), "the screen")
         await pilot.pause(0.1)
         panel = app.screen.children[0].region if app.screen.is_modal else app.screen.region
-        dimmed = [key.region for key in app.screen.query(FooterKey) if key.has_class("-disabled")]
+        dimmed = [place for line in app.screen.query(KeyLine) for key, place in line.places if not key.enabled]
         for y, row in enumerate(app.screen._compositor.render_strips()):
             x = 0
             for text, style, _ in row:

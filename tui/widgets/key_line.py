@@ -10,6 +10,7 @@ from rich.cells import cell_len
 from textual import events
 from textual.app import ComposeResult
 from textual.content import Content
+from textual.geometry import Region
 from textual.widgets import Footer
 
 if TYPE_CHECKING:
@@ -78,6 +79,14 @@ class KeyLine(Footer):
                 return
             yield key
 
+    @property
+    def places(self) -> Iterator[tuple[ShownKey, Region]]:
+        """Each key that is shown, and where on the screen."""
+        x = self.region.x
+        for key in self._keys:
+            yield key, Region(x, self.region.y, key.width, 1)
+            x += key.width
+
     def render(self) -> Content:
         parts = []
         for key in self._keys:
@@ -86,10 +95,8 @@ class KeyLine(Footer):
         return Content.assemble(*parts)
 
     def on_mouse_down(self, event: events.MouseDown) -> None:
-        right = 0
-        for key in self._keys:
-            right += key.width
-            if event.x < right:
+        for key, place in self.places:
+            if place.contains(event.screen_x, event.screen_y):
                 if key.enabled:
                     self.app.simulate_key(key.key)
                 else:
