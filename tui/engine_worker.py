@@ -132,15 +132,16 @@ class EngineWorker:
         self._jobs.put(comparison)
 
     def stop(self) -> None:
-        """End the reply after the token that is being computed."""
+        """End the reply after the token that is being computed, or the prompt after a layer."""
         self._cancel.set()
         self._drawn.set()
+        if (model := self._model) is not None:
+            model.interrupt()
 
     def close(self, timeout: float = 2.0) -> None:
         """Stop, close the model and wait a little; a thread that does not answer ends with the process."""
         self._closing = True
-        self._cancel.set()
-        self._drawn.set()
+        self.stop()
         self._jobs.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout)

@@ -49,6 +49,7 @@ from localmoe.cli.common import (
     write_text,
 )
 from localmoe.cli.default_model import given_or_demo_model
+from localmoe.cli.interrupts import prompt_ends_on_signals
 from localmoe.cli.output_path import output_path
 from localmoe.cli.run import timings_line
 from localmoe.cli.sessions import kept_chat
@@ -248,7 +249,7 @@ def _answer(state: Chat, reply: Turn) -> None:
     steps, pieces = [], Pieces(state.record.piece(reply))
     options = {**sampling_arguments(state.sampling), **state.routing}
     try:
-        with _cancelled_by_ctrl_c() as cancel:
+        with prompt_ends_on_signals(state.model), _cancelled_by_ctrl_c() as cancel:
             for step in state.model.chat(state.to_read(), max_tokens=state.max_tokens, cancel=cancel, **options):
                 show_text(step.text)
                 reply.text += step.text

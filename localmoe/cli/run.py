@@ -33,6 +33,7 @@ from localmoe.cli.common import (
     skipped_share,
     with_sampling,
 )
+from localmoe.cli.interrupts import prompt_ends_on_signals
 from localmoe.engine.sampling import SamplingParams
 from localmoe.errors import UsageError
 
@@ -139,13 +140,13 @@ def check_context(n_ctx: int, n_prompt: int, n_predict: int) -> None:
 def _generate(model: Model, request: Request, *, quiet: bool) -> list[Step]:
     """All steps of a generation; the text goes to stdout as it appears unless `quiet`."""
     steps = []
+    options = sampling_arguments(request.sampling)
     try:
-        for step in model.generate(
-            request.ids, max_tokens=request.max_tokens, stop=request.stop, **sampling_arguments(request.sampling)
-        ):
-            steps.append(step)
-            if not quiet:
-                show_text(step.text)
+        with prompt_ends_on_signals(model):
+            for step in model.generate(request.ids, max_tokens=request.max_tokens, stop=request.stop, **options):
+                steps.append(step)
+                if not quiet:
+                    show_text(step.text)
     finally:
         if not quiet:
             show_text("\n")

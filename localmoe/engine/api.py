@@ -202,6 +202,13 @@ class Model:
         self.timings = generation.timings
         return generation.run(ids, cancel, on_prompt)
 
+    def interrupt(self) -> None:
+        """End the reading of a prompt in another thread, within a layer: its generation ends as "cancelled".
+
+        A batch of 512 tokens, between which `cancel` is looked at, can take seconds. A reply that has begun goes on.
+        """
+        self._session.interrupt()
+
     def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Iterator[Step]:
         """Answer the last of `messages` ({"role", "content"} each) by the chat template; options as for `generate`."""
         if self.chat_template is None:

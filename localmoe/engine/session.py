@@ -13,7 +13,7 @@ from localmoe.engine.routing import Routing, make_routing
 from localmoe.errors import BadInputError, LocalMoeError, UsageError
 from localmoe.experts.trace import DECODE, PREFILL, RoutingTrace
 from localmoe.model.runner import Runner
-from localmoe.model.step import StepResult
+from localmoe.model.step import Interrupted, StepResult
 
 OnPrompt = Callable[[int, int], None]
 
@@ -107,19 +107,29 @@ class Session:
     ) -> StepResult | None:
         """Run `ids` after what is cached, in batches; the last batch with its last token's logits, None if cancelled.
 
-        `on_prompt(done, total)` is called after every batch.
+        `on_prompt(done, total)` is called after every batch. `interrupt` ends a batch that runs.
         """
         array = self._check(ids)
         size = self._runner.batch_size(self.n_used)
-        for start in range(0, len(array), size):
-            if cancel is not None and cancel.is_set():
-                return None
-            batch = array[start : start + size]
-            last = start + size >= len(array)
-            result = self._run(batch, 1 if last else 0, PREFILL)
-            if on_prompt is not None:
-                on_prompt(start + len(batch), len(array))
+        self._runner.heed(True)
+        try:
+            for start in range(0, len(array), size):
+                if cancel is not None and cancel.is_set():
+                    return None
+                batch = array[start : start + size]
+                last = start + size >= len(array)
+                result = self._run(batch, 1 if last else 0, PREFILL)
+                if on_prompt is not None:
+                    on_prompt(start + len(batch), len(array))
+        except Interrupted:
+            return None
+        finally:
+            self._runner.heed(False)
         return result
+
+    def interrupt(self) -> None:
+        """End `prefill` in another thread after the layer that it is at, with what whole batches it has done."""
+        self._runner.interrupt()
 
     def decode(self, token: int) -> StepResult:
         """Run one generated token; `logits` is (1, V). Views that the next step overwrites."""

@@ -47,6 +47,7 @@ from localmoe.model.plan import (
     CACHE,
     CHOOSE,
     DOWN,
+    INTERRUPTED,
     LAYER,
     LOGITS,
     MODEL,
@@ -122,6 +123,8 @@ def layer_step(m: Any, layer: Any, step: Any, mine: Any, index: int, thread: int
         feed_forward_one(m, layer, step, mine, ids, thread)
     else:
         feed_forward_many(m, layer, step, mine, thread)
+    if thread == 0 and not one and step.interrupt:
+        step.failed_layer = INTERRUPTED  # before a barrier, so that all threads end at the same layer
     meet(m, thread, DOWN)
     if step.squares:
         add_layer_squares(m, step, mine, index, thread)
@@ -183,7 +186,10 @@ def run_step(thread: int, models: Any, layers: Any, buffers: Any, steps: Any, fr
     meet(m, thread, CACHE)
     for index in range(m.n_layer):
         layer_step(m, layers[index], step, mine, index, thread)
-    logits_step(m, step, mine, thread)
+        if step.failed_layer == INTERRUPTED:
+            break
+    if step.failed_layer != INTERRUPTED:
+        logits_step(m, step, mine, thread)
     meet(m, thread, LOGITS)
 
 

@@ -139,11 +139,12 @@ PASSED = (
     "pos",
     "n_used",
     "n_out",
-    "failed_layer",  # out: 1 + the first layer whose router was not finite, BAD_LOGITS, or 0
+    "failed_layer",  # out: 1 + the first layer whose router was not finite, BAD_LOGITS, INTERRUPTED, or 0
 )
-BAD_LOGITS = -1
+BAD_LOGITS, INTERRUPTED = -1, -2
 STEP = record(
     *PASSED,
+    "interrupt",  # set from outside: a step of many tokens ends after the layer that it is at
     "logits",
     "hidden",  # 0, or (n_layer + 1, n_tok, n_embd) float32 to fill
     "squares",  # 0, or (n_layer, squares_width) float32 to add to: see forward_squares.py

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from localmoe.errors import LocalMoeError
 from localmoe.ggml import GGMLQuantizationType
 from localmoe.kernels.shapes import BLOCK, HAS_PAIRS, KINDS, MATMUL_SCRATCH, MAX_ROWS, act_bytes, padded, pairs_bytes
 from localmoe.kernels.table import (
@@ -29,8 +28,8 @@ from localmoe.kernels.waits import HAS_FUTEX, LONG_WAITS, PART, SLEEP, allow_cor
 from localmoe.model.config import ModelConfig, rope_frequencies
 from localmoe.model.embeddings import Embeddings
 from localmoe.model.kv_cache import KVCache, new_cache
-from localmoe.model.plan import BAD_LOGITS, BUFFERS, LAYER, MAX_CHUNKS, MODEL, PART_BYTES, PASSED, ROW, STEP
-from localmoe.model.step import RoutingRules, StepResult
+from localmoe.model.plan import BUFFERS, LAYER, MAX_CHUNKS, MODEL, PART_BYTES, PASSED, ROW, STEP
+from localmoe.model.step import RoutingRules, StepResult, failure
 from localmoe.model.team_size import TeamSize
 from localmoe.model.weights import LayerWeights, Weight, Weights
 from localmoe.model.workers import Workers
@@ -73,6 +72,7 @@ class Runner:
         self._rules: RoutingRules | None = None
         self._embeddings = Embeddings(weights.token_embd)
         self._last_result: tuple[tuple[int, int, int], StepResult] | None = None
+        self._heeds = False
         self._told = (0, 0)  # how many threads take a step, and how they wait
         self._cache_types = (type_k, type_v)
         self._sync = self._array(sync_ints(n_thread), np.int64)
@@ -268,7 +268,7 @@ class Runner:
         """Run tokens `ids` at positions pos, pos + 1, ...; logits of the last `n_out` of them.
 
         The caller has checked ids, positions, `n_used` and `rules`. Raises LocalMoeError when a router's scores or the
-        last token's logits are not finite.
+        last token's logits are not finite, and Interrupted after `interrupt`.
         """
         config, step = self.config, self._step[0]
         n_tok = len(ids)
@@ -290,7 +290,7 @@ class Runner:
         self._passed[:] = n_tok, pos, n_used if config.n_expert else 1, n_out, 0
         taken = self._run(n_tok == 1)
         if step["failed_layer"]:
-            raise LocalMoeError(self._why_failed(int(step["failed_layer"])))
+            raise failure(int(step["failed_layer"]))
         result = self._result(n_tok, n_out, n_used if config.n_expert else 0, hidden)
         if self._observe is not None:
             self._observe(n_tok, pos, n_out, result.experts, taken)
@@ -313,11 +313,6 @@ class Runner:
         step["rules"] = 0 if rules is None else rules.of_expert.ctypes.data
         step["limits"] = 0 if rules is None else rules.limits.ctypes.data
         step["threshold"] = 0.0 if rules is None else rules.threshold
-
-    def _why_failed(self, layer: int) -> str:
-        if layer == BAD_LOGITS:
-            return "the model gave logits that are not finite: the weights are damaged"
-        return f"the router of layer {layer - 1} gave scores that are not finite: the weights are damaged"
 
     def _run(self, one: bool) -> float:
         """Run the step that the records describe; its seconds."""
@@ -369,6 +364,16 @@ class Runner:
             self._replaced[layer] = (record, data)
             row["router"] = self._weight_row(own)
         row["needs_ffn"] = _needs(weights.ffn_gate, weights.ffn_up, own)
+
+    def heed(self, on: bool) -> None:
+        """Let `interrupt` end steps from now on, or no longer."""
+        self._step[0]["interrupt"] = 0
+        self._heeds = on
+
+    def interrupt(self) -> None:
+        """End the step of many tokens that another thread runs after the layer that it is at, where it may be ended."""
+        if self._heeds:
+            self._step[0]["interrupt"] = 1
 
     def close(self) -> None:
         """End the threads; the runner cannot be used afterwards."""

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from localmoe.errors import LocalMoeError
+from localmoe.model.plan import BAD_LOGITS, INTERRUPTED
+
 
 @dataclass(frozen=True)
 class RoutingRules:
@@ -17,6 +20,21 @@ class RoutingRules:
     of_expert: npt.NDArray[np.int32]
     limits: npt.NDArray[np.int32]
     threshold: float
+
+
+class Interrupted(Exception):
+    """A step of many tokens was ended from outside before its last layer; nothing of it counts."""
+
+
+def failure(failed_layer: int) -> Exception:
+    """What a step's `failed_layer` says: Interrupted, or LocalMoeError about damaged weights."""
+    if failed_layer == INTERRUPTED:
+        return Interrupted()
+    if failed_layer == BAD_LOGITS:
+        return LocalMoeError("the model gave logits that are not finite: the weights are damaged")
+    return LocalMoeError(
+        f"the router of layer {failed_layer - 1} gave scores that are not finite: the weights are damaged"
+    )
 
 
 @dataclass(frozen=True)

@@ -89,9 +89,12 @@ class FakeModel:
         )
         self.chat_template: object | None = "a template"
         self.sessions: list[FakeSession] = []
-        self.closed = False
+        self.closed = self.interrupted = False
         self.n_used = USED
         self.on_step: Any = None
+
+    def interrupt(self) -> None:
+        self.interrupted = True
 
     def close(self) -> None:
         self.closed = True

@@ -150,6 +150,7 @@ def test_ctrl_c_stops_an_answer_and_keeps_its_text(talk: Talk) -> None:
 
     talk.model.on_step = interrupt
     assert talk("Hi", "More")[:2] == (0, "Hello\nHello\n")
+    assert talk.model.interrupted
     assert talk.conversations[1] == [("user", "Hi"), ("assistant", "Hello"), ("user", "More")]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

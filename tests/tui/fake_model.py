@@ -139,7 +139,7 @@ class FakeModel:
         self.delay, self.prompt_delay, self.error = delay, prompt_delay, error
         self.asked: list[dict[str, Any]] = []
         self.gate: threading.Semaphore | None = None
-        self.closed = False
+        self.closed = self.interrupted = False
         self.n_past = 0
         self._rng = np.random.default_rng(7)
         self._taste = self._rng.normal(0, 1.1, (n_layer, max(1, n_expert)))
@@ -149,6 +149,9 @@ class FakeModel:
 
     def generate(self, prompt: str, **options: Any) -> Iterator[Step]:
         return self._run("generate", prompt, len(prompt) // 4 + 1, **options)
+
+    def interrupt(self) -> None:
+        self.interrupted = True
 
     def close(self) -> None:
         self.closed = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from typing import Any
 
@@ -47,5 +48,23 @@ def test_a_stop_before_anything_is_drawn_counts(monkeypatch):
     worker.start()
     worker.generate(REQUEST)
     worker.stop()
+    assert ended(news).stop_reason == "cancelled"
+    worker.close()
+
+
+def test_a_stop_reaches_into_a_batch_of_the_prompt():
+    news: queue.Queue[Any] = queue.Queue()
+    model = FakeModel()
+    model.gate = threading.Semaphore(1)
+    worker = EngineWorker(lambda _: model, news.put)
+    worker.start()
+    worker.generate(REQUEST)
+    worker.drawn()
+    while not model.asked:
+        time.sleep(0.001)
+    assert not model.interrupted
+    worker.stop()
+    assert model.interrupted
+    model.gate.release()
     assert ended(news).stop_reason == "cancelled"
     worker.close()
