@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from localmoe.jit import njit
-from localmoe.kernels.matvec_k_avx2 import row_q2_k, row_q3_k
+from localmoe.kernels.matvec_k_avx2 import row_q2_k, row_q3_k, row_q4_k, row_q5_k, row_q6_k
 from localmoe.kernels.simd import (
     AHEAD,
     HAS_LOOKUP,
@@ -355,9 +355,9 @@ def _q2_pair(acc, o0, o1, q0, q1, s0, s1, da):  # type: ignore[no-untyped-def]
 
 _row_q2_k = row_q2_k if ISA == "avx2" else make_matvec_row(_q2_pair, 84)
 _row_q3_k = row_q3_k if ISA == "avx2" else make_matvec_row(_q3_pair, 110)
-_row_q4_k = make_matvec_row(_make_q45_pair(_make_q4_block), 144)
-_row_q5_k = make_matvec_row(_make_q45_pair(_make_q5_block), 176)
-_row_q6_k = make_matvec_row(_q6_pair, 210)
+_row_q4_k = row_q4_k if ISA == "avx2" else make_matvec_row(_make_q45_pair(_make_q4_block), 144)
+_row_q5_k = row_q5_k if ISA == "avx2" else make_matvec_row(_make_q45_pair(_make_q5_block), 176)
+_row_q6_k = row_q6_k if ISA == "avx2" else make_matvec_row(_q6_pair, 210)
 
 
 def matvec_q2_k(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> None:

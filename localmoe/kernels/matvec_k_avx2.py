@@ -1,4 +1,4 @@
-"""A row times one activation vector on AVX2, for Q2_K, Q3_K and IQ4_XS: as few instructions a block as there can be.
+"""A row times one activation vector on AVX2, for K-quants and IQ4_XS: as few instructions a block as there can be.
 
 Fields of two bits are multiplied where they lie in their byte, which saves the shift, and scales stand higher by as
 much where a field stands lower: sums are a multiple of what they mean, and the last one is divided. Sums of 16 weights
@@ -53,6 +53,18 @@ def _down(x: Value, by: int) -> Value:
     return (x.bits(I16V) >> by).bits(I8V)
 
 
+def _beside(total: Value, mins: Value) -> Value:
+    """Half as many sums in even lanes, and what is taken away in odd ones."""
+    low, high = (
+        [first + 4 * half + i + 8 * of for half in (0, 1) for i in (0, 1) for of in (0, 1)] for first in (0, 2)
+    )
+    return Value(total.b, lanes(total.b, total.v, mins.v, low)) + Value(total.b, lanes(total.b, total.v, mins.v, high))
+
+
+def _up(x: Value, by: int) -> Value:
+    return (x.bits(I16V) << by).bits(I8V)
+
+
 def _of_bytes(rows: list[list[int]]) -> npt.NDArray[np.uint8]:
     return np.array(rows, np.uint8).ravel()
 
@@ -74,10 +86,7 @@ def _q2_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
             v = 4 * n + j
             total = _dot2(total, products(u, q + 32 * v), _bytes(scales, (table + 32 * v).load(I8V)))
     mins = _dot2(zero(o.b, I32V), _bytes(both & 0xF0, (table + 256).load(I8V)), sums.load(I16V))
-    low, high = (
-        [first + 4 * half + i + 8 * of for half in (0, 1) for i in (0, 1) for of in (0, 1)] for first in (0, 2)
-    )
-    return Value(o.b, lanes(o.b, total.v, mins.v, low)) + Value(o.b, lanes(o.b, total.v, mins.v, high))
+    return _beside(total, mins)
 
 
 # --- Q3_K: hmask[32] qs[64] scales[12] d; scales stand 8 bits higher -------------------------------------------------
@@ -109,6 +118,66 @@ def _q3_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
             v = 4 * n + j
             u = (_down(fields[j % 2], 4) if j >= 2 else fields[j % 2]) & 0x07
             total = _dot2(total, products(u, q + 32 * v), _bytes(scales, (table + 32 * v).load(I8V)))
+    return total
+
+
+# --- Q4_K: d dmin scales[12] qs[128], Q5_K: the same with qh[32] before qs -------------------------------------------
+
+
+# 6-bit scales and minima, from the words of d and dmin and of scales: four and four of both
+_K4_SCALES = [[0, 0, 0, 4] * 2, [0x3F3F3F3F, 0x0F0F0F0F] * 4, [0, 0x30303030] * 4]
+# bytes as int16: one scale beside 32 weights, eight times; the minima beside two sums of 16 each
+_K4_BYTES = [*([v] * 16 for v in range(8)), [8 + i // 2 for i in range(16)]]
+_K4_TABLE = [_of_bytes([[at for i in row for at in (i, _SKIP)] for row in _K4_BYTES]), _of_words(_K4_SCALES)]
+
+
+def _k4_scales(o: Value, table: Value) -> Value:
+    """Eight scales and eight minima, in both halves."""
+    words = o.load(_QUAD)
+    low = (pick(words, [1, 3, 2, 3] * 2) >> table.load(I32V)) & (table + 32).load(I32V)
+    return (low | (pick(words, [1, 1, 2, 2] * 2) >> 2) & (table + 64).load(I32V)).bits(I8V)
+
+
+def _k4_sums(o: Value, q: Value, sums: Value, table: Value, *, fifth: bool) -> Value:
+    b = o.b
+    scales, total = _k4_scales(o, table + 288), zero(b, I32V)
+    fifths = (o + 16).load(I8V) if fifth else None
+    for n in range(4):
+        x = (o + (48 if fifth else 16) + 32 * n).load(I8V)
+        for v, u in ((2 * n, x & 0x0F), (2 * n + 1, _down(x, 4) & 0x0F)):
+            if fifths is not None:
+                u |= (_down(fifths, v - 4) if v >= 4 else _up(fifths, 4 - v)) & 0x10
+            total = _dot2(total, products(u, q + 32 * v), _bytes(scales, (table + 32 * v).load(I8V)))
+    return _beside(total, _dot2(zero(b, I32V), _bytes(scales, (table + 256).load(I8V)), sums.load(I16V)))
+
+
+def _q4_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
+    return _k4_sums(o, q, sums, table, fifth=False)
+
+
+def _q5_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
+    return _k4_sums(o, q, sums, table, fifth=True)
+
+
+# --- Q6_K: ql[128] qh[64] scales[16] d; weights stand 32 higher ------------------------------------------------------
+
+
+_Q6_PICKS = [[4 * v + 2 * (i // 16) + i % 2 for i in range(32)] for v in range(4)]  # int16 beside 16 weights each
+
+
+def _q6_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
+    b = o.b
+    scales = (o + 192).load(ir.VectorType(ir.IntType(8), 16)).signed(I16V)
+    total = zero(b, I32V) - (_dot2(zero(b, I32V), scales, sums.load(I16V)) << 5)
+    for n in range(2):
+        low = [(o + 64 * n + 32 * i).load(I8V) for i in range(2)]
+        high = (o + 128 + 32 * n).load(I8V)
+        eight = pick(scales, [*range(8 * n, 8 * n + 8)] * 2).bits(I8V)
+        lows = (low[0] & 0x0F, low[1] & 0x0F, _down(low[0], 4) & 0x0F, _down(low[1], 4) & 0x0F)
+        highs = (_up(high, 4), _up(high, 2), high, _down(high, 2))
+        for j in range(4):
+            pairs = products(lows[j] | (highs[j] & 0x30), q + 32 * (4 * n + j))
+            total = _dot2(total, pairs, _bytes(eight, (table + 32 * j).load(I8V)))
     return total
 
 
@@ -171,4 +240,7 @@ _TWICE = [4 * (i // 4) % 16 + i % 2 for i in range(32)]  # the low half of each 
 
 row_q2_k = _make_row(84, _q2_sums, 80, 16, [_of_bytes(_picks(high=False))], minimum=True)
 row_q3_k = _make_row(110, _q3_sums, 108, 256, [_of_bytes(_picks(high=True)), _of_words(_Q3_SCALES)])
+row_q4_k = _make_row(144, _q4_sums, 0, 1, _K4_TABLE, minimum=True)
+row_q5_k = _make_row(176, _q5_sums, 0, 1, _K4_TABLE, minimum=True)
+row_q6_k = _make_row(210, _q6_sums, 208, 1, [_of_bytes(_Q6_PICKS)])
 row_iq4_xs = _make_row(136, _iq4_xs_sums, 0, 1, [_of_words(_IQ4_XS_SCALES), _of_bytes([_TWICE])])
