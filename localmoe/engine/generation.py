@@ -141,7 +141,7 @@ class Generation:
         timings.n_prompt, timings.n_cached = len(ids), session.keep_prefix(ids)
         turn = session.turn
         started = time.perf_counter()
-        result = session.prefill(ids[timings.n_cached :], cancel=cancel, on_prompt=on_prompt)
+        result = session.prefill(ids[timings.n_cached :], cancel=cancel, on_prompt=on_prompt, interruptible=True)
         timings.prompt_s = time.perf_counter() - started
         index = 0
         while result is not None and not (cancel is not None and cancel.is_set()) and self.max_tokens != 0:

@@ -104,14 +104,15 @@ class Session:
         *,
         cancel: threading.Event | None = None,
         on_prompt: OnPrompt | None = None,
+        interruptible: bool = False,
     ) -> StepResult | None:
         """Run `ids` after what is cached, in batches; the last batch with its last token's logits, None if cancelled.
 
-        `on_prompt(done, total)` is called after every batch. `interrupt` ends a batch that runs.
+        `on_prompt(done, total)` is called after every batch. `interrupt` ends a batch that runs, if `interruptible`.
         """
         array = self._check(ids)
         size = self._runner.batch_size(self.n_used)
-        self._runner.heed(True)
+        self._runner.heed(interruptible)
         try:
             for start in range(0, len(array), size):
                 if cancel is not None and cancel.is_set():
@@ -128,7 +129,7 @@ class Session:
         return result
 
     def interrupt(self) -> None:
-        """End `prefill` in another thread after the layer that it is at, with what whole batches it has done."""
+        """End an interruptible `prefill` in another thread after a layer, with what whole batches it has done."""
         self._runner.interrupt()
 
     def decode(self, token: int) -> StepResult:

@@ -59,3 +59,7 @@ def test_what_is_not_a_prompt_goes_on(tmp_path: Path) -> None:
         assert got == wanted
         model.interrupt()
         assert model.eval(IDS[:20]).logits.shape[0] == 20
+        session = model.session()
+        session.reset()
+        assert session.prefill(IDS, cancel=InterruptedIn(model, 1)) is not None  # none that may be interrupted
+        assert session.tokens == IDS
