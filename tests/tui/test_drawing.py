@@ -7,6 +7,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from localmoe.tui.drawing import mark
+from localmoe.tui.widgets import line as line_module
 from localmoe.tui.widgets.heatmap import Heatmap
 from localmoe.tui.widgets.line import Line
 from localmoe.tui.widgets.live_code import Painter
@@ -185,12 +186,13 @@ async def test_what_is_kept_of_a_drawing_is_forgotten_where_colours_change():
 async def test_a_page_that_scrolls_draws_no_row_twice(monkeypatch):
     """At 80 tokens a second it scrolls once a second, and all rows in sight are to be drawn."""
     made = []
-    strip = Line._strip
-    monkeypatch.setattr(Line, "_strip", lambda self, *a: (made.append(1), strip(self, *a))[1])
+    segments = line_module._segments
+    monkeypatch.setattr(line_module, "_segments", lambda *a: (made.append(1), segments(*a))[1])
     async with running(FakeModel(answer=[" ".join(f"w{i:04}" for i in range(1000))]), size=(80, 40)) as (app, pilot):
         await ask(app, pilot)
         page = app.screen.query_one(Page)
         page.render_lines(page.region.reset_offset)
+        assert made
         made.clear()
         page.render_lines(page.region.reset_offset)
         assert not made

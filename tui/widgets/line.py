@@ -87,25 +87,11 @@ class Line:
 
         What was drawn is kept for as long as `style` is the same object: a page that scrolls draws each row again.
         """
-        self.rows(width)  # forgets what was drawn at another width
+        rows = self.rows(width)  # forgets what was drawn at another width
         drawn = self._drawn.get(number)
         if selected is None and drawn is not None and drawn[0] is style and drawn[1] == y:
             return drawn[2]
-        strip = self._strip(number, width, y, style, get_style, selected)
-        if selected is None:
-            self._drawn[number] = style, y, strip
-        return strip
-
-    def _strip(
-        self,
-        number: int,
-        width: int,
-        y: int,
-        style: Style,
-        get_style: GetStyle,
-        selected: tuple[int, int, Style] | None,
-    ) -> Strip:
-        start, part = self.rows(width)[number]
+        start, part = rows[number]
         lead = Content.styled("" if number else self.lead, ".bullet")
         x = len(self.lead) + start
         if selected is not None:
@@ -119,7 +105,11 @@ class Line:
             mark = MORE + " " * self._indent(width) if number else " "
             segments.append(Segment(mark, (fill + get_style(".more")).rich_style))
         strip = Strip([*segments, *_segments(part.rstrip(), x, y, fill, get_style)])
-        return strip.adjust_cell_length(width, fill.rich_style) if self.kind else strip
+        if self.kind:
+            strip = strip.adjust_cell_length(width, fill.rich_style)
+        if selected is None:
+            self._drawn[number] = style, y, strip
+        return strip
 
 
 def _segments(text: Content, x: int, y: int, style: Style, get_style: GetStyle) -> Iterator[Segment]:
