@@ -131,7 +131,7 @@ def test_streams_that_are_closed_from_the_start(model: Path, closing: str) -> No
 
 def test_without_a_terminal(model: Path, tmp_path: Path) -> None:
     """Nothing asks a question or draws where nobody is: chat needs a model, the terminal app a terminal."""
-    empty = {"XDG_CACHE_HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    empty = dict.fromkeys(("LOCALMOE_CACHE", "XDG_CACHE_HOME", "XDG_DATA_HOME", "HOME"), str(tmp_path))
     localmoe("chat", env=empty).failed(2, "no model given", "-m MODEL")
     localmoe("tui", env=empty).failed(2, "no model given", "-m MODEL")
     answer = localmoe("tui", "-m", model, timeout_s=60).failed(2, "terminal")
