@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -13,19 +15,25 @@ from tests import tiny
 D, FF, LAYERS, HEADS, KV_HEADS, HEAD = 64, 96, 2, 4, 2, 16
 
 
-def profile_of(path: Path, n_tok: int, n_threads: int) -> Profile:
+def profiles_of(path: Path, n_tok: int, n_threads: int, n: int) -> Iterator[Profile]:
+    """`n` times the same pass, each profiled by itself."""
     with localmoe.load(path, n_ctx=64, n_threads=n_threads) as model:
         session = model.session()
         ids = [5 + i % 100 for i in range(n_tok)]
         session.prefill(ids)
-        profile = model.profile()
-        session.reset()
-        profile.start()
-        session.prefill(ids)
-        profile.stop()
-        session.reset()
-        session.prefill(ids)  # not counted any more
-        return profile
+        for _ in range(n):
+            profile = model.profile()
+            session.reset()
+            profile.start()
+            session.prefill(ids)
+            profile.stop()
+            session.reset()
+            session.prefill(ids)  # not counted any more
+            yield profile
+
+
+def profile_of(path: Path, n_tok: int, n_threads: int) -> Profile:
+    return next(profiles_of(path, n_tok, n_threads, 1))
 
 
 def test_what_a_batch_costs(tmp_path: Path) -> None:
@@ -57,14 +65,17 @@ def test_a_token_reads_the_experts_it_uses(tmp_path: Path) -> None:
 @pytest.mark.parametrize("n_tok", [1, 20])
 def test_times_of_steps_add_up_to_the_pass(tmp_path: Path, n_tok: int) -> None:
     tiny.write_tiny(tmp_path / "m.gguf")
-    profile = profile_of(tmp_path / "m.gguf", n_tok, 2)
-    assert profile.n_tok == n_tok
-    assert profile.step_s.shape[0] == 2
-    assert (profile.step_s >= 0).all()
-    assert profile.step_s[0].sum() == pytest.approx(profile.pass_s, rel=0.5)
-    names = list(profile.costs)
-    for name in ("norm, quantize", "q, k, v", "attention", "gate, up", "down", "barriers"):
-        assert profile.step_s[:, names.index(name)].sum() > 0, name  # one thread may take all of it
+    shares = []
+    for profile in profiles_of(tmp_path / "m.gguf", n_tok, 2, 20):
+        assert profile.n_tok == n_tok
+        assert profile.step_s.shape[0] == 2
+        assert (profile.step_s >= 0).all()
+        names = list(profile.costs)
+        for name in ("norm, quantize", "q, k, v", "attention", "gate, up", "down", "barriers"):
+            assert profile.step_s[:, names.index(name)].sum() > 0, name  # one thread may take all of it
+        shares.append(profile.step_s[0].sum() / profile.pass_s)
+    assert median(shares) <= 1
+    assert max(shares) > 0.5  # other programs can hold a thread off between its steps, though not in every pass
 
 
 def test_the_least_time_of_a_step() -> None:
