@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LOCALMOE = (sys.executable, "-m", "localmoe")
+# The same, which says on stderr when the program has begun: before, it is Python itself that answers a signal.
+_BEGIN = "import sys; from localmoe.cli import main; print('begun', file=sys.stderr, flush=True); sys.exit(main())"
 
 # Metadata failures answer within these (acceptance.md).
 MAX_SECONDS = 2.0
@@ -76,6 +78,17 @@ class Answer:
 def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     """The children's environment: UTF-8, and a known width of help."""
     return {**os.environ, "PYTHONUTF8": "1", "COLUMNS": "120", **(changes or {})}
+
+
+def start(*arguments: object, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """A command whose program has begun, in a group of its own, as a shell starts it."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", _BEGIN, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env=environment(env), start_new_session=True,
+    )  # fmt: skip
+    assert child.stderr is not None
+    assert child.stderr.readline() == b"begun\n"
+    return child
 
 
 def localmoe(

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
 
-from tests.acceptance.command import LOCALMOE, contents, environment, localmoe, together
+from tests.acceptance.command import LOCALMOE, contents, environment, localmoe, start, together
 from tests.checkpoints import Tiny, write_checkpoint
 from tests.tiny import write_tiny
 
@@ -90,15 +91,6 @@ def test_row_18_the_disk_fills_while_it_is_written(tmp_path: Path, small: Path, 
     assert contents(tmp_path) == before
 
 
-def start(*arguments: object) -> subprocess.Popen[bytes]:
-    """A command in a group of its own, as a shell starts it."""
-    command = [*LOCALMOE, *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment(),
-        start_new_session=True,
-    )  # fmt: skip
-
-
 def writing(child: subprocess.Popen[bytes], folder: Path) -> bool:
     """Whether a process has an unfinished file in this folder: hidden, or without a name, which shows as deleted."""
     if any(path.name.startswith(".") for path in folder.iterdir()):
@@ -144,9 +136,10 @@ def test_row_20_interrupted_while_writing(tmp_path: Path, large: Path, command: 
 def test_row_20_before_anything_is_open(tmp_path: Path, small: Path) -> None:
     """Ctrl-C while modules are imported and models are read."""
     out = tmp_path / "out.gguf"
-    for command in (("quantize", small, out, "Q8_0"), ("run", "-m", small, "-p", "a"), ("inspect", small)):
+    commands = (("quantize", small, out, "Q8_0"), ("run", "-m", small, "-p", "a"), ("inspect", small))
+    for command, delay_s in product(commands, (0.02, 0.1, 0.25)):
         with start(*command) as child:
-            time.sleep(0.25)
+            time.sleep(delay_s)
             child.send_signal(signal.SIGINT)
             _, err = child.communicate(timeout=60)
         assert b"Traceback" not in err, err.decode()

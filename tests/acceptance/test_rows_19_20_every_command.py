@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from localmoe.cli import main
-from tests.acceptance.command import contents, environment
+from tests.acceptance.command import contents, start
 from tests.acceptance.writers import NAMES, OLD, Writers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="uses signals, and files without a name")
 
 KILLS, INTERRUPTS, TERMINATIONS = 20, 9, 4
-BEGIN = "import sys; from localmoe.cli import main; print('begun', file=sys.stderr, flush=True); sys.exit(main())"
 
 
 @dataclass(frozen=True)
@@ -36,17 +34,6 @@ class Case:
     out: Path
     seconds: float
     whole: bytes
-
-
-def start(arguments: tuple[str, ...], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """A command that has begun."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", BEGIN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL, env=environment(env), start_new_session=True,
-    )  # fmt: skip
-    assert child.stderr is not None
-    assert child.stderr.readline() == b"begun\n"
-    return child
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +51,7 @@ def cases(writers: Writers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         with pytest.MonkeyPatch.context() as chats:
             chats.setenv("LOCALMOE_DATA", str(writers.data))
             assert main(list(arguments)) == 0  # compiles what it needs: the child's time is that of every later one
-        with start(arguments, writers.environment) as child:
+        with start(*arguments, env=writers.environment) as child:
             began = time.monotonic()
             _, said = child.communicate(timeout=60)
             seconds = time.monotonic() - began
@@ -78,7 +65,7 @@ def cases(writers: Writers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def stop(case: Case, writers: Writers, moment: float, number: int) -> tuple[int, str]:
     """Exit code and stderr of a command that gets a signal at a moment (0 to 1); its folder is checked."""
     case.out.write_bytes(OLD)
-    with start(case.arguments, writers.environment) as child:
+    with start(*case.arguments, env=writers.environment) as child:
         time.sleep(moment * case.seconds)
         child.send_signal(number)
         _, said = child.communicate(timeout=60)
