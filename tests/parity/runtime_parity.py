@@ -109,8 +109,12 @@ def kl(theirs: np.ndarray, ours: np.ndarray) -> float:
 
 def initialised(fields: dict[str, Any]) -> dict[str, np.ndarray]:
     """Weights as transformers initialises a model: tests.tiny's are wilder, and amplify int8 activations' noise."""
+
+    def scaled(values: np.ndarray) -> np.ndarray:
+        return values * np.float32(STANDARD_DEVIATION / values.std(dtype=np.float64))
+
     return {
-        name: values * np.float32(STANDARD_DEVIATION / values.std()) if values.ndim > 1 else np.ones_like(values)
+        name: scaled(values) if values.ndim > 1 else np.ones_like(values)
         for name, values in tiny_weights(**fields).items()
     }
 
