@@ -158,7 +158,7 @@ def top_p(candidates: Candidates, p: float, min_keep: int = 0) -> Candidates:
         return candidates.take(slice(max(n, min_keep)), ordered=True)
     probs = probabilities(candidates.logits)
     for k in (*PREFIXES, len(candidates)):
-        order = largest(probs, k)
+        order = largest(candidates.logits, k)  # which differ where the probabilities round to the same
         n = int(np.searchsorted(np.cumsum(probs[order]), p - ROUNDING, side="left")) + 1
         n = max(n, min_keep)
         if n <= order.size:

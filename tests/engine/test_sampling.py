@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from localmoe.engine import sampler_steps as steps
@@ -212,6 +212,7 @@ def numbers(low: float, high: float) -> st.SearchStrategy[float]:
         },
     ),
 )
+@example(logits=[0.0, 0.0, 2.0**-53], history=[], params={"top_k": 0, "top_p": 0.0})  # equally likely in float64
 def test_chain_equals_the_naive_one(logits: list[float], history: list[int], params: dict[str, Any]) -> None:
     chosen = SamplingParams(**params, seed=3)
     sampler = Sampler(chosen, len(logits))
