@@ -15,6 +15,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType
 
 from localmoe.errors import BadInputError, FileError, LocalMoeError
 from localmoe.gguf_file import MAX_TENSORS, open_gguf, visible
+from tests.slowness import least, slowness
 from tests.tiny import write_tiny
 
 U8, U32, F32, BOOL, STR, ARR = 0, 4, 6, 7, 8, 9
@@ -141,12 +142,7 @@ def test_vocabulary_is_read_fast(name: str, limit_s: float) -> None:
     if not path.exists():
         pytest.skip("the shared vocabularies are not here")
     open_gguf(path).close()
-    times = []
-    for _ in range(3):
-        start = time.process_time()  # other work on the machine does not count
-        open_gguf(path).close()
-        times.append(time.process_time() - start)
-    assert min(times) < limit_s
+    assert least(3, lambda: open_gguf(path).close()) < limit_s * slowness()
 
 
 # --- rows 1 to 5 -----------------------------------------------------------------------------------------------------
@@ -178,11 +174,11 @@ def test_row_2_big_endian_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1 << 63, (1 << 64) - 1, 1 << 40])
 @pytest.mark.parametrize("which", ["n_keys", "n_tensors"])
 def test_row_3_impossible_counts_fail_at_once(tmp_path: Path, which: str, count: int) -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     message = refused(tmp_path, build(**{which: count}))
     assert f"number of {which[2:]} impossible" in message
     assert str(count) in message
-    assert time.perf_counter() - start < 0.5
+    assert time.thread_time() - start < 0.5
 
 
 def test_row_3_count_that_a_large_file_would_hold_is_bounded(tmp_path: Path) -> None:
@@ -215,10 +211,10 @@ def test_row_4_metadata_has_a_limit_even_in_a_huge_file(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(build((key("the.key", ARR, u32(U8) + u64(1 << 35)),)))
     os.truncate(path, 1 << 36)
-    start = time.perf_counter()
+    start = time.thread_time()
     with pytest.raises(BadInputError, match=r"the\.key: the array makes the metadata too large"):
         open_gguf(path)
-    assert time.perf_counter() - start < 0.5
+    assert time.thread_time() - start < 0.5
 
 
 def test_row_4_too_many_strings(tmp_path: Path) -> None:
@@ -369,14 +365,14 @@ def test_damaged_files_give_our_errors_only(tmp_path: Path) -> None:
         if rng.random() < 0.2:
             del bad[rng.randrange(len(bad)) :]
         path.write_bytes(bad)
-        start = time.perf_counter()
+        start = time.thread_time()
         try:
             with open_gguf(path) as file:
                 for name in file.tensors:
                     assert file.raw(name).size == file.tensors[name].n_bytes
         except LocalMoeError as error:
             messages.append(str(error))
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.thread_time() - start)
     assert len(messages) > 100
     assert all(map(str.isprintable, messages))
     assert slowest < 2.0

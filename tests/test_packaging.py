@@ -7,13 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from tests.slowness import slowness
 from tests.tiny import write_tiny
 
 ROOT = Path(__file__).parents[1]
@@ -125,7 +125,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(source)]
-    subprocess.run(command, check=True, timeout=200)
+    subprocess.run(command, check=True, timeout=280)
     return next(out.glob("*.whl"))
 
 
@@ -153,7 +153,7 @@ def test_the_wheel_alone_shows_help_quickly_and_converts(wheel: Path, tmp_path: 
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [str(python), "-m", "localmoe", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=280)
 
     where = [str(python), "-c", "import localmoe; print(localmoe.__file__)"]
     located = subprocess.run(where, capture_output=True, text=True, cwd=tmp_path, env=env)
@@ -162,12 +162,10 @@ def test_the_wheel_alone_shows_help_quickly_and_converts(wheel: Path, tmp_path: 
     spent = []
     for _ in range(5):
         before = os.times()
-        began = time.perf_counter()
         assert run("--help").returncode == 0
         after = os.times()
-        cpu = after.children_user + after.children_system - before.children_user - before.children_system
-        spent.append(min(time.perf_counter() - began, cpu))  # a busy machine stretches the wall clock
-    assert min(spent) < 0.3
+        spent.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert min(spent) < 0.3 * slowness()
     source = write_tiny(tmp_path / "in.gguf")
     done = run("convert", source, "-o", tmp_path / "out.gguf", "--type", "Q8_0")
     assert done.returncode == 0, done.stderr

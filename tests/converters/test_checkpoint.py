@@ -98,10 +98,10 @@ def test_a_header_longer_than_allowed_is_refused_at_once(tmp_path: Path, n_heade
     write_raw_safetensors(path, header(a=ONE), bytes(8), n_header)
     if n_header == 200_000_000:
         os.truncate(path, 200_000_100)
-    began = time.perf_counter()
+    began = time.thread_time()
     with pytest.raises(BadInputError, match=message):
         read_safetensors(path, path)
-    assert time.perf_counter() - began < 0.5
+    assert time.thread_time() - began < 0.5
 
 
 @pytest.mark.parametrize("size", [0, 7])

@@ -11,6 +11,7 @@ import yaml
 
 from localmoe.converters.franken_recipe import Recipe, RecipeExpert, _Loader, read_recipe
 from localmoe.errors import BadInputError, FileError
+from tests.slowness import slowness
 
 
 @pytest.fixture
@@ -185,10 +186,10 @@ def test_many_fields_take_no_time() -> None:
     """Each key is looked up among those before it."""
     text = "tag:yaml.org,2002:str"
     fields = [(yaml.ScalarNode(text, str(n)), yaml.ScalarNode(text, "")) for n in range(30_000)]
-    began = time.process_time()
+    began = time.thread_time()
     table = _Loader("").construct_mapping(yaml.MappingNode("tag:yaml.org,2002:map", fields))
     assert len(table) == 30_000
-    assert time.process_time() - began < 5
+    assert time.thread_time() - began < 5 * slowness()
 
 
 def test_bytes_that_are_no_text(folder: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from localmoe.errors import BadInputError, UsageError
 from localmoe.text import tokenizer
 from localmoe.text.tokenizer import StreamDecoder, Tokenizer
+from tests.slowness import slowness
 from tests.text.small import VOCAB_DIR, bpe_metadata, make, spm_metadata
 
 RECORDED = ("llama-spm", "llama-bpe", "qwen2", "gpt-2")
@@ -41,9 +42,9 @@ def test_recorded_cases_are_exact_and_decode_to_the_text(name: str) -> None:
 @pytest.mark.parametrize("letter", ["a", "^", " ", "\0"])
 def test_a_megabyte_of_one_letter_is_quick(name: str, letter: str) -> None:
     tok = recorded(name)
-    start = time.process_time()
+    start = time.thread_time()
     ids = tok.encode(letter * 1_000_000, add_bos=False)
-    assert time.process_time() - start < 5
+    assert time.thread_time() - start < 5 * slowness()
     if len(ids) < 300_000:
         assert tok.decode(ids) == letter * 1_000_000
 
