@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-import time
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -269,7 +269,10 @@ def test_targets_that_cannot_be(source: Path, tmp_path: Path) -> None:
 
 
 def test_few_pieces_are_in_memory_at_once(tmp_path: Path) -> None:
-    """At most one piece more than threads is read ahead of the one that is being written."""
+    """At most one piece more than threads is read ahead of the one that is being written.
+
+    A thread that is done with one may hold it until it is next given a core.
+    """
     alive = most = 0
 
     class Counted(np.ndarray):
@@ -286,39 +289,37 @@ def test_few_pieces_are_in_memory_at_once(tmp_path: Path) -> None:
     tensor = SourceTensor("blk.0.x.weight", (16 * 40, 256), Type.F32, [piece] * 40)
     model = SourceModel({}, [tensor], 0, 1, "counted")
     write_model(model, tmp_path / "out.gguf", "Q8_0", n_threads=2)
-    assert most <= 4
+    assert most <= 4 + 2
 
 
 def test_reading_encoding_and_writing_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each takes 10 ms a piece: together the time of one of them and not of three, with one thread for each."""
-    n_pieces, pause = 40, 0.01
-    spent = dict.fromkeys(("read", "encode", "write"), 0.0)
+    """While a piece is written, the next is encoded and the one after it read, with one thread for each."""
+    n_pieces = 40
+    ahead, done = {"write": 0, "encode": 1, "read": 2}, dict.fromkeys(("write", "encode", "read"), 0)
+    all_three = [threading.Barrier(3, timeout=60) for _ in range(n_pieces - 2)]
 
-    def wait(stage: str) -> None:
-        began = time.monotonic()
-        time.sleep(pause)
-        spent[stage] += time.monotonic() - began
+    def meet(stage: str) -> None:
+        at = done[stage] - ahead[stage]
+        done[stage] += 1
+        if 0 <= at < len(all_three):
+            all_three[at].wait()
 
     def piece() -> np.ndarray:
-        wait("read")
+        meet("read")
         return np.zeros((16, 256), np.float32)
 
     def encode(*arguments: Any) -> Rows:
-        wait("encode")
+        meet("encode")
         return convert(*arguments)
 
     class Slow(Silent):  # the writer tells it after each piece
         def advance(self, n: int) -> None:  # noqa: ARG002
-            wait("write")
+            meet("write")
 
     monkeypatch.setattr(pipeline, "convert", encode)
     tensor = SourceTensor("blk.0.x.weight", (16 * n_pieces, 256), Type.F32, [piece] * n_pieces)
-    began = time.monotonic()
     write_model(SourceModel({}, [tensor], 0, 1, "slow"), tmp_path / "out.gguf", "F16", n_threads=1, progress=Slow())
-    seconds = time.monotonic() - began
-    assert min(spent.values()) >= n_pieces * pause  # all three were waited for
-    assert seconds < 0.5 * sum(spent.values())
-    assert seconds < 1.5 * max(spent.values())
+    assert done == dict.fromkeys(done, n_pieces)
 
 
 def test_the_report_names_what_was_written(source: Path, tmp_path: Path) -> None:
