@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from localmoe import progress as progress_module
 from localmoe.progress import TerminalProgress
 
 
-def test_without_a_terminal_only_the_end_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_only_the_end_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock on which all takes four seconds."""
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(monotonic=iter((100.0, 104.0)).__next__))
     progress = TerminalProgress()
     progress.start(2 << 20, "reading")
     progress.advance(1 << 20)
@@ -18,7 +24,7 @@ def test_without_a_terminal_only_the_end_is_said(capsys: pytest.CaptureFixture[s
     progress.finish()
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("reading: 2.0 MiB in 0.0 s (")
+    assert err == "reading: 2.0 MiB in 4.0 s (0 MiB/s)\n"
 
 
 def test_what_was_given_up_is_not_called_done(capsys: pytest.CaptureFixture[str]) -> None:
