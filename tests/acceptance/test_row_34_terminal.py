@@ -98,8 +98,9 @@ def test_newlines_and_tabs_stay_what_they_are(tmp_path: Path) -> None:
     assert shown.startswith("\r\n" * 4 + "prompt: ")
 
 
-def test_none_reach_the_terminal_in_a_chat(model: Path) -> None:
-    code, shown = on_a_terminal("chat", "-m", model, *GENERATE, typed=b"hello\n/stats\n/quit\n")
+def test_none_reach_the_terminal_in_a_chat(model: Path, tmp_path: Path) -> None:
+    kept = {"LOCALMOE_DATA": str(tmp_path)}
+    code, shown = on_a_terminal("chat", "-m", model, *GENERATE, typed=b"hello\n/stats\n/quit\n", env=kept)
     assert code == 0, shown
     assert "owned" in shown
     check(shown)

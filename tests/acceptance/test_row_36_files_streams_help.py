@@ -96,7 +96,7 @@ def test_what_may_not_be_read_or_written(tmp_path: Path) -> None:
 def test_stdout_closed_early(model: Path) -> None:
     """`localmoe ... | head -c1`: quiet, with a shell's code for it."""
     for command in (
-        ("run", "-m", str(model), "-p", "the", "-n", "400", "--ignore-eos"),
+        ("run", "-m", str(model), "-p", "the", "-n", "32000", "-c", "32768", "--ignore-eos"),
         ("tokenize", "-m", str(model), "a " * 60000),
     ):
         child = subprocess.Popen(
@@ -108,7 +108,7 @@ def test_stdout_closed_early(model: Path) -> None:
         child.stdout.close()
         err = child.stderr.read().decode()
         child.stderr.close()
-        assert child.wait(60) == 141, err
+        assert child.wait(240) == 141, err
         assert "Traceback" not in err
         assert "Exception ignored" not in err
 
@@ -134,7 +134,7 @@ def test_without_a_terminal(model: Path, tmp_path: Path) -> None:
     empty = dict.fromkeys(("LOCALMOE_CACHE", "XDG_CACHE_HOME", "XDG_DATA_HOME", "HOME"), str(tmp_path))
     localmoe("chat", env=empty).failed(2, "no model given", "-m MODEL")
     localmoe("tui", env=empty).failed(2, "no model given", "-m MODEL")
-    answer = localmoe("tui", "-m", model, timeout_s=60).failed(2, "terminal")
+    answer = localmoe("tui", "-m", model, timeout_s=240).failed(2, "terminal")
     assert "\x1b" not in answer.out + answer.err
     localmoe("tokenize", "-m", model).failed(2, "no text")
     localmoe("run", "-m", model).failed(2, "one prompt is needed")

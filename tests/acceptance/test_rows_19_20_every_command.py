@@ -1,7 +1,7 @@
 """Rows 19 and 20 for every command that writes: stopped at random moments of the whole run, by each way to stop one.
 
-A moment is a part of the time that the undisturbed command takes, counted from when its program has begun: before, it
-is Python itself that answers. Seeded, so that a failure can be looked at again.
+A moment is a part of the time that the undisturbed command takes, counted from when its program heeds signals: before,
+it is Python itself that answers. Seeded, so that a failure can be looked at again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from localmoe.cli import main
-from tests.acceptance.command import contents, start
+from tests.acceptance.command import PATIENCE, contents, start
 from tests.acceptance.writers import NAMES, OLD, Writers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="uses signals, and files without a name")
@@ -53,7 +53,7 @@ def cases(writers: Writers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             assert main(list(arguments)) == 0  # compiles what it needs: the child's time is that of every later one
         with start(*arguments, env=writers.environment) as child:
             began = time.monotonic()
-            _, said = child.communicate(timeout=60)
+            _, said = child.communicate(timeout=PATIENCE)
             seconds = time.monotonic() - began
         assert child.returncode == 0, said.decode()
         found.append(Case(arguments, out, seconds, out.read_bytes()))
@@ -68,7 +68,7 @@ def stop(case: Case, writers: Writers, moment: float, number: int) -> tuple[int,
     with start(*case.arguments, env=writers.environment) as child:
         time.sleep(moment * case.seconds)
         child.send_signal(number)
-        _, said = child.communicate(timeout=60)
+        _, said = child.communicate(timeout=PATIENCE)
     left = contents(case.out.parent)
     assert left == {case.out.name: OLD} or left == {case.out.name: case.whole}, (case.arguments, moment, list(left))
     assert b"Traceback" not in said, said.decode()
