@@ -17,8 +17,7 @@ from localmoe.tui.screens.chat import ChatScreen
 from localmoe.tui.widgets.prompt import Prompt
 
 from .fake_model import FakeModel
-
-DEADLINE = 10.0
+from .settling import DEADLINE
 
 
 async def until(pilot: Pilot[None], true: Callable[[], object], what: str = "it", deadline: float = DEADLINE) -> None:

@@ -192,7 +192,7 @@ class FakeModel:
             return
         for index, text in enumerate(self.pieces):
             if self.gate is not None:
-                self.gate.acquire(timeout=10)
+                self.gate.acquire(timeout=120)
             time.sleep(self.delay)
             if cancel.is_set():
                 none = np.zeros((self.config.n_layer, 0))

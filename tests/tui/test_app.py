@@ -80,15 +80,15 @@ async def test_a_bug_in_the_engine_is_not_hidden():
 
 
 async def _watch(loader):
-    async with running(loader=loader) as (_, pilot):
-        for _ in range(100):
-            await pilot.pause(0.02)
+    async with running(loader=loader) as (app, pilot):
+        await until(pilot, lambda: app._exception, "the bug")
 
 
 async def test_the_model_is_closed_at_the_end():
     model = FakeModel()
-    async with running(model) as (_, pilot):
+    async with running(model) as (app, pilot):
         await pilot.press("ctrl+q")
+    app.worker._thread.join(60)
     assert model.closed
 
 
@@ -184,7 +184,8 @@ async def test_the_palette_knows_the_actions():
         await until(pilot, lambda: "New chat" in screen_text(app), "its own first")
         assert "Maximize" not in screen_text(app)
         await pilot.press(*"more experts")
-        await pilot.pause(0.6)
+        found = lambda: "More experts a token" in screen_text(app) and "New chat" not in screen_text(app)  # noqa: E731
+        await until(pilot, found, "what was searched for")
         await pilot.press("enter")
         await until(pilot, lambda: app.screen is chat(app))
         await until(pilot, lambda: chat(app).n_used == 3)

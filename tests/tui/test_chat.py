@@ -282,17 +282,20 @@ async def test_a_reply_that_ends_while_its_text_is_drawn_is_done(monkeypatch):
     model = FakeModel(answer="one two three four")
     model.gate = threading.Semaphore(2)
     async with running(model) as (app, pilot):
-        view, order = chat(app).transcript, []
-        feed = view.feed
+        view, order, news = chat(app).transcript, [], []
+        feed, post = view.feed, app.worker.post
 
         async def slow(text):
             order.append("begins")
             model.gate.release(100)
+            while not news:
+                await asyncio.sleep(0.01)
             await asyncio.sleep(0.3)
             await feed(text)
             order.append("ends")
 
         monkeypatch.setattr(view, "feed", slow)
+        monkeypatch.setattr(app.worker, "post", lambda message: (post(message), news.append(message)))
         await ask(app, pilot)
         await pilot.pause(0.5)
         assert chat(app).status.state == "ready"

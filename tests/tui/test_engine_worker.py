@@ -19,7 +19,7 @@ REQUEST = Request([{"role": "user", "content": "hi"}], None, {})
 
 
 def ended(news: queue.Queue[Any]) -> ReplyDone:
-    while not isinstance(message := news.get(timeout=10), ReplyDone):
+    while not isinstance(message := news.get(timeout=60), ReplyDone):
         pass
     return message
 

@@ -14,6 +14,7 @@ from localmoe.tui.options import AppOptions
 from localmoe.tui.screens.chat import ChatScreen
 from localmoe.tui.screens.help import HelpScreen
 from localmoe.tui.screens.loading import ErrorScreen, LoadingScreen
+from localmoe.tui.screens.models import ModelsScreen
 from localmoe.tui.widgets.prompt import Prompt
 
 from .driving import chat, running, screen_text, until
@@ -27,7 +28,7 @@ def waiting(
     ready = threading.Event()
 
     def load(progress: object) -> FakeModel:
-        assert ready.wait(10)
+        assert ready.wait(120)
         if errors:
             raise errors.pop(0)
         return model
@@ -83,7 +84,7 @@ async def test_what_was_written_survives_a_model_that_cannot_be_opened(tmp_path:
         ready.set()
         await until(pilot, lambda: isinstance(app.screen, ErrorScreen))
         await pilot.press("o")
-        await pilot.pause(0.2)
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
         await pilot.press(*str(tmp_path / "other.gguf"), "enter")
         await until(pilot, lambda: model.asked)
         assert model.asked[0]["prompt"][-1]["content"] == "question"

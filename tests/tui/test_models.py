@@ -21,7 +21,7 @@ from tests.tiny import write_tiny
 from .driving import chat, running, screen_text, until
 from .fake_model import FakeModel
 
-COMPILING = 120.0  # seconds at most, where no test has needed the kernels before
+COMPILING = 480.0  # seconds at most, where no test has needed the kernels before
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ async def test_the_demo_model_is_built_from_the_picker(home: Path):
         notify("fetching weights")
         progress.start(100, "converting")
         progress.advance(40)
-        assert gate.wait(10)
+        assert gate.wait(120)
         write_tiny(home / "cache" / "demo.gguf", n_expert=4, n_expert_used=2)
         progress.finish()
 
@@ -282,4 +282,4 @@ async def test_leaving_while_the_demo_is_built_stops_that(home: Path):
     async with running(path=None, options=demo(home, build)) as (app, pilot):
         await choose_demo(app, pilot)
         await until(pilot, lambda: "converting" in screen_text(app))
-    assert ended.wait(5)
+    assert ended.wait(60)

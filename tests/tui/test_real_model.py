@@ -21,7 +21,7 @@ import sys
 from localmoe.cli.app import main
 sys.exit(main(["tui", "--no-save", *sys.argv[1:]]))
 """
-COMPILING = 240.0  # seconds that the first run on a machine may take to compile
+COMPILING = 480.0  # seconds that the first run on a machine may take to compile
 
 
 @pytest.mark.parametrize("model", [tiny_model_path(), demo_model_path()], ids=["tiny", "demo"])
