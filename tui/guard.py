@@ -49,7 +49,7 @@ def _guard() -> subprocess.Popen[bytes] | None:
     except (OSError, ValueError):
         return None
     try:
-        modes = subprocess.run(["stty", "-g"], stdin=terminal, capture_output=True, timeout=2.0, check=True)
+        modes = subprocess.run(["stty", "-g"], stdin=terminal, capture_output=True, timeout=10.0, check=True)
         command = ["/bin/sh", "-c", _SCRIPT, "localmoe-guard", modes.stdout.decode().strip()]
         return subprocess.Popen(
             command, bufsize=0, stdin=subprocess.PIPE, stdout=terminal, stderr=subprocess.DEVNULL, cwd="/"

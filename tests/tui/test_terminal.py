@@ -22,6 +22,8 @@ from localmoe.sessions.record import Record
 from localmoe.sessions.store import Store
 from localmoe.tui.app import run_app
 
+from .settling import DEADLINE
+
 
 def test_run_app_needs_a_model_and_a_terminal(capsys):
     """Usage errors, before anything is drawn."""
@@ -64,7 +66,7 @@ def load(progress):
     if what == "bug":
         raise ZeroDivisionError("a bug")
     bad = ["\\x1b", "[2J", "\\x9b5m", "word "]
-    model = FakeModel(delay=0.05, answer=bad * 200, labels=["row \\x1b[2J\\x9b5m"] * 4, name="\\x1b[2Jname")
+    model = FakeModel(delay=0.05, answer=bad * 2000, labels=["row \\x1b[2J\\x9b5m"] * 4, name="\\x1b[2Jname")
     model.tokenizer.token = lambda i: bad[i % 4].encode()
     return model
 options = None
@@ -75,6 +77,7 @@ if what == "picker":
 sys.exit(run_app(Path("demo.gguf"), options, load))
 """
 ENTERED, LEFT = b"\x1b[?1049h", b"\x1b[?1049l"
+ESCAPE = b"\x1b[27u"  # as the kitty protocol has it: the plain one may be the beginning of the next key
 RESET = [LEFT, b"\x1b[?25h", b"\x1b[?1000l", b"\x1b[?1003l", b"\x1b[?2004l"]
 
 
@@ -94,7 +97,7 @@ class Terminal:
         os.close(child)
         self.output = b""
 
-    def read_until(self, what: bytes, seconds: float = 20.0) -> None:
+    def read_until(self, what: bytes, seconds: float = DEADLINE) -> None:
         end = time.monotonic() + seconds
         while what not in self.output:
             assert time.monotonic() < end, f"no {what!r} in {self.output[-500:]!r}"
@@ -105,18 +108,24 @@ class Terminal:
         while time.monotonic() < end:
             self._read(0.05)
 
-    def _read(self, seconds: float) -> None:
-        if select.select([self.end], [], [], seconds)[0]:
-            try:
-                self.output += os.read(self.end, 65536)
-            except OSError:  # the other end is closed
-                time.sleep(seconds)
+    def _read(self, seconds: float) -> bool:
+        """Take what comes within some seconds; whether anyone still has the other end."""
+        if not select.select([self.end], [], [], seconds)[0]:
+            return True
+        try:
+            got = os.read(self.end, 65536)
+        except OSError:  # Linux's way to say that nobody has it
+            got = b""
+        self.output += got
+        if not got:
+            time.sleep(seconds)
+        return bool(got)
 
     def finish(self) -> int:
-        end = time.monotonic() + 20
-        while self.process.poll() is None and time.monotonic() < end:
-            self._read(0.1)
-        self._read(0.1)
+        """Read until the app has ended, and whoever waits beside it; the app's exit code."""
+        end = time.monotonic() + DEADLINE
+        while (self._read(0.1) or self.process.poll() is None) and time.monotonic() < end:
+            pass
         os.close(self.end)
         return self.process.wait(1)
 
@@ -152,7 +161,7 @@ def test_the_app_ends_with_its_terminal(when):
         os.write(terminal.end, b"hello\r")
         terminal.read_until(b"word")
     os.close(terminal.end)
-    assert terminal.process.wait(15) == 129
+    assert terminal.process.wait(DEADLINE) == 129
 
 
 def test_sigterm_ends_an_app_whose_terminal_takes_no_more_output():
@@ -163,7 +172,7 @@ def test_sigterm_ends_an_app_whose_terminal_takes_no_more_output():
     time.sleep(6)  # nobody reads: a pseudo-terminal holds some kilobytes
     assert not termios.tcgetattr(terminal.end)[3] & termios.ECHO
     terminal.process.send_signal(signal.SIGTERM)
-    assert terminal.process.wait(15) == 143
+    assert terminal.process.wait(DEADLINE) == 143
     assert termios.tcgetattr(terminal.end)[3] & termios.ECHO
     os.close(terminal.end)
 
@@ -179,7 +188,7 @@ def test_a_death_that_nothing_can_be_done_about_restores_the_terminal(number):
     assert not termios.tcgetattr(terminal.end)[3] & termios.ECHO
     terminal.process.send_signal(number)
     terminal.read_until(LEFT)
-    end = time.monotonic() + 20
+    end = time.monotonic() + DEADLINE
     while termios.tcgetattr(terminal.end) != before and time.monotonic() < end:
         terminal.read_for(0.1)
     assert termios.tcgetattr(terminal.end) == before
@@ -196,7 +205,15 @@ def test_nothing_is_left_of_an_app_that_ended_by_itself():
     os.write(terminal.end, b"\x11")
     assert terminal.finish() == 0
     assert terminal.output.count(LEFT) == 1
-    assert not any(Path("/proc", pid).exists() for pid in waiting)
+    assert not any(_runs(pid) for pid in waiting)
+
+
+def _runs(pid: str) -> bool:
+    """Whether there is such a process, other than one that ended and that nobody has asked for."""
+    try:
+        return "\nState:\tZ" not in Path("/proc", pid, "status").read_text()
+    except OSError:
+        return False
 
 
 def test_a_crash_restores_the_terminal():
@@ -241,7 +258,7 @@ def test_type_resize_stop_and_quit_in_a_real_terminal():
         begin = len(terminal.output)
         fcntl.ioctl(terminal.end, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         terminal.process.send_signal(signal.SIGWINCH)
-        end = time.monotonic() + 20
+        end = time.monotonic() + DEADLINE
         while rows not in _rows_drawn(terminal.output[begin:]):
             assert time.monotonic() < end, f"row {rows} of {columns} columns was not drawn"
             terminal.read_for(0.2)
@@ -280,7 +297,7 @@ def test_nothing_of_the_chats_file_controls_a_real_terminal(tmp_path):
     terminal.read_until(b"Message")
     os.write(terminal.end, b"\x13")
     terminal.read_until(b"[red]a[/]")
-    for keys in (b"\x12", b"\x1b", b"\x05", b"\x1b", b"\r"):
+    for keys in (b"\x12", ESCAPE, b"\x05", ESCAPE, b"\r"):
         os.write(terminal.end, keys)
         terminal.read_for(0.6)
     terminal.process.send_signal(signal.SIGTERM)
@@ -315,7 +332,7 @@ def test_no_key_is_lost_from_the_start_to_the_chat(tmp_path):
         if b"reply" in terminal.output and number % 50 == 49:  # the chat is there
             break
     os.write(terminal.end, b"\r")
-    end = time.monotonic() + 20
+    end = time.monotonic() + DEADLINE
     while not (tmp_path / "heard").exists() and time.monotonic() < end:
         terminal.read_for(0.1)
     os.write(terminal.end, b"\x11")
@@ -346,9 +363,7 @@ def test_no_view_of_the_tokens_sends_control_sequences():
     for keys, seen in views:
         os.write(terminal.end, keys)
         terminal.read_until(seen)
-        os.write(terminal.end, b"\x1b")
-        time.sleep(0.3)  # an escape alone, not the beginning of the next key
-        terminal.read_for(0.3)
+        os.write(terminal.end, ESCAPE)
     os.write(terminal.end, b"\t\t")
     terminal.read_for(0.3)
     os.write(terminal.end, b"\x1b[B")
