@@ -23,7 +23,7 @@ from localmoe.sessions.store import Store
 
 from .building import build
 from .commands import ChatCommands
-from .ending import end_on_signals
+from .ending import TAKEN_DOWN, end_on_signals
 from .engine_worker import EngineWorker, Loader, Progress
 from .guard import guarded_terminal
 from .keys import binding_ids, keys_path, read_keys
@@ -320,6 +320,11 @@ class LocalMoeApp(App[None]):
     async def action_quit(self) -> None:
         self.worker.stop()
         self.exit(return_code=self.failure.exit_code if self.failure else 0)
+
+    def _handle_exception(self, error: Exception) -> None:
+        """End with a traceback; not where the app is left already, and something still wanted a widget of it."""
+        if not (self._exit and isinstance(error, TAKEN_DOWN)):
+            super()._handle_exception(error)
 
     async def action_copy_or_quit(self) -> None:
         """Copy where text is selected, quit otherwise."""

@@ -12,6 +12,14 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from textual.app import ScreenError
+from textual.css.query import QueryError
+from textual.dom import NoScreen
+from textual.widget import WidgetError
+
+TAKEN_DOWN = (QueryError, ScreenError, NoScreen, WidgetError)
+"""What is raised where a widget or a screen is wanted that is not there any more."""
+
 SIGNALS = {"SIGTERM": 143, "SIGHUP": 129}
 """Signals that end the app as if by Ctrl+Q, with the exit code a shell expects."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
 
 from localmoe.errors import BadInputError, MemoryLimitError
+from localmoe.tui.messages import Submitted
 from localmoe.tui.options import AppOptions
 from localmoe.tui.screens.help import HelpScreen, HelpText
 from localmoe.tui.screens.loading import ErrorScreen, LoadingScreen
@@ -14,9 +16,11 @@ from localmoe.tui.widgets.expert_pane import MODES
 from localmoe.tui.widgets.heatmap import Heatmap
 from localmoe.tui.widgets.path import TokenPath, path_layout
 from localmoe.tui.widgets.prompt import Prompt
+from localmoe.tui.widgets.transcript import Transcript
 
 from .driving import ask, chat, lines, running, screen_text, until
 from .fake_model import FakeModel
+from .settling import DEADLINE
 
 LABELS = ["Once upon a time", "def fibonacci(n):", "What is 17 + 25?", "Hi! How are you?"]
 
@@ -90,6 +94,29 @@ async def test_the_model_is_closed_at_the_end():
         await pilot.press("ctrl+q")
     app.worker._thread.join(60)
     assert model.closed
+
+
+async def test_the_app_can_be_left_while_turns_are_made(monkeypatch):
+    """They have no place any more: the exit code is the one that was asked for, and nothing is said of it."""
+    show, began, ended = Transcript.show, asyncio.Event(), asyncio.Event()
+
+    async def show_late(transcript, turns) -> None:
+        place = transcript.query_one("#turns")
+        began.set()
+        while place.is_attached:
+            await asyncio.sleep(0.01)
+        try:
+            await show(transcript, turns)
+        finally:
+            ended.set()
+
+    async with running(FakeModel()) as (app, _):
+        monkeypatch.setattr(Transcript, "show", show_late)
+        chat(app).post_message(Submitted("hi"))
+        await asyncio.wait_for(began.wait(), DEADLINE)
+        app.exit(return_code=143)
+        await asyncio.wait_for(ended.wait(), DEADLINE)
+    assert app.return_code == 143
 
 
 async def test_modes_go_round():
