@@ -11,10 +11,10 @@ from textual.message_pump import MessagePump
 from textual.pilot import Pilot, WaitForScreenTimeout
 
 ROUNDS = 20  # at most: an app that is told more all the time never settles
-DEADLINE = 60.0  # seconds until a test fails: beside other programs a step that takes one may take ten
+DEADLINE = 180.0  # seconds until a test fails: beside other programs a step that takes one may take a minute
 
 
-async def handled(pilot: Pilot[Any], timeout: float = 2 * DEADLINE) -> bool:
+async def handled(pilot: Pilot[Any], timeout: float = DEADLINE) -> bool:
     """Wait until the app and all of its screen's widgets have handled what they were sent; whether they have.
 
     As Textual's own, which waits in vain for a widget that is removed meanwhile.

@@ -57,7 +57,7 @@ def says_and_asks(terminal: Terminal, shown: bytes, answer: bytes) -> None:
     os.write(terminal.end, b"and now?\r")
     terminal.read_until(answer)
     os.write(terminal.end, b"\x11")
-    assert terminal.finish() == 0
+    terminal.ends(0)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_without_saving_no_file_is_made(data):
     os.write(terminal.end, b"\x13")
     terminal.read_until(b"Chats are not kept in this run")
     os.write(terminal.end, b"\x11")
-    assert terminal.finish() == 0
+    terminal.ends(0)
     assert not data.exists()
 
 
@@ -130,7 +130,7 @@ def test_a_chat_that_cannot_go_on_is_said(data, options, reason):
 
 def refused(options: list[str], reason: bytes) -> None:
     terminal = Terminal(*options, program=PROGRAM)
-    assert terminal.finish() == 2
+    terminal.ends(2)
     assert ENTERED not in terminal.output
     [line] = terminal.output.strip().splitlines()
     assert line.startswith(b"error: ")

@@ -46,6 +46,6 @@ def test_type_stop_resize_and_quit(model: Path):
     terminal.read_until(b"lighthouse")
     terminal.read_until(b"entropy")  # there is room for the figures now
     os.write(terminal.end, b"\x11")
-    assert terminal.finish() == 0
+    terminal.ends(0)
     for code in RESET:
         assert code in terminal.output, code

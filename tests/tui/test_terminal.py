@@ -129,6 +129,10 @@ class Terminal:
         os.close(self.end)
         return self.process.wait(1)
 
+    def ends(self, code: int) -> None:
+        """Check the app's exit code; the end of what it sent says what it died of."""
+        assert self.finish() == code, self.output[-3000:].decode(errors="replace")
+
 
 def _extra_path() -> list[str]:
     return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
@@ -148,7 +152,7 @@ def test_sigterm_restores_the_terminal(when):
         os.write(terminal.end, b"hello\r")
         terminal.read_until(b"word")
     terminal.process.send_signal(signal.SIGTERM)
-    assert terminal.finish() == 143
+    terminal.ends(143)
     _assert_restored(terminal.output)
 
 
@@ -192,7 +196,7 @@ def test_a_death_that_nothing_can_be_done_about_restores_the_terminal(number):
     while termios.tcgetattr(terminal.end) != before and time.monotonic() < end:
         terminal.read_for(0.1)
     assert termios.tcgetattr(terminal.end) == before
-    assert terminal.finish() == -number
+    terminal.ends(-number)
     _assert_restored(terminal.output)
 
 
@@ -203,7 +207,7 @@ def test_nothing_is_left_of_an_app_that_ended_by_itself():
     children = Path(f"/proc/{terminal.process.pid}/task/{terminal.process.pid}/children")
     waiting = children.read_text().split() if children.is_file() else []
     os.write(terminal.end, b"\x11")
-    assert terminal.finish() == 0
+    terminal.ends(0)
     assert terminal.output.count(LEFT) == 1
     assert not any(_runs(pid) for pid in waiting)
 
@@ -219,7 +223,7 @@ def _runs(pid: str) -> bool:
 def test_a_crash_restores_the_terminal():
     """A bug in the engine's thread: the terminal is reset before the traceback, exit 1."""
     terminal = Terminal("bug")
-    assert terminal.finish() == 1
+    terminal.ends(1)
     _assert_restored(terminal.output)
     assert terminal.output.rindex(LEFT) < terminal.output.index(b"ZeroDivisionError")
 
@@ -229,7 +233,7 @@ def test_a_failed_load_keeps_its_exit_code():
     terminal = Terminal("fail")
     terminal.read_until(b"bad magic")
     os.write(terminal.end, b"\r")
-    assert terminal.finish() == 3
+    terminal.ends(3)
     _assert_restored(terminal.output)
     assert b"error: demo.gguf: bad magic" in terminal.output[terminal.output.rindex(LEFT) :]
 
@@ -240,7 +244,7 @@ def test_quitting_restores_the_terminal(key):
     terminal = Terminal("chat")
     terminal.read_until(b"Message")
     os.write(terminal.end, key)
-    assert terminal.finish() == 0
+    terminal.ends(0)
     _assert_restored(terminal.output)
 
 
@@ -271,7 +275,7 @@ def test_type_resize_stop_and_quit_in_a_real_terminal():
     os.write(terminal.end, b"\x1b")
     terminal.read_until(b"stopped")
     os.write(terminal.end, b"\x11")
-    assert terminal.finish() == 0
+    terminal.ends(0)
     _assert_restored(terminal.output)
 
 
@@ -301,7 +305,7 @@ def test_nothing_of_the_chats_file_controls_a_real_terminal(tmp_path):
         os.write(terminal.end, keys)
         terminal.read_for(0.6)
     terminal.process.send_signal(signal.SIGTERM)
-    assert terminal.finish() == 143
+    terminal.ends(143)
     _assert_restored(terminal.output)
     _assert_harmless(terminal.output)
 
@@ -316,7 +320,7 @@ def test_no_file_name_controls_a_real_terminal(tmp_path, monkeypatch):
     os.write(terminal.end, b"red\r")
     terminal.read_until(b"reply")
     terminal.process.send_signal(signal.SIGTERM)
-    assert terminal.finish() == 143
+    terminal.ends(143)
     _assert_restored(terminal.output)
     _assert_harmless(terminal.output)
 
@@ -336,7 +340,7 @@ def test_no_key_is_lost_from_the_start_to_the_chat(tmp_path):
     while not (tmp_path / "heard").exists() and time.monotonic() < end:
         terminal.read_for(0.1)
     os.write(terminal.end, b"\x11")
-    assert terminal.finish() == 0
+    terminal.ends(0)
     assert b"reply" in terminal.output
     assert (tmp_path / "heard").read_text() == typed.strip()
 
@@ -371,7 +375,7 @@ def test_no_view_of_the_tokens_sends_control_sequences():
     os.write(terminal.end, b"\r")
     terminal.read_until(b"label: ")
     terminal.process.send_signal(signal.SIGTERM)
-    assert terminal.finish() == 143
+    terminal.ends(143)
     _assert_restored(terminal.output)
     assert b"\x1b[2J" not in terminal.output[terminal.output.index(b"Message") :]
     assert "\x9b".encode() not in terminal.output
