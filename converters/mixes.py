@@ -6,7 +6,7 @@ Source: llama.cpp's src/llama-quant.cpp (llama_ftype_get_default_type, llama_ten
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from gguf import GGMLQuantizationType as Type
@@ -19,7 +19,7 @@ class Rule:
 
     when: str
     type: Type
-    otherwise: Type | None = None
+    otherwise: Type | Rule | None = None
 
 
 @dataclass(frozen=True)
@@ -115,3 +115,23 @@ _TABLE = (
 )  # fmt: skip
 RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe in _TABLE})
 ALIASES: Mapping[str, str] = MappingProxyType({"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"})
+
+# What llama.cpp gives Falcon instead
+_FALCON_DOWN: dict[str, Rule | None] = {
+    "Q3_K_M": Rule("first_sixteenth", Type.Q5_K, Rule("more_bits", Type.Q4_K)),
+    "Q3_K_L": Rule("always", Type.Q4_K),
+    "Q4_K_S": None,
+    "Q4_K_M": Rule("first_sixteenth", Type.Q6_K, Rule("more_bits", Type.Q5_K)),
+}
+
+
+def of_architecture(recipe: Recipe, arch: str) -> Recipe:
+    """The recipe as llama.cpp has it for models of one architecture, by its name in GGUF."""
+    if arch != "falcon":
+        return recipe
+    down = _FALCON_DOWN.get(recipe.name, recipe.ffn_down)
+    recipe = replace(recipe, output=Type.Q8_0, ffn_down=down)
+    if recipe.low:
+        return recipe
+    attn_output = Type.Q4_K if recipe.name == "Q3_K_L" else None
+    return replace(recipe, attn_output=attn_output, attn_output_of_8=attn_output)

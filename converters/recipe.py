@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType as Type
 from localmoe.errors import BadInputError, UsageError
 from localmoe.quants.formats import FORMATS, parse_type
 
-from .mixes import ALIASES, RECIPES, Recipe, Rule
+from .mixes import ALIASES, RECIPES, Recipe, Rule, of_architecture
 from .source import SourceModel, SourceTensor
 
 COPY = "COPY"  # every tensor as it is: for sources that are quantized already
@@ -40,6 +40,14 @@ _NEVER = (
     "attn_rel_b.weight", ".position_embd", "sam.pos_embd", "sam.neck.", "sam.net_", ".rel_pos", ".patch_embd",
     ".patch_merger", "a.rvq.codebook", "mm.a.code_embd",
 )  # fmt: skip
+_NEVER_IN = {
+    "glm5-next": (
+        "hc_", "indexer.attn_q_b", "indexer.attn_k", "indexer.proj", "indexer_compressor_gate",
+        "indexer_compressor_ape", "ssm_f_a.weight", "ssm_f_b.weight", "ssm_g_a.weight", "ssm_g_b.weight",
+        "ssm_beta.weight", "attn_kv_a_mqa.weight", "attn_k_b.weight", "attn_v_b.weight",
+    ),
+}  # fmt: skip
+_NEVER_BELOW_Q8_0 = {"glm5-next": ("attn_q_a", "attn_q_b", "nextn.eh_proj")}
 _NEVER_EXACTLY = ("position_embd.weight", "token_types.weight")
 _EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 _COUNTED = ("attn_v", "ffn_down", "ffn_gate", "ffn_up")
@@ -86,6 +94,7 @@ class _State:
 
     recipe: Recipe
     options: Options
+    arch: str
     n_layer: int
     n_expert: int
     n_attn_v: int
@@ -139,13 +148,13 @@ def category(name: str) -> str:
     return next((kind for part, kind in _CATEGORIES if part in name), "other")
 
 
-def may_quantize(tensor: SourceTensor) -> bool:
+def may_quantize(tensor: SourceTensor, arch: str = "") -> bool:
     """Whether the tensor is ever written in another type: matrices, but no norms, routers and small extras."""
     name = tensor.name
     has_rows = any(axis > 1 for axis in tensor.shape[:-1])
     if not has_rows or not name.endswith("weight") or name in _NEVER_EXACTLY:
         return False
-    return not any(part in name for part in _NEVER)
+    return not any(part in name for part in (*_NEVER, *_NEVER_IN.get(arch, ())))
 
 
 def file_order(model: SourceModel, file_type: str) -> list[SourceTensor]:
@@ -171,13 +180,14 @@ def choose_types(model: SourceModel, file_type: str, options: Options) -> Iterat
             raise UsageError(f"{COPY} keeps the type of every tensor, and has no use for {', '.join(options.named)}")
         yield from (Choice(tensor, tensor.type) for tensor in model.tensors)
         return
-    recipe = find_recipe(file_type)
+    arch = _architecture(model)
+    recipe = of_architecture(find_recipe(file_type), arch)
     tensors = file_order(model, recipe.name)
     state = _start(model, tensors, recipe, options)
     for tensor in tensors:
         if options.leave_output and category(tensor.name) == "output":
             yield Choice(tensor, tensor.type)
-        elif may_quantize(tensor):
+        elif may_quantize(tensor, arch):
             chosen = _choose(state, tensor, model.label)
             yield _fitting(tensor, chosen) if FORMATS[recipe.default].quantized else Choice(tensor, chosen)
         else:
@@ -188,7 +198,8 @@ def _start(model: SourceModel, tensors: Sequence[SourceTensor], recipe: Recipe, 
     names = [tensor.name for tensor in tensors]
     n_attn_v = sum(category(name) == "attn_v" for name in names)
     tied = "output.weight" not in names
-    return _State(recipe, options, model.n_layer, model.n_expert, n_attn_v, tied, _is_70b(model), _shared(model))
+    arch, n_layer, n_expert = _architecture(model), model.n_layer, model.n_expert
+    return _State(recipe, options, arch, n_layer, n_expert, n_attn_v, tied, _is_70b(model), _shared(model))
 
 
 def _architecture(model: SourceModel) -> str:
@@ -238,10 +249,12 @@ def _choose(state: _State, tensor: SourceTensor, label: str) -> Type:
 
 def _by_rule(state: _State, tensor: SourceTensor, kind: str, label: str) -> Type:
     recipe, eight = state.recipe, state.n_expert == 8
+    if any(part in tensor.name for part in _NEVER_BELOW_Q8_0.get(state.arch, ())):
+        return Type.Q8_0
     if kind == "output" or (kind == "token_embd" and state.tied):
         return _output_type(state, tensor)
     if recipe.unstacked is not None:
-        return recipe.default if len(tensor.shape) > 2 and tensor.shape[0] > 1 else recipe.unstacked
+        return recipe.default if _is_stack(state, tensor, kind) else recipe.unstacked
     if kind == "attn_v":
         return _attn_v_type(state)
     if kind == "attn_k" and eight:
@@ -252,6 +265,13 @@ def _by_rule(state: _State, tensor: SourceTensor, kind: str, label: str) -> Type
         return _feed_forward_type(state, tensor.name, kind, label)
     plain = {"token_embd": recipe.token_embd, "attn_k": recipe.attn_qk, "attn_q": recipe.attn_qk}
     return plain.get(kind) or recipe.default
+
+
+def _is_stack(state: _State, tensor: SourceTensor, kind: str) -> bool:
+    """Whether a tensor is matrices of several experts to the rules."""
+    if state.arch == "bailingmoe3" and kind not in ("ffn_down", "ffn_gate", "ffn_up"):
+        return False
+    return len(tensor.shape) > 2 and tensor.shape[-3] > 1
 
 
 def _output_type(state: _State, tensor: SourceTensor) -> Type:
@@ -297,7 +317,9 @@ def _apply(state: _State, rule: Rule | None, layer: int, n: int) -> Type:
     default = state.recipe.default
     if rule is None:
         return default
-    return rule.type if _applies(state, rule.when, layer, n) else rule.otherwise or default
+    if _applies(state, rule.when, layer, n):
+        return rule.type
+    return _apply(state, rule.otherwise, layer, n) if isinstance(rule.otherwise, Rule) else rule.otherwise or default
 
 
 def _applies(state: _State, when: str, layer: int, n: int) -> bool:

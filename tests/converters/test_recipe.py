@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from gguf import GGMLQuantizationType as Type
+from gguf import GGUFValueType
 
 from localmoe.converters.recipe import (
     RECIPES,
@@ -21,7 +22,7 @@ from localmoe.converters.recipe import (
     may_quantize,
     parse_options,
 )
-from localmoe.converters.source import SourceModel, SourceTensor
+from localmoe.converters.source import MetaValue, SourceModel, SourceTensor
 from localmoe.errors import BadInputError, UsageError
 from tests.parity.quantize_parity import IMATRIX, by_kind, shape_model
 
@@ -132,6 +133,47 @@ def test_the_output_can_be_left_as_it_is() -> None:
     checkpoint = replace(shape_model(MIXTRAL), tensors=[bf16], origin="checkpoint")
     assert types(checkpoint, "IQ4_XS", options) == {"output.weight": "BF16"}
     assert types(shape_model(MIXTRAL | {"tied": True}), "Q4_K_M", options)["token_embd.weight"] == "Q4_K"
+
+
+def named(arch: str, model: SourceModel) -> SourceModel:
+    """The model as one of another architecture."""
+    numbers = {key.replace("llama.", f"{arch}."): value for key, value in model.metadata.items()}
+    return replace(model, metadata=numbers | {"general.architecture": MetaValue(arch, GGUFValueType.STRING)})
+
+
+@pytest.mark.parametrize(
+    ("file_type", "down", "attention"),
+    [
+        ("Q4_K_M", "Q6_K Q5_K Q4_K Q5_K Q4_K Q5_K Q4_K Q5_K", "Q4_K"),
+        ("Q4_K_S", "Q4_K", "Q4_K"),
+        ("Q3_K_M", "Q5_K Q4_K Q3_K Q4_K Q3_K Q4_K Q3_K Q4_K", "Q3_K"),
+        ("Q3_K_L", "Q4_K", "Q4_K"),
+        ("Q2_K", "Q3_K", "Q2_K"),
+    ],
+)
+def test_falcon_has_rules_of_its_own(file_type: str, down: str, attention: str) -> None:
+    """What llama-quantize chose in a dry run: for layers 0, 1, 2, 4, 5, 7, 8 and 15 of 16."""
+    model = named("falcon", shape_model(MIXTRAL | {"n_expert": 0, "n_layer": 16}))
+    chosen = types(model, file_type)
+    picked = [chosen[f"blk.{i}.ffn_down.weight"] for i in (0, 1, 2, 4, 5, 7, 8, 15)]
+    assert " ".join(dict.fromkeys(picked) if len(set(picked)) == 1 else picked) == down
+    assert {chosen[f"blk.{i}.attn_output.weight"] for i in range(16)} == {attention}
+    assert chosen["output.weight"] == "Q8_0"
+
+
+def test_glm5_next_keeps_small_matrices_and_spares_three() -> None:
+    extra = [matrix(f"blk.0.{name}.weight", 256, 256) for name in ("attn_q_a", "nextn.eh_proj", "attn_k_b", "ssm_beta")]
+    model = replace(named("glm5-next", shape_model(MIXTRAL)), tensors=extra)
+    assert list(types(model, "Q4_K_M").values()) == ["F16", "Q8_0", "Q8_0", "F16"]
+    assert set(types(replace(shape_model(MIXTRAL), tensors=extra), "Q4_K_M").values()) == {"Q4_K"}
+
+
+def test_what_a_stack_of_experts_is() -> None:
+    """For MXFP4_MOE: matrices behind one another, whatever comes before; of bailingmoe3 the feed-forward ones alone."""
+    stacks = [matrix("blk.0.attn_k_b.weight", 4, 64, 64), matrix("blk.0.ffn_up_exps.weight", 1, 4, 64, 64)]
+    for arch, wanted in (("deepseek2", ["MXFP4", "MXFP4"]), ("bailingmoe3", ["Q8_0", "MXFP4"])):
+        model = replace(named(arch, shape_model(MIXTRAL)), tensors=stacks)
+        assert list(types(model, "MXFP4_MOE").values()) == wanted
 
 
 def test_an_imatrix_spares_the_first_eighth_of_q4_0() -> None:
