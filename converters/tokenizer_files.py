@@ -10,10 +10,22 @@ from typing import Any
 from gguf import TokenType
 
 from localmoe.errors import BadInputError
+from localmoe.text.encoders import CHAR_TO_BYTE
 
 from .checkpoint import read_json
 
 STANDARD_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_END = "<|endoftext|>"
+# What transformers names where tokenizer_config.json does not, by the tokenizer's class without "Fast"
+_CLASS_TOKENS: dict[str, dict[str, str]] = {
+    "GPT2Tokenizer": {"bos_token": _END, "eos_token": _END, "unk_token": _END},
+    "GPTNeoXTokenizer": {"bos_token": _END, "eos_token": _END, "unk_token": _END, "pad_token": "<|padding|>"},
+    "Qwen2Tokenizer": {"eos_token": _END, "unk_token": _END, "pad_token": _END},
+    "CohereTokenizer": {
+        "bos_token": "<BOS_TOKEN>", "eos_token": "<|END_OF_TURN_TOKEN|>", "unk_token": "<UNK>", "sep_token": "<SEP>",
+        "pad_token": "<PAD>", "cls_token": "<CLS>", "mask_token": "<MASK_TOKEN>",
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,22 @@ def added_type(token: str, special: bool) -> tuple[str, TokenType]:
     return token.replace("\u2581", " "), TokenType.USER_DEFINED
 
 
+def decoded(token: str) -> str:
+    """The text that a byte-level decoder makes of a token, where its characters all stand for bytes of one."""
+    try:
+        return bytes(CHAR_TO_BYTE[character] for character in token).decode()
+    except (KeyError, UnicodeDecodeError):
+        return token
+
+
+def unnormalized_tokens(files: TokenizerFiles) -> set[str]:
+    """The added tokens that are looked for in text as it is; tokenizer_config.json's flags come first."""
+    decoder = (files.tokenizer_config or {}).get("added_tokens_decoder") or {}
+    entries = [*((files.tokenizer or {}).get("added_tokens") or []), *decoder.values()]
+    normalized = {entry["content"]: bool(entry.get("normalized")) for entry in entries}
+    return {token for token, flag in normalized.items() if not flag}
+
+
 def listed_tokens(files: TokenizerFiles) -> list[tuple[int, str, bool]]:
     """(id, content, special) of tokenizer.json's added tokens, in its order; [] without the file."""
     entries = (files.tokenizer or {}).get("added_tokens") or []
@@ -112,9 +140,10 @@ def named_tokens(files: TokenizerFiles) -> tuple[list[str], list[str]]:
     """The texts that are special by a name (bos_token, ...), and those of a list of further special tokens.
 
     transformers marks the first as special whatever their flags say, and adds to the vocabulary what it lacks of both.
-    special_tokens_map.json counts where tokenizer_config.json has no `added_tokens_decoder`.
+    special_tokens_map.json counts where tokenizer_config.json has no `added_tokens_decoder`; the tokenizer's class has
+    names for what neither mentions.
     """
-    table = dict(files.tokenizer_config or {})
+    table = _CLASS_TOKENS.get(tokenizer_class(files), {}) | (files.tokenizer_config or {})
     if "added_tokens_decoder" not in table:
         table |= read_json(files.folder, "special_tokens_map.json") or {}
     further = table.get("extra_special_tokens") or table.get("additional_special_tokens") or []
@@ -126,6 +155,13 @@ def named_tokens(files: TokenizerFiles) -> tuple[list[str], list[str]]:
     named = [text for text in map(token_text, entries) if text]
     listed = [text for text in map(token_text, further if isinstance(further, list) else []) if text]
     return named, listed
+
+
+def tokenizer_class(files: TokenizerFiles) -> str:
+    """The class, without "Fast", that transformers takes the tokenizer to be; it trusts a Llama's files alone."""
+    kind = (files.tokenizer_config or {}).get("tokenizer_class")
+    trusted = files.config.get("model_type") == "llama" and isinstance(kind, str)
+    return str(kind).removesuffix("Fast") if trusted else ""
 
 
 def token_text(entry: object) -> str | None:

@@ -18,8 +18,10 @@ from .tokenizer_files import (
     added_tokens_json,
     added_type,
     check_texts,
+    decoded,
     fill_gaps,
     named_tokens,
+    unnormalized_tokens,
 )
 
 
@@ -30,17 +32,20 @@ def from_tokenizer_json(files: TokenizerFiles, pre: str | None, warn: Warn) -> V
     vocab, merges = read_bpe_model(files.tokenizer, file)
     by_id = {token_id: token for token, token_id in vocab.items()}
     ids, types = dict(vocab), dict[int, TokenType]()
-    for token_id, (token, special) in added_tokens(files).items():
+    added = added_tokens(files)
+    plain = unnormalized_tokens(files) if _decodes_bytes(files.tokenizer.get("decoder")) else set()
+    for token_id, (token, special) in added.items():
         if vocab.get(token, token_id) != token_id:
             warn(f"tokenizer.json: added token {token!r} has id {vocab[token]} in the vocabulary, not {token_id}")
             token_id = vocab[token]
-        by_id[token_id], types[token_id] = added_type(token, special)
+        by_id[token_id], types[token_id] = added_type(decoded(token) if token in plain else token, special)
         ids[token] = token_id
     named, listed = named_tokens(files)
     for token in dict.fromkeys([*_older_tokens(files), *named, *listed]):
         if token not in ids or token in named:
             token_id = ids.setdefault(token, max(by_id, default=-1) + 1)
-            by_id[token_id], types[token_id] = added_type(token, token in (*named, *listed))
+            text = decoded(token) if token in plain else token
+            by_id[token_id], types[token_id] = added_type(text, token in (*named, *listed))
     texts, missing = fill_gaps(by_id, file)
     check_texts(texts, file)
     types |= dict.fromkeys(missing, TokenType.UNUSED)
@@ -53,6 +58,11 @@ def from_tokenizer_json(files: TokenizerFiles, pre: str | None, warn: Warn) -> V
         [int(types.get(i, TokenType.NORMAL)) for i in range(len(texts))],
         merges=[f"{_spaceless(left)} {_spaceless(right)}" for left, right in merges],
     )
+
+
+def _decodes_bytes(decoder: object) -> bool:
+    """Whether tokenizer.json's decoder reads a token's characters as bytes."""
+    return isinstance(decoder, dict) and decoder.get("type") == "ByteLevel"
 
 
 def _older_tokens(files: TokenizerFiles) -> list[str]:
