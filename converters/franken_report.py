@@ -15,8 +15,8 @@ import numpy as np
 from localmoe.errors import LocalMoeError
 from localmoe.gguf_file import visible
 
+from .franken_prompts import prompt_ids
 from .franken_recipe import PROMPT_MODES, Recipe
-from .franken_router import prompt_ids
 
 if TYPE_CHECKING:
     from localmoe.engine.api import Model

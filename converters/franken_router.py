@@ -1,6 +1,6 @@
 """Router rows from prompts, as mergekit-moe makes them (mergekit/moe/router.py of mergekit 0.1.5).
 
-A prompt's tokens are the BOS token, where the vocabulary has one, and the prompt's own, special tokens parsed.
+A prompt's tokens are those of `franken_prompts`.
 `hidden`: the residual stream that enters each layer at the last token, averaged over the prompts; the negative
 prompts' average is taken away; each row is divided by its length. `hidden_avg`: averaged over the tokens instead.
 mergekit runs an expert's prompts as one batch, padded on the left with BOS, and its average counts the padding, whose
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gguf import GGMLQuantizationType as Type
-from gguf import GGUFValueType
 
 from localmoe.errors import BadInputError, LocalMoeError
 from localmoe.output_file import scratch
@@ -30,19 +29,18 @@ from localmoe.quants.formats import FORMATS
 
 from .convert_rows import convert
 from .franken_compare import Source
+from .franken_prompts import base_tokenizer, prefix_rule, prompt_ids
 from .franken_recipe import RANDOM_MODES, Recipe
 from .pipeline import write_into
-from .source import MetaValue, SourceTensor
+from .source import SourceTensor
 
 if TYPE_CHECKING:
     from localmoe.engine.api import Model
-    from localmoe.text.tokenizer import Tokenizer
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Prompts = Sequence[list[int]]  # token ids
 States = Callable[[Prompts], Array]  # prompts -> (L, D)
 _SMALLEST = 1e-8  # a shorter row is not stretched to length 1
-_NUMBERS = {GGUFValueType.INT32: np.int32, GGUFValueType.FLOAT32: np.float32}  # of a vocabulary's arrays
 
 
 def router_rows(
@@ -67,37 +65,15 @@ def router_rows(
         return _rows(positive, negative, _hidden_states(model, average=recipe.gate_mode == "hidden_avg"))
 
 
-def base_tokenizer(base: Source) -> Tokenizer:
-    """The base model's tokenizer."""
-    from localmoe.text.tokenizer import Tokenizer
-    from localmoe.text.vocabulary import read_vocabulary
-
-    metadata = {key: _as_read(entry) for key, entry in base.model.metadata.items()}
-    return Tokenizer(read_vocabulary(metadata, str(base.path)), str(base.path))
-
-
-def _as_read(entry: MetaValue) -> Any:
-    """A metadata value as reading it from a file would give it: numeric arrays are NumPy's."""
-    if entry.type != GGUFValueType.ARRAY or entry.element == GGUFValueType.STRING:
-        return entry.value
-    return np.asarray(entry.value, _NUMBERS.get(entry.element))
-
-
-def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """A prompt's tokens as mergekit-moe's tokenizer call gives them."""
-    ids = tokenizer.encode(prompt, add_bos=False, parse_special=True)
-    return ids if tokenizer.bos is None else [tokenizer.bos, *ids]
-
-
 def _tokens(recipe: Recipe, base: Source) -> tuple[list[Prompts], list[Prompts]]:
     """Every expert's positive and negative prompts as token ids."""
-    tokenizer = base_tokenizer(base)
+    tokenizer, rule = base_tokenizer(base), prefix_rule(base)
     sides: tuple[list[Prompts], list[Prompts]] = ([], [])
     for i, expert in enumerate(recipe.experts):
         for side, field, prompts in zip(
             sides, ("positive_prompts", "negative_prompts"), (expert.positive, expert.negative), strict=True
         ):
-            side.append([prompt_ids(tokenizer, prompt) for prompt in prompts])
+            side.append([prompt_ids(tokenizer, prompt, rule) for prompt in prompts])
             empty = next((j for j, ids in enumerate(side[-1]) if not ids), None)
             if empty is not None:
                 raise BadInputError("the prompt has no tokens", file=recipe.file, item=f"experts[{i}].{field}[{empty}]")

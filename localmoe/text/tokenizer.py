@@ -63,14 +63,17 @@ class Tokenizer:
 
     # --- text -> ids ---
 
-    def encode(self, text: str, *, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, add_bos: bool | None = None, parse_special: bool = False, space_prefix: bool = True
+    ) -> list[int]:
         """Token ids of `text`.
 
         `add_bos`: None or True put the model's own BOS (and EOS) around the text where the model asks for them, as
         llama.cpp's `add_special` does; False adds nothing. `parse_special` turns the text of control tokens into
-        them. Raises UsageError for text with lone surrogates.
+        them. Without `space_prefix` no space goes before the text, whatever a SentencePiece vocabulary asks for.
+        Raises UsageError for text with lone surrogates.
         """
-        ids = self._fragments_ids(self._partition(text, parse_special))
+        ids = self._fragments_ids(self._partition(text, parse_special), space_prefix or self.kind != "spm")
         return ids if add_bos is False else self.wrap(ids)
 
     def wrap(self, ids: list[int]) -> list[int]:
@@ -113,13 +116,13 @@ class Tokenizer:
             raise UsageError("the text is not valid Unicode: a lone surrogate", got=code) from None
         return partition(text, self._specials, parse_special)
 
-    def _fragments_ids(self, fragments: list[Fragment]) -> list[int]:
+    def _fragments_ids(self, fragments: list[Fragment], space_prefix: bool = True) -> list[int]:
         ids: list[int] = []
-        first = True
+        first = space_prefix
         for fragment in fragments:
             if isinstance(fragment, int):
                 ids.append(fragment)
-                first = True
+                first = space_prefix
             else:
                 ids += self._encode(fragment, first)
                 first = False

@@ -1,0 +1,64 @@
+"""Prompts of a recipe as mergekit-moe tokenizes them, on top of transformers 5.24: recorded from a run."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from localmoe.converters.franken_prompts import base_tokenizer, prefix_rule, prompt_ids
+from localmoe.converters.franken_recipe import read_recipe
+from localmoe.converters.franken_source import open_sources
+from tests.checkpoints import spm_model, spm_pieces, write_checkpoint
+
+from .test_franken import quiet, write_recipe
+
+PROMPTS = ("the moe", " the")
+PREFIXED, PLAIN, DOUBLED = ["\u2581the", "\u2581moe"], ["the", "\u2581moe"], ["\u2581", "\u2581the"]
+ONCE = ["\u2581the"]
+
+
+def metaspace(scheme: str) -> dict[str, Any]:
+    """A tokenizer.json that has nothing but how a space goes before a text."""
+    pre = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": False}
+    return {"tokenizer.json": {"model": {"type": "BPE", "vocab": {}, "merges": []}, "pre_tokenizer": pre}}
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "texts", "wanted"),
+    [
+        ("llama", {"tokenizer_class": "LlamaTokenizer"}, {}, (PLAIN, ONCE)),
+        ("llama", {"tokenizer_class": "LlamaTokenizerFast", "legacy": False}, metaspace("always"), (PLAIN, ONCE)),
+        ("llama", {"tokenizer_class": "LlamaTokenizer", "legacy": True}, {}, (PREFIXED, ONCE)),
+        (
+            "llama", {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_prefix_space": False}, {},
+            (PLAIN, ONCE),
+        ),
+        ("llama", {"tokenizer_class": "PreTrainedTokenizerFast"}, {}, (PREFIXED, DOUBLED)),
+        ("mistral", {"tokenizer_class": "LlamaTokenizer"}, {}, (PREFIXED, DOUBLED)),
+        ("mistral", {"tokenizer_class": "LlamaTokenizer", "legacy": None}, {}, (PLAIN, ONCE)),
+        ("mistral", {"tokenizer_class": "LlamaTokenizer"}, metaspace("always"), (PREFIXED, ONCE)),
+        ("mistral", {"tokenizer_class": "LlamaTokenizer"}, metaspace("first"), (PLAIN, ONCE)),
+        ("mistral", {"tokenizer_class": "LlamaTokenizer"}, metaspace("never"), (PLAIN, ONCE)),
+    ],
+)  # fmt: skip
+def test_the_space_before_a_prompt(
+    tmp_path: Path, family: str, config: dict[str, Any], texts: dict[str, Any], wanted: tuple[list[str], list[str]]
+) -> None:
+    files = {"tokenizer_config.json": config} | texts
+    folder = write_checkpoint(
+        tmp_path / "base", family=family, n_vocab=len(spm_pieces()), tokenizer="none", texts=files
+    )  # fmt: skip
+    (folder / "tokenizer.model").write_bytes(spm_model())
+    source = {"source_model": "base"}
+    recipe = write_recipe(
+        tmp_path, base_model="base", experts=[{**source, "positive_prompts": [p]} for p in PROMPTS]
+    )  # fmt: skip
+    with ExitStack() as stack:
+        base = open_sources(read_recipe(recipe, quiet), stack, pre=None, allow_pickle=False, warn=quiet).base
+        tokenizer, rule = base_tokenizer(base), prefix_rule(base)
+        found = [prompt_ids(tokenizer, prompt, rule) for prompt in PROMPTS]
+    pieces = [piece for piece, _, _ in spm_pieces()]
+    assert [[pieces[i] for i in ids] for ids in found] == [["<s>", *tokens] for tokens in wanted]
