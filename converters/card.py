@@ -22,6 +22,7 @@ from .hparams import Warn
 from .source import MetaValue, SourceTensor
 from .yaml_faults import YAML_FAULTS
 
+MAX_CARD_VALUES = 100_000
 # generation_config.json -> sampling attribute of gguf.Metadata, with its type; the first name present counts
 SAMPLING: dict[str, tuple[type, tuple[str, ...]]] = {
     "sampling_sequence": (str, ("sequence",)),
@@ -50,7 +51,7 @@ def collected(writer: GGUFWriter) -> dict[str, MetaValue]:
         values = entry.value if is_array else [entry.value]
         if is_array or entry.type == GGUFValueType.STRING:
             if not all(isinstance(text, str) for text in values):
-                raise ValueError(f"{name} is not text: {entry.value!r}")
+                raise ValueError(f"{name} is not text: {repr(entry.value)[:80]}")
             "".join(values).encode("utf-8")  # raises UnicodeEncodeError, a ValueError, for half a surrogate pair
         if values and name != "general.architecture":
             keys[name] = MetaValue(entry.value, entry.type, GGUFValueType.STRING if is_array else None)
@@ -97,7 +98,23 @@ def _model_card(folder: Path, warn: Warn) -> dict[str, Any]:
     except (*YAML_FAULTS, BadInputError) as error:
         warn(f"README.md: model card left out: {error}")
         return {}
+    if not _fits(card):
+        warn(f"README.md: model card left out: it expands to more than {MAX_CARD_VALUES} values")
+        return {}
     return card if isinstance(card, dict) else {}
+
+
+def _fits(card: object) -> bool:
+    """Whether a card written out has at most MAX_CARD_VALUES values: aliases of aliases make 2^60 of sixty lines."""
+    n_left, heap = MAX_CARD_VALUES, [card]
+    while heap and n_left >= len(heap):
+        value = heap.pop()
+        n_left -= 1
+        if isinstance(value, dict):
+            heap += itertools.chain(value, value.values())
+        elif isinstance(value, list | tuple | set):
+            heap += value
+    return not heap
 
 
 def _set_sampling(metadata: gguf.Metadata, folder: Path, warn: Warn) -> None:

@@ -62,6 +62,16 @@ def test_an_unusable_card_is_left_out_with_a_note(tmp_path: Path, front: str) ->
     assert not {"license", "languages", "tags"} & set(found)
 
 
+def test_a_card_of_aliases_is_not_written_out(tmp_path: Path) -> None:
+    """Eleven lines that stand for 9^12 words, and one that holds itself."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    for front in ("\n".join([*lines, "tags: *a11"]), "tags: &a [*a]"):
+        found, notes = keys(tmp_path / "name", f"---\n{front}\n---\n")
+        assert "tags" not in found
+        assert notes == ["README.md: model card left out: it expands to more than 100000 values"]
+
+
 def test_sampling_defaults_of_the_wrong_kind_are_left_out(tmp_path: Path) -> None:
     """generation_config.json's numbers must be numbers."""
     text = {"temperature": "hot", "top_k": 2**40, "top_p": 0.5, "min_p": True}
