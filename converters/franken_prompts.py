@@ -6,6 +6,7 @@ starts the text, and whether a SentencePiece vocabulary's space still goes befor
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,20 +27,23 @@ _NUMBERS = {GGUFValueType.INT32: np.int32, GGUFValueType.FLOAT32: np.float32}  #
 
 
 class Prefix(Enum):
-    """When a space goes before a prompt: as the vocabulary has it, unless it has one, where the text starts, never."""
+    """When a space goes before a prompt: as the vocabulary has it, always, unless it has one, where a text starts."""
 
     VOCABULARYS = "vocabulary's"
+    ALWAYS = "always"
     WITHOUT_ONE = "without one"
     FIRST = "first"
     NEVER = "never"
 
 
 def base_tokenizer(base: Source) -> Tokenizer:
-    """The base model's tokenizer."""
+    """The base model's tokenizer; that of a checkpoint puts a space before a text where `prompt_ids` says so."""
     from localmoe.text.tokenizer import Tokenizer
     from localmoe.text.vocabulary import read_vocabulary
 
     metadata = {key: _as_read(entry) for key, entry in base.model.metadata.items()}
+    if base.gguf is None and metadata.get("tokenizer.ggml.model") == "llama":
+        metadata[_SPACE_PREFIX] = True
     return Tokenizer(read_vocabulary(metadata, str(base.path)), str(base.path))
 
 
@@ -63,20 +67,32 @@ def _rule(folder: Path, config: dict[str, Any]) -> Prefix:
         old = settings.get("legacy") and settings.get("add_prefix_space") is not False
         return Prefix.WITHOUT_ONE if old else Prefix.FIRST
     if files.tokenizer is None:
-        return Prefix.VOCABULARYS if settings.get("legacy", True) else Prefix.FIRST
-    step = files.tokenizer.get("pre_tokenizer")
-    if not isinstance(step, dict) or step.get("type") != "Metaspace":
-        return Prefix.VOCABULARYS
-    schemes = {"first": Prefix.FIRST, "never": Prefix.NEVER}
-    return schemes.get(str(step.get("prepend_scheme")), Prefix.WITHOUT_ONE)
+        return Prefix.ALWAYS if settings.get("legacy", True) else Prefix.FIRST
+    step = next(_steps(files.tokenizer.get("pre_tokenizer"), "pretokenizers", "Metaspace"), None)
+    if step is not None:
+        schemes = {"first": Prefix.FIRST, "never": Prefix.NEVER}
+        return schemes.get(str(step.get("prepend_scheme")), Prefix.WITHOUT_ONE)
+    prepends = any(_steps(files.tokenizer.get("normalizer"), "normalizers", "Prepend"))
+    return Prefix.ALWAYS if prepends else Prefix.NEVER
+
+
+def _steps(node: object, children: str, kind: str) -> Iterator[dict[str, Any]]:
+    """The steps of one type in a normalizer or pre_tokenizer section, sequences taken apart."""
+    if not isinstance(node, dict):
+        return
+    if node.get("type") == "Sequence" and isinstance(node.get(children), list):
+        for child in node[children]:
+            yield from _steps(child, children, kind)
+    elif node.get("type") == kind:
+        yield node
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str, rule: Prefix = Prefix.VOCABULARYS) -> list[int]:
     """A prompt's tokens: BOS, where the vocabulary has one, and the prompt's own, special tokens parsed."""
     has_space, begins = prompt.startswith(" "), tokenizer.bos is None
     space = {
-        Prefix.VOCABULARYS: True, Prefix.WITHOUT_ONE: not has_space, Prefix.FIRST: begins and not has_space,
-        Prefix.NEVER: False,
+        Prefix.VOCABULARYS: True, Prefix.ALWAYS: True, Prefix.WITHOUT_ONE: not has_space,
+        Prefix.FIRST: begins and not has_space, Prefix.NEVER: False,
     }[rule]  # fmt: skip
     ids = tokenizer.encode(prompt, add_bos=False, parse_special=True, space_prefix=space)
     return ids if tokenizer.bos is None else [tokenizer.bos, *ids]

@@ -158,7 +158,8 @@ def test_a_checkpoint_gives_the_rows_of_its_own_gguf(tmp_path: Path) -> None:
     from localmoe.converters.huggingface import load_source
     from localmoe.converters.pipeline import write_model
 
-    folder = write_checkpoint(tmp_path / "hf", family="llama", tokenizer="spm", dtype="BF16")
+    # a Mistral, to whose prompts transformers puts the space that the vocabulary asks for
+    folder = write_checkpoint(tmp_path / "hf", family="mistral", tokenizer="spm", dtype="BF16")
     write_model(load_source(folder, warn=quiet), tmp_path / "a.gguf", "BF16", notify=quiet)
     write_model(load_source(folder, warn=quiet), tmp_path / "b.gguf", "F16", notify=quiet)
     from_file = make(tmp_path).router

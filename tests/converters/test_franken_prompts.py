@@ -26,6 +26,16 @@ def metaspace(scheme: str) -> dict[str, Any]:
     return {"tokenizer.json": {"model": {"type": "BPE", "vocab": {}, "merges": []}, "pre_tokenizer": pre}}
 
 
+_PREPEND = {"type": "Prepend", "prepend": "\u2581"}
+_REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+PREPENDED = {
+    "tokenizer.json": {
+        "model": {"type": "BPE", "vocab": {}, "merges": []},
+        "normalizer": {"type": "Sequence", "normalizers": [_PREPEND, _REPLACE]},
+    }
+}
+
+
 @pytest.mark.parametrize(
     ("family", "config", "texts", "wanted"),
     [
@@ -37,6 +47,8 @@ def metaspace(scheme: str) -> dict[str, Any]:
             (PLAIN, ONCE),
         ),
         ("llama", {"tokenizer_class": "PreTrainedTokenizerFast"}, {}, (PREFIXED, DOUBLED)),
+        ("mistral", {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False}, {}, (PREFIXED, DOUBLED)),
+        ("mistral", {"tokenizer_class": "LlamaTokenizer"}, PREPENDED, (PREFIXED, DOUBLED)),
         ("mistral", {"tokenizer_class": "LlamaTokenizer"}, {}, (PREFIXED, DOUBLED)),
         ("mistral", {"tokenizer_class": "LlamaTokenizer", "legacy": None}, {}, (PLAIN, ONCE)),
         ("mistral", {"tokenizer_class": "LlamaTokenizer"}, metaspace("always"), (PREFIXED, ONCE)),
