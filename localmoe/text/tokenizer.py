@@ -64,16 +64,16 @@ class Tokenizer:
     # --- text -> ids ---
 
     def encode(
-        self, text: str, *, add_bos: bool | None = None, parse_special: bool = False, space_prefix: bool = True
+        self, text: str, *, add_bos: bool | None = None, parse_special: bool = False, space_prefix: bool | None = True
     ) -> list[int]:
         """Token ids of `text`.
 
         `add_bos`: None or True put the model's own BOS (and EOS) around the text where the model asks for them, as
         llama.cpp's `add_special` does; False adds nothing. `parse_special` turns the text of control tokens into
-        them. Without `space_prefix` no space goes before the text, whatever a SentencePiece vocabulary asks for.
-        Raises UsageError for text with lone surrogates.
+        them. Where a SentencePiece vocabulary asks for a space before a text, `space_prefix` False leaves it out, and
+        None does where there is one already. Raises UsageError for text with lone surrogates.
         """
-        ids = self._fragments_ids(self._partition(text, parse_special), space_prefix or self.kind != "spm")
+        ids = self._fragments_ids(self._partition(text, parse_special), space_prefix if self.kind == "spm" else True)
         return ids if add_bos is False else self.wrap(ids)
 
     def wrap(self, ids: list[int]) -> list[int]:
@@ -116,15 +116,16 @@ class Tokenizer:
             raise UsageError("the text is not valid Unicode: a lone surrogate", got=code) from None
         return partition(text, self._specials, parse_special)
 
-    def _fragments_ids(self, fragments: list[Fragment], space_prefix: bool = True) -> list[int]:
+    def _fragments_ids(self, fragments: list[Fragment], space_prefix: bool | None = True) -> list[int]:
         ids: list[int] = []
-        first = space_prefix
+        first = True
         for fragment in fragments:
             if isinstance(fragment, int):
                 ids.append(fragment)
-                first = space_prefix
+                first = True
             else:
-                ids += self._encode(fragment, first)
+                wanted = not fragment.startswith(" ") if space_prefix is None else space_prefix
+                ids += self._encode(fragment, first and wanted)
                 first = False
         return ids
 

@@ -15,9 +15,11 @@ from tests.checkpoints import spm_model, spm_pieces, write_checkpoint
 
 from .test_franken import quiet, write_recipe
 
-PROMPTS = ("the moe", " the")
-PREFIXED, PLAIN, DOUBLED = ["\u2581the", "\u2581moe"], ["the", "\u2581moe"], ["\u2581", "\u2581the"]
-ONCE = ["\u2581the"]
+PROMPTS = ("the moe", " the", "</s>the", "</s> the")
+# the tokens of PROMPTS after BOS
+NEVER = (["the", "\u2581moe"], ["\u2581the"], ["</s>", "the"], ["</s>", "\u2581the"])
+WITHOUT_ONE = (["\u2581the", "\u2581moe"], ["\u2581the"], ["</s>", "\u2581the"], ["</s>", "\u2581the"])
+ALWAYS = (*WITHOUT_ONE[:1], ["\u2581", "\u2581the"], WITHOUT_ONE[2], ["</s>", "\u2581", "\u2581the"])
 
 
 def metaspace(scheme: str) -> dict[str, Any]:
@@ -39,25 +41,22 @@ PREPENDED = {
 @pytest.mark.parametrize(
     ("family", "config", "texts", "wanted"),
     [
-        ("llama", {"tokenizer_class": "LlamaTokenizer"}, {}, (PLAIN, ONCE)),
-        ("llama", {"tokenizer_class": "LlamaTokenizerFast", "legacy": False}, metaspace("always"), (PLAIN, ONCE)),
-        ("llama", {"tokenizer_class": "LlamaTokenizer", "legacy": True}, {}, (PREFIXED, ONCE)),
-        (
-            "llama", {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_prefix_space": False}, {},
-            (PLAIN, ONCE),
-        ),
-        ("llama", {"tokenizer_class": "PreTrainedTokenizerFast"}, {}, (PREFIXED, DOUBLED)),
-        ("mistral", {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False}, {}, (PREFIXED, DOUBLED)),
-        ("mistral", {"tokenizer_class": "LlamaTokenizer"}, PREPENDED, (PREFIXED, DOUBLED)),
-        ("mistral", {"tokenizer_class": "LlamaTokenizer"}, {}, (PREFIXED, DOUBLED)),
-        ("mistral", {"tokenizer_class": "LlamaTokenizer", "legacy": None}, {}, (PLAIN, ONCE)),
-        ("mistral", {"tokenizer_class": "LlamaTokenizer"}, metaspace("always"), (PREFIXED, ONCE)),
-        ("mistral", {"tokenizer_class": "LlamaTokenizer"}, metaspace("first"), (PLAIN, ONCE)),
-        ("mistral", {"tokenizer_class": "LlamaTokenizer"}, metaspace("never"), (PLAIN, ONCE)),
+        ("llama", {"tokenizer_class": "LlamaTokenizer"}, {}, NEVER),
+        ("llama", {"tokenizer_class": "LlamaTokenizerFast", "legacy": False}, metaspace("always"), NEVER),
+        ("llama", {"tokenizer_class": "LlamaTokenizer", "legacy": True}, {}, WITHOUT_ONE),
+        ("llama", {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_prefix_space": False}, {}, NEVER),
+        ("llama", {"tokenizer_class": "PreTrainedTokenizerFast"}, {}, ALWAYS),
+        ("mistral", {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False}, {}, ALWAYS),
+        ("mistral", {"tokenizer_class": "LlamaTokenizer"}, PREPENDED, ALWAYS),
+        ("mistral", {"tokenizer_class": "LlamaTokenizer"}, {}, ALWAYS),
+        ("mistral", {"tokenizer_class": "LlamaTokenizer", "legacy": None}, {}, NEVER),
+        ("mistral", {"tokenizer_class": "LlamaTokenizer"}, metaspace("always"), WITHOUT_ONE),
+        ("mistral", {"tokenizer_class": "LlamaTokenizer"}, metaspace("first"), NEVER),
+        ("mistral", {"tokenizer_class": "LlamaTokenizer"}, metaspace("never"), NEVER),
     ],
 )  # fmt: skip
 def test_the_space_before_a_prompt(
-    tmp_path: Path, family: str, config: dict[str, Any], texts: dict[str, Any], wanted: tuple[list[str], list[str]]
+    tmp_path: Path, family: str, config: dict[str, Any], texts: dict[str, Any], wanted: tuple[list[str], ...]
 ) -> None:
     files = {"tokenizer_config.json": config} | texts
     folder = write_checkpoint(
