@@ -9,7 +9,6 @@ that still have a core do the work of the one that lost its own.
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 from llvmlite import ir
@@ -17,16 +16,16 @@ from numba.core import cgutils, types
 from numba.core.extending import intrinsic
 
 from localmoe.jit import njit
+from localmoe.kernels.atomics import atomic_add, atomic_load, atomic_replace, atomic_store
+from localmoe.kernels.cores import SYSCALLS, arrive, current_core, fetch, part, send, set_cores
 from localmoe.kernels.simd import ISA, call_address
 from localmoe.kernels.waits import (
     ALLOWED,
-    CORES,
     GENERATION,
     HAS_FUTEX,
     HURRIED,
     LAST_CORE,
     LONG_WAITS,
-    OTHERS,
     PART,
     SLEEP,
     SLEEPERS,
@@ -38,47 +37,8 @@ from localmoe.kernels.waits import (
 _I64 = ir.IntType(64)
 PATIENCE = 8  # times as many before a thread sleeps that has to part afterwards
 HURRIED_SPINS = 256  # and after a wait that was longer: the threads may share a core, where spinning holds up the other
-_ALIGN = 8
-_SYS_FUTEX = 202 if ISA != "neon" and platform.machine() == "x86_64" else 98
 _WAIT_PRIVATE, _WAKE_PRIVATE, _ALL = 128, 129, 0x7FFFFFFF
 EQUAL = 1 << 20  # parts of what is left: too many for one to count
-
-
-def _pointer(b: Any, address: Any) -> Any:
-    return b.inttoptr(address, _I64.as_pointer())
-
-
-@intrinsic
-def atomic_add(typingctx: Any, address: Any, value: Any) -> Any:
-    """Add to the int64 at an address; the value before."""
-    return types.int64(types.int64, types.int64), lambda ctx, b, sig, args: b.atomic_rmw(
-        "add", _pointer(b, args[0]), args[1], "seq_cst"
-    )
-
-
-@intrinsic
-def atomic_load(typingctx: Any, address: Any) -> Any:
-    return types.int64(types.int64), lambda ctx, b, sig, args: b.load_atomic(_pointer(b, args[0]), "seq_cst", _ALIGN)
-
-
-@intrinsic
-def atomic_store(typingctx: Any, address: Any, value: Any) -> Any:
-    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
-        b.store_atomic(args[1], _pointer(b, args[0]), "seq_cst", _ALIGN)
-        return ctx.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
-
-
-@intrinsic
-def atomic_replace(typingctx: Any, address: Any, expected: Any, value: Any) -> Any:
-    """Whether the int64 at an address was `expected`; if so, it is `value` now."""
-
-    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
-        pointer = _pointer(b, args[0])
-        return b.extract_value(b.cmpxchg(pointer, args[1], args[2], "seq_cst", "seq_cst"), 1)
-
-    return types.boolean(types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -114,37 +74,10 @@ def futex(typingctx: Any, address: Any, operation: Any, value: Any) -> Any:
     def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
         if HAS_FUTEX:
             function = cgutils.get_or_insert_function(b.module, ir.FunctionType(_I64, [_I64], var_arg=True), "syscall")
-            b.call(function, [_I64(_SYS_FUTEX), *args, _I64(0), _I64(0), _I64(0)])
+            b.call(function, [_I64(SYSCALLS["futex"]), *args, _I64(0), _I64(0), _I64(0)])
         return ctx.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), codegen
-
-
-@intrinsic
-def current_core(typingctx: Any) -> Any:
-    """The core that the calling thread runs on, by Linux's sched_getcpu(3); 0 where HAS_FUTEX is not."""
-
-    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
-        if not HAS_FUTEX:
-            return _I64(0)
-        function = cgutils.get_or_insert_function(b.module, ir.FunctionType(ir.IntType(32), []), "sched_getcpu")
-        return b.sext(b.call(function, []), _I64)
-
-    return types.int64(), codegen
-
-
-@intrinsic
-def set_cores(typingctx: Any, mask: Any) -> Any:
-    """Let the calling thread run on the cores of the bits at `mask`, CORES of them, by sched_setaffinity(2)."""
-
-    def codegen(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
-        if HAS_FUTEX:
-            signature = ir.FunctionType(ir.IntType(32), [ir.IntType(32), _I64, _I64])
-            function = cgutils.get_or_insert_function(b.module, signature, "sched_setaffinity")
-            b.call(function, [ir.IntType(32)(0), _I64(CORES // 8), args[0]])
-        return ctx.get_dummy_value()
-
-    return types.void(types.int64), codegen
 
 
 @njit
@@ -182,39 +115,28 @@ def sleep_while(address: int, sleepers: int, value: int, yield_to: int, limit: i
 
 
 @njit
-def part(sync: int) -> None:
-    """Leave the core of the thread that came last to the barrier for another one, if the system has put both on it."""
-    core = current_core()
-    if core != atomic_load(sync + LAST_CORE):
-        return
-    left = 0
-    for i in range(CORES // 64):  # who does this at the same time leaves the same core
-        bits = atomic_load(sync + ALLOWED + 8 * i)
-        if i == core >> 6:
-            bits &= ~(1 << (core & 63))
-        atomic_store(sync + OTHERS + 8 * i, bits)
-        left |= bits
-    if left:
-        set_cores(sync + OTHERS)
-        set_cores(sync + ALLOWED)
-
-
-@njit
-def barrier(sync: int, n_thread: int, yield_to: int) -> None:
+def barrier(sync: int, thread: int, n_thread: int, yield_to: int) -> None:
     """Return once all `n_thread` threads have called it; `sync` is the address of `sync_ints(n_thread)` zeros.
 
-    Who waits for long yields by `yield_to`, or sleeps where that is SLEEP or PART (with HAS_FUTEX alone). After PART,
-    for which `allow_cores` has been called, it goes to another core if the thread it waited for has come to its own.
+    Who waits for long yields by `yield_to`, or sleeps where that is SLEEP or PART (with HAS_FUTEX alone). For both,
+    `allow_cores` has been called, and for SLEEP `say_who` by every thread. Before SLEEP it fetches a thread that waits
+    for a core to its own, and the last one sends who sleeps on its core to another. After PART it goes to another core
+    if the thread it waited for has come to its own.
     """
     generation = atomic_load(sync + GENERATION)
+    if yield_to == SLEEP:
+        arrive(sync, thread, generation)
     if n_thread == 1:
         atomic_store(sync + GENERATION, generation + 1)
     elif atomic_add(sync, 1) == n_thread - 1:
         atomic_store(sync, 0)
         if yield_to == PART:
             atomic_store(sync + LAST_CORE, current_core())
+        sent = send(sync, thread, n_thread) if yield_to == SLEEP and atomic_load(sync + SLEEPERS) else 0
         atomic_store(sync + GENERATION, generation + 1)
         wake(sync + GENERATION, sync + SLEEPERS)
+        if sent:
+            set_cores(sent, sync + ALLOWED)
     else:
         word, hurried = sync + GENERATION, atomic_load(sync + HURRIED)
         spins = HURRIED_SPINS if hurried else SPINS
@@ -227,6 +149,8 @@ def barrier(sync: int, n_thread: int, yield_to: int) -> None:
             if not hurried:
                 atomic_store(sync + HURRIED, 1)
             atomic_add(sync + LONG_WAITS, 1)
+            if yield_to == SLEEP:
+                fetch(sync, thread, n_thread)
             sleep_while(word, sync + SLEEPERS, generation, SLEEP if yield_to == PART else yield_to, 0)
             if yield_to == PART:
                 part(sync)

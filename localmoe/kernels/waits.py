@@ -13,7 +13,8 @@ import numpy.typing as npt
 SPINS = 4096  # pauses before a waiting thread sleeps or yields: about 0.1 ms
 # A thread that a busy program has pushed off its core waits for the rest of that one's turn, 4 ms and more. Another
 # that sleeps until it comes leaves it its core at once. The two then share that core, and the system leaves them there:
-# who slept must part from the other for another core. In a step of one token that costs more than it brings.
+# who slept must part from the other for another core. In a step of one token, which cannot spare the time until it runs
+# again, it is sent there by the one that wakes it, and first fetches the other if that is only waiting (cores.py).
 HAS_FUTEX = sys.platform == "linux" and sys.maxsize > 1 << 32
 SLEEP, PART = 0, -1  # how a barrier waits for long; with the address of a function: it yields
 
@@ -24,7 +25,8 @@ SLEEP, PART = 0, -1  # how a barrier waits for long; with the address of a funct
 HURRIED, LONG_WAITS, GENERATION, SLEEPERS, LAST_CORE = 64, 72, 128, 192, 200
 ALLOWED, OTHERS, TAKEN = 256, 384, 512  # sets of cores, for `part`
 CORES = 1024  # bits of a set
-TAKEN_BYTES = 128
+TAKEN_BYTES = 256
+NUMBER, ARRIVED, CORE, BACK, ONE_CORE = 64, 72, 80, 88, 128
 QUEUES = 4  # lists of work between two barriers at most
 
 

@@ -139,7 +139,7 @@ def attention_one(m: Any, layer: Any, step: Any, mine: Any, thread: int) -> None
                 min(first + chunk, n), s, acc, state,
             )  # fmt: skip
     if chunks > 1:
-        barrier(m.sync, m.n_thread, m.yield_to)
+        barrier(m.sync, thread, m.n_thread, m.yield_to)
         first_head, last_head = m.n_head * thread // m.n_thread, m.n_head * (thread + 1) // m.n_thread
     else:
         first_head = m.n_head_kv * thread // m.n_thread * group

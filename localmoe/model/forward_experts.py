@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from localmoe.jit import njit
+from localmoe.kernels.atomics import atomic_add, atomic_store
 from localmoe.kernels.elementwise import copy_scaled
 from localmoe.kernels.router import group_by_expert, route, route_by_rules
 from localmoe.kernels.simd import ld_f32, ld_i32, st_i32
-from localmoe.kernels.team import EQUAL, atomic_add, atomic_store, take
+from localmoe.kernels.team import EQUAL, take
 from localmoe.model.forward_products import (
     MANY_UNIT,
     PARTS_ONE,

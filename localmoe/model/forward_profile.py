@@ -9,14 +9,18 @@ from typing import Any
 
 from localmoe.jit import njit
 from localmoe.kernels.clock import ticks
+from localmoe.kernels.cores import say_who
 from localmoe.kernels.simd import ld_i64, st_i64
 from localmoe.kernels.team import barrier
+from localmoe.kernels.waits import SLEEP
 from localmoe.model.plan import ROW, WAIT
 
 
 @njit
 def begin(m: Any, thread: int) -> None:
     """The thread's first step begins."""
+    if m.yield_to == SLEEP:
+        say_who(m.sync, thread)
     if m.profile:
         st_i64(m.profile + (thread * ROW + ROW - 1) * 8, ticks())
 
@@ -35,5 +39,5 @@ def mark(m: Any, thread: int, step: int) -> None:
 def meet(m: Any, thread: int, step: int) -> None:
     """End `step`, and wait for the other threads."""
     mark(m, thread, step)
-    barrier(m.sync, m.n_thread, m.yield_to)
+    barrier(m.sync, thread, m.n_thread, m.yield_to)
     mark(m, thread, WAIT)

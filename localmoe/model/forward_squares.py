@@ -59,4 +59,4 @@ def add_layer_squares(m: Any, step: Any, mine: Any, index: int, thread: int) -> 
             tokens, slots, n = m.slot_tokens + 4 * start, m.slots + 4 * start, stop - start
             add_squares(m, normed.f32, normed.f32_stride, tokens, n, m.n_embd, gate + e * m.n_embd * 4, thread)
             add_squares(m, hidden.f32, hidden.f32_stride, slots, n, m.n_ff, down + e * m.n_ff * 4, thread)
-    barrier(m.sync, m.n_thread, m.yield_to)
+    barrier(m.sync, thread, m.n_thread, m.yield_to)

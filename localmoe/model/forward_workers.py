@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from localmoe.jit import njit
+from localmoe.kernels.atomics import atomic_load, atomic_store
 from localmoe.kernels.simd import call_address
-from localmoe.kernels.team import atomic_load, atomic_store, sleep_while, spin_while, wake
+from localmoe.kernels.team import sleep_while, spin_while, wake
 from localmoe.kernels.waits import SPINS
 from localmoe.model.plan import CALL, COUNT_SHIFT, LINE, ORDER, SLEEPERS, STOP, WANTED, WORKER
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from localmoe.jit import njit
+from localmoe.kernels.atomics import atomic_add
+from localmoe.kernels.cores import say_who
 from localmoe.kernels.simd import ld_i32, st_i32
-from localmoe.kernels.team import EQUAL, atomic_add, barrier, current_core, part, share, take
-from localmoe.kernels.waits import HAS_FUTEX, LAST_CORE, PART, SLEEP, allow_cores, sync_ints, yield_address
+from localmoe.kernels.team import EQUAL, barrier, share, take
+from localmoe.kernels.waits import HAS_FUTEX, PART, SLEEP, allow_cores, sync_ints, yield_address
 
 
 @njit
@@ -20,6 +22,7 @@ def rounds(
     yield_to: int,
 ):  # fmt: skip
     """Count every unit taken, in 50 rounds of two queues with a barrier between; thread 0 takes none where `idle`."""
+    say_who(sync, thread)
     for turn in range(50):
         for queue in range(2):
             first, last = 0, 0
@@ -30,7 +33,7 @@ def rounds(
                     at = counts + 4 * ((turn * 2 + queue) * n + i)
                     st_i32(at, ld_i32(at) + np.int32(1))
                 first, last = take(sync, queue, n, unit, pieces, parts, thread, n_thread)
-        barrier(sync, n_thread, yield_to)
+        barrier(sync, thread, n_thread, yield_to)
 
 
 def run_team(n_thread: int, n: int, unit: int, pieces: int, parts: int, idle: bool, wait: int) -> np.ndarray:
@@ -38,11 +41,20 @@ def run_team(n_thread: int, n: int, unit: int, pieces: int, parts: int, idle: bo
     sync, counts = np.zeros(sync_ints(n_thread), np.int64), np.zeros((100, n), np.int32)
     args = (sync.ctypes.data, counts.ctypes.data, n, unit, pieces, parts, int(idle))
     allow_cores(sync)
-    threads = [threading.Thread(target=rounds, args=(*args, thread, n_thread, wait)) for thread in range(n_thread)]
+    cores = os.sched_getaffinity(0) if HAS_FUTEX else set()
+    after, ended = list[set[int]](), threading.Barrier(n_thread)
+
+    def run(thread: int) -> None:
+        rounds(*args, thread, n_thread, wait)
+        ended.wait()  # who woke a thread on another core gives it the others back a little later
+        after.append(os.sched_getaffinity(0) if HAS_FUTEX else set())
+
+    threads = [threading.Thread(target=run, args=(thread,)) for thread in range(n_thread)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    assert after == [cores] * n_thread
     return counts
 
 
@@ -100,44 +112,3 @@ def test_additions_by_several_threads_all_count() -> None:
 @njit
 def atomic(address: int) -> int:
     return atomic_add(address, 1)
-
-
-@njit
-def where() -> int:
-    return current_core()
-
-
-@njit
-def part_from(sync: int) -> int:
-    """Part, and the core afterwards."""
-    part(sync)
-    return current_core()
-
-
-@pytest.mark.skipif(not HAS_FUTEX, reason="no affinities here")
-def test_who_shares_a_core_parts_for_another_that_it_may_use() -> None:
-    allowed = os.sched_getaffinity(0)
-    sync = np.zeros(sync_ints(2), np.int64)
-    allow_cores(sync)
-    part_from(sync.ctypes.data)
-    where()  # both are compiled now, which takes long enough to be moved
-    for _ in range(20):
-        here = where()
-        sync[LAST_CORE // 8] = here
-        assert (part_from(sync.ctypes.data) != here) == (len(allowed) > 1)
-        assert os.sched_getaffinity(0) == allowed
-
-
-@pytest.mark.skipif(not HAS_FUTEX, reason="no affinities here")
-def test_a_thread_of_one_core_stays_there() -> None:
-    allowed = os.sched_getaffinity(0)
-    core = min(allowed)
-    try:
-        os.sched_setaffinity(0, {core})
-        sync = np.zeros(sync_ints(2), np.int64)
-        allow_cores(sync)
-        sync[LAST_CORE // 8] = core
-        assert part_from(sync.ctypes.data) == core
-        assert os.sched_getaffinity(0) == {core}
-    finally:
-        os.sched_setaffinity(0, allowed)
