@@ -3,11 +3,18 @@
 A step costs no thread start and no lock: the leader raises a counter, workers that spin on it run the same compiled
 call. A worker that has seen nothing for a few milliseconds sleeps, within the compiled loop on Linux; elsewhere it
 returns to Python and sleeps on a semaphore.
+
+On Linux all of them are batch threads (sched(7)) while they run a step: one that wakes at a barrier does not take its
+core from whoever is there, as the thread that draws a screen, but fetches the one it waits for (kernels/cores.py).
 """
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
@@ -17,6 +24,24 @@ from localmoe.native import address, function
 
 IDLE_YIELDS = 4000  # where it yields, a worker sleeps after so many: some milliseconds
 _FORWARD_ARGS = 6
+
+
+@contextmanager
+def giving_way() -> Iterator[None]:
+    """While this lasts, the calling thread waits its turn for a core when it wakes, where Linux has it as an ordinary
+    one; elsewhere nothing changes.
+    """
+    if sys.platform != "linux" or os.sched_getscheduler(0) != os.SCHED_OTHER:
+        yield
+        return
+    ordinary = os.sched_param(0)
+    with suppress(OSError):  # forbidden in some containers
+        os.sched_setscheduler(0, os.SCHED_BATCH, ordinary)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_OTHER, ordinary)
 
 
 class Workers:
@@ -43,19 +68,24 @@ class Workers:
             thread.start()
 
     def _work(self, thread: int) -> None:
-        while True:
-            self._wake[thread - 1].acquire()
-            self._serve(thread, self._address, self._yield, IDLE_YIELDS)
-            if self._control[LINE * STOP]:
-                return
+        with giving_way():
+            while True:
+                self._wake[thread - 1].acquire()
+                self._serve(thread, self._address, self._yield, IDLE_YIELDS)
+                if self._control[LINE * STOP]:
+                    return
 
     def _tell(self, line: int, value: int) -> None:
         self._put(self._address + line * LINE * 8, value)
 
     def run(self, n_thread: int) -> None:
         """One step on the first `n_thread` threads; returns when all of them are done."""
-        if HAS_FUTEX or n_thread == 1:  # nobody has gone back to Python
+        if n_thread == 1:
             self._lead(self._address, n_thread)
+            return
+        if HAS_FUTEX:  # nobody has gone back to Python
+            with giving_way():
+                self._lead(self._address, n_thread)
             return
         try:
             self._rouse()
