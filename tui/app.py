@@ -301,9 +301,9 @@ class LocalMoeApp(App[None]):
     def action_parameters(self) -> None:
         """Edit the parameters and the system prompt."""
         if (chat := self._idle_chat()) is not None:
-            n_expert, has_system = chat.model.config.n_expert, chat.model.chat_template is not None
+            config, has_system = chat.model.config, chat.model.chat_template is not None
             values = {**chat.record.parameters, "n_expert_used": chat.record.parameters.get("n_expert_used")}
-            screen = ParametersScreen(chat.conversation.system, values, n_expert, has_system=has_system)
+            screen = ParametersScreen(chat.conversation.system, values, config, has_system=has_system)
             self.push_screen(screen, self._parameters_taken)
 
     async def _parameters_taken(self, edited: Edited | None) -> None:

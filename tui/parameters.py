@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localmoe.engine.sampling import INTEGERS, SamplingParams
 from localmoe.errors import UsageError
+from localmoe.model.config import DEFAULT_CONTEXT
+
+if TYPE_CHECKING:
+    from localmoe.model.config import ModelConfig
 
 OVERFLOWS = ("stop", "forget")
 _SAMPLING = {field.name for field in fields(SamplingParams)}
@@ -46,7 +50,7 @@ PARAMETERS = (
     Parameter("n_expert_used", "experts used", "Experts a token goes through in each layer (top-k of the router).",
               "the model's"),
     Parameter("n_ctx", "context", "Tokens it can look back on; another number opens the model again; 0: its most.",
-              "up to 4096"),
+              "the model's"),
     Parameter("overflow", "when full", "stop: the reply ends, nothing is cut; forget: the oldest turns are not read."),
 )  # fmt: skip
 BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
@@ -92,8 +96,13 @@ def shown_value(parameter: Parameter, value: Any) -> str:
     )
 
 
-def default_text(parameter: Parameter) -> str:
-    """What stands in an empty field."""
+def default_text(parameter: Parameter, config: ModelConfig) -> str:
+    """What stands in an empty field, and what that is with a model."""
+    if parameter.name == "n_ctx":
+        most = config.n_ctx_train
+        return f"{most}, its most" if most <= DEFAULT_CONTEXT else f"{DEFAULT_CONTEXT} of {most}"
+    if parameter.name == "n_expert_used":
+        return f"{config.n_expert_used}, as its file says"
     return parameter.absent or f"{parameter.default}"
 
 

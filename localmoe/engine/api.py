@@ -23,7 +23,7 @@ from localmoe.engine.threads import physical_cores
 from localmoe.errors import UsageError
 from localmoe.experts.trace import RoutingTrace
 from localmoe.gguf_file import GGUFFile, open_gguf, visible
-from localmoe.model.config import ModelConfig
+from localmoe.model.config import DEFAULT_CONTEXT, ModelConfig
 from localmoe.model.memory import check_memory
 from localmoe.model.profile import Limits, Profile, decode_bytes, measure_limits, read_limit
 from localmoe.model.runner import Runner
@@ -32,7 +32,6 @@ from localmoe.text.chat_template import ChatTemplate
 from localmoe.text.tokenizer import Tokenizer
 from localmoe.text.tokenizer import load as load_tokenizer
 
-DEFAULT_CONTEXT = 4096
 Progress = Callable[[str], None]
 
 __all__ = ["EvalResult", "Model", "Step", "Timings", "load"]

@@ -22,6 +22,8 @@ MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 MAX_WIDTH = 1 << 24
 MAX_CONTEXT = (1 << 31) - 1
+DEFAULT_CONTEXT = 4096
+"""Positions that are opened where nobody asks for more, if the model has as many."""
 ROPE_SCALINGS = ("none", "linear", "yarn")
 _REQUIRED = object()
 

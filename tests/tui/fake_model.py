@@ -46,6 +46,7 @@ class Config:
     n_layer: int
     n_expert: int
     n_expert_used: int
+    n_ctx_train: int = 8192
 
 
 class FakeTokenizer:
@@ -122,10 +123,11 @@ class FakeModel:
         delay: float = 0.0,
         prompt_delay: float = 0.0,
         n_ctx: int = 2048,
+        n_ctx_train: int = 8192,
         chat_template: object | None = FakeTemplate(),
         error: Exception | None = None,
     ) -> None:
-        self.config = Config(n_layer, n_expert, n_used)
+        self.config = Config(n_layer, n_expert, n_used, n_ctx_train)
         self.gguf = FakeGGUF(Path("demo.gguf"), {"general.name": name})
         if labels:
             self.gguf.metadata["localmoe.expert.labels"] = labels

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from gguf import GGUFWriter
 from textual.widgets import OptionList, ProgressBar
 
 from localmoe.errors import BadInputError, FileError
@@ -16,7 +17,7 @@ from localmoe.tui.model_files import Facts, find, folders, is_model_name, look_i
 from localmoe.tui.options import AppOptions, Buildable
 from localmoe.tui.screens.loading import ErrorScreen
 from localmoe.tui.screens.models import ModelsScreen
-from tests.tiny import write_tiny
+from tests.tiny import STR, U32, write_tiny
 
 from .driving import chat, running, screen_text, until
 from .fake_model import FakeModel
@@ -81,6 +82,36 @@ def test_what_a_file_is(tmp_path: Path):
     assert "not a GGUF" in look_into(tmp_path / "bad.gguf").error
     assert look_into(tmp_path / "none.gguf").error
     assert look_into(tmp_path) != Facts()
+
+
+def test_a_file_whose_metadata_ask_for_something_else_does_not_run_here(tmp_path: Path):
+    """Said from the header alone: another architecture, another way to route; no model at all."""
+
+    def error(**metadata: object) -> str:
+        extra = {key.replace("__", "."): (value, kind, None) for key, (value, kind) in metadata.items()}
+        return look_into(write_tiny(tmp_path / "other.gguf", extra_metadata=extra)).error
+
+    assert error(general__architecture=("qwen3moe", STR)) == "qwen3moe does not run here: only llama"
+    gating = "does not run here: llama.expert_gating_func: not supported"
+    assert error(llama__expert_gating_func=(2, U32)) == gating
+    bare = GGUFWriter(tmp_path / "bare.gguf", "")
+    bare.kv_data[0].clear()
+    bare.add_uint32("a.key", 1)
+    for write in (bare.write_header_to_file, bare.write_kv_data_to_file, bare.write_tensors_to_file, bare.close):
+        write()
+    assert look_into(tmp_path / "bare.gguf").error == "no model"
+
+
+async def test_the_picker_says_in_the_row_what_does_not_run_here_and_puts_it_last(home: Path):
+    other = {"general.architecture": ("qwen3moe", STR, None)}
+    write_tiny(home / "work" / "a-other.gguf", extra_metadata=other)
+    write_tiny(home / "work" / "b-good.gguf")
+    async with running(loader=lambda progress: FakeModel(), path=None, size=(80, 24)) as (app, pilot):
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and len(app.screen._facts) == 2)
+        await pilot.pause(0.1)
+        rows = [row for row in screen_text(app).splitlines() if ".gguf" in row]
+        assert ["b-good.gguf" in rows[0], "a-other.gguf" in rows[1]] == [True, True]
+        assert "qwen3moe does not run here" in rows[1]
 
 
 async def test_without_a_model_the_picker_opens_and_rows_say_what_is_wrong(home: Path):

@@ -131,6 +131,22 @@ async def test_experts_and_context():
         assert opened[1].asked[-1]["n_expert_used"] == 3
 
 
+@pytest.mark.parametrize(("trained", "said"), [(256, "256, its most"), (8192, "4096 of 8192")])
+async def test_an_empty_field_says_what_it_means_with_this_model(trained: int, said: str):
+    model = FakeModel(n_ctx_train=trained, n_expert=8, n_used=3)
+    async with running(model) as (app, pilot):
+        await pilot.press("f9")
+        await until(pilot, lambda: isinstance(app.screen, ParametersScreen))
+        await pilot.pause()
+        rows = [row.replace("│", " ").split() for row in screen_text(app).splitlines()]
+        fields = {" ".join(row[-len(said.split()) - 1 :]) for row in rows}
+        assert f"context {said}" in fields
+        assert any(" ".join(row).endswith("experts used 3, as its file says") for row in rows)
+        app.screen.query_one("#p-n_ctx").focus()
+        await pilot.pause()
+        assert f"Default: {said}." in " ".join(screen_text(app).replace("│", " ").split())
+
+
 @pytest.mark.parametrize("size", [(80, 24), (120, 40), (160, 50)])
 async def test_the_editor_fits(size: tuple[int, int]):
     async with running(FakeModel(answer="ok"), size=size) as (app, pilot):

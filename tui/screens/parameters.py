@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import events, on
 from textual.app import ComposeResult
@@ -18,6 +18,9 @@ from localmoe.errors import UsageError
 
 from ..parameters import BY_NAME, PARAMETERS, changed, default_text, parse, shown_value
 from ..widgets.turns import shown_line
+
+if TYPE_CHECKING:
+    from localmoe.model.config import ModelConfig
 
 _SYSTEM = "What the model is told before the first turn; empty: nothing. It holds from the next reply on."
 
@@ -41,9 +44,10 @@ class ParametersScreen(ModalScreen[Edited | None]):
         Binding("down", "app.focus_next", "Below", id="parameters.down", show=False),
     ]
 
-    def __init__(self, system: str, values: Mapping[str, Any], n_expert: int, *, has_system: bool) -> None:
+    def __init__(self, system: str, values: Mapping[str, Any], config: ModelConfig, *, has_system: bool) -> None:
         super().__init__()
-        self._system, self._values, self._n_expert = system, values, n_expert
+        self._system, self._values = system, values
+        self._config, self._n_expert = config, config.n_expert
         self._has_system = has_system
 
     def compose(self) -> ComposeResult:
@@ -60,7 +64,7 @@ class ParametersScreen(ModalScreen[Edited | None]):
                         yield Static(parameter.label, classes="parameter-name", markup=False)
                         yield Input(
                             shown_value(parameter, self._values.get(parameter.name)),
-                            placeholder=default_text(parameter),
+                            placeholder=default_text(parameter, self._config),
                             compact=True,
                             id=f"p-{parameter.name}",
                         )
@@ -77,7 +81,7 @@ class ParametersScreen(ModalScreen[Edited | None]):
         if name == "system":
             text = _SYSTEM
         elif name in BY_NAME:
-            text = f"{BY_NAME[name].meaning} Default: {default_text(BY_NAME[name])}."
+            text = f"{BY_NAME[name].meaning} Default: {default_text(BY_NAME[name], self._config)}."
         else:
             return
         self.query_one("#parameters-meaning", Static).update(text)
