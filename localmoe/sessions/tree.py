@@ -21,6 +21,13 @@ class Turn:
     children: list[Turn] = field(default_factory=list, repr=False)
     chosen: Turn | None = field(default=None, repr=False)
 
+    def above(self) -> Iterator[Turn]:
+        """The turns before this one, the nearest first."""
+        turn = self.parent
+        while turn is not None:
+            yield turn
+            turn = turn.parent
+
 
 class Conversation:
     """A system prompt and a tree of turns. `turns` is the line that is being read, from its first turn to a leaf."""

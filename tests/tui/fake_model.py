@@ -203,7 +203,7 @@ class FakeModel:
             experts, weights = self._route(k, 1)
             self.n_past += 1
             last = index == len(self.pieces) - 1
-            reason = "eos" if last else None
+            reason = "eos" if last else "length" if index + 1 == sampling.get("max_tokens") else None
             gen_s = time.perf_counter() - began - prompt_s
             self.timings = Timings(n_prompt, prompt_s, index + 1, gen_s)
             token = self.trace.count  # the number of the next row: the token that this step chooses is run next

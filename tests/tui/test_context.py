@@ -11,6 +11,8 @@ import pytest
 from localmoe.tui.context import fitting, plain_text, warning
 from localmoe.tui.options import AppOptions
 from localmoe.tui.widgets.prompt import Prompt
+from localmoe.tui.widgets.transcript import ENDINGS, PIECE
+from localmoe.tui.widgets.turns import Note
 
 from .driving import ask, chat, running, screen_text, until
 from .fake_model import FakeModel
@@ -179,6 +181,29 @@ async def test_a_model_that_completes_text_can_always_go_on():
         assert len(chat(app).conversation.turns) == 14
         await pilot.press("ctrl+n")
         await until(pilot, lambda: "writes 50 at a time" in screen_text(app))
+
+
+async def test_the_end_of_a_piece_is_explained_once():
+    """Under the first alone, and there again when the chat is shown anew; a reply of a chat that is cut says so."""
+    answer = "and " * 60
+    async with running(FakeModel(answer=answer, n_ctx=200, chat_template=None), size=(80, 60)) as (app, pilot):
+        for text in ("Once", "", ""):
+            await ask(app, pilot, text)
+        notes = [str(note.content) for note in app.screen.query(Note)]
+        assert notes == [PIECE]
+        assert screen_text(app).count("Enter alone lets the model go on") == 1
+        assert [turn.stop_reason for turn in chat(app).record.turns if turn.role == "assistant"] == ["length"] * 3
+        transcript, turns = chat(app).transcript, chat(app).record.turns
+        await transcript.show(turns[:2])
+        await transcript.show(turns)
+        assert [str(note.content) for note in app.screen.query(Note)] == [PIECE]
+        await transcript.show([])
+        await transcript.show(turns)
+        assert [str(note.content) for note in app.screen.query(Note)] == [PIECE]
+    async with running(FakeModel(answer=answer), options=AppOptions(sampling={"max_tokens": 9})) as (app, pilot):
+        for text in ("one", "two"):
+            await ask(app, pilot, text)
+        assert [str(note.content) for note in app.screen.query(Note)] == [ENDINGS["length"]] * 2
 
 
 async def test_what_was_asked_for_holds_where_a_model_completes_text():

@@ -32,7 +32,7 @@ from ..widgets.key_line import KeyLine
 from ..widgets.layer_figures import LayerFigures
 from ..widgets.prompt import Prompt
 from ..widgets.status import StatusLine, TitleBar
-from ..widgets.transcript import ENDINGS, Transcript
+from ..widgets.transcript import Transcript
 from ..widgets.turns import shown_line
 from .loading import Draft
 from .routed import RoutedScreen
@@ -114,6 +114,7 @@ class ChatScreen(RoutedScreen):
     def _complete_text(self) -> None:
         """Let a new chat write piece by piece and forget the oldest, where nothing else was asked for."""
         self.query_one(Prompt).complete_text()
+        self.transcript.complete_text()
         if not self.record.turns:
             self.record.configure(**{**text_parameters(self.model.n_ctx), **self.record.parameters})
 
@@ -218,8 +219,8 @@ class ChatScreen(RoutedScreen):
         if event.stop_reason == "cancelled" and not self.record.turns[-1].text and not self.query_one(Prompt).text:
             await self._take_back()
             self.notify("Stopped before a word was said: your text is back in the input.", timeout=4)
-        elif event.stop_reason in ENDINGS:
-            await self.transcript.add_note(ENDINGS[event.stop_reason])
+        elif said := self.transcript.ending(self.record.turns[-1]):
+            await self.transcript.add_note(said)
 
     async def _warmed(self) -> None:
         await self._take()

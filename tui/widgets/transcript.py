@@ -30,6 +30,8 @@ ENDINGS = {
     INTERRUPTED: "cut off: the app ended before the reply did",
 }
 """What to say under a reply that did not end by itself."""
+PIECE = "a piece ends after so many tokens (F9): Enter alone lets the model go on"
+"""What to say under the first reply at its token limit where a model completes text: nearly all of them end there."""
 SHOWN = 60
 """Turns that are drawn at first; more above them are drawn when asked for."""
 
@@ -86,6 +88,7 @@ class Transcript(LaidOutOnce, OnlyGround, VerticalScroll):
         self.reply: ReplyTurn | None = None
         self._above: list[Turn] = []
         self._welcome = ""
+        self._piece_by_piece = False
 
     def compose(self) -> ComposeResult:
         # An anchored scroll view holds short content at its bottom: the turns fill at least one page instead.
@@ -130,7 +133,7 @@ class Transcript(LaidOutOnce, OnlyGround, VerticalScroll):
         """Remove what stands below a box; None: everything."""
         children = list(self.turns.children)
         below = children[children.index(box) + 1 :] if box is not None else children
-        if box is not None and below and isinstance(below[0], Note) and box.turn.stop_reason in ENDINGS:
+        if box is not None and below and isinstance(below[0], Note) and self.ending(box.turn):
             below = below[1:]
         self.reply = None
         await self.turns.remove_children(below)
@@ -138,8 +141,8 @@ class Transcript(LaidOutOnce, OnlyGround, VerticalScroll):
     async def _add(self, turn: Turn, before: TurnBox | None = None) -> TurnBox:
         box = TurnBox(turn)
         parts: list[TurnBox | Note] = [box]
-        if turn.role == "assistant" and turn.stop_reason in ENDINGS:
-            parts.append(Note(ENDINGS[turn.stop_reason]))
+        if said := self.ending(turn):
+            parts.append(Note(said))
         await self.turns.mount(*parts, before=before)
         return box
 
@@ -152,6 +155,18 @@ class Transcript(LaidOutOnce, OnlyGround, VerticalScroll):
             await self.turns.mount(Static(text, id="above", markup=False), before=0)
         for box in self.boxes:
             box.mark()
+
+    def complete_text(self) -> None:
+        """Expect replies to end at their token limit: it is said of the first alone."""
+        self._piece_by_piece = True
+
+    def ending(self, turn: Turn) -> str:
+        """What to say under a turn; "" for nothing."""
+        if turn.role != "assistant":
+            return ""
+        if turn.stop_reason == "length" and self._piece_by_piece:
+            return "" if any(before.stop_reason == "length" for before in turn.above()) else PIECE
+        return ENDINGS.get(turn.stop_reason or "", "")
 
     def greet(self, text: str) -> None:
         """Say a text where no turn is."""
