@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from localmoe.errors import BadInputError, LocalMoeError
-from localmoe.gguf_file import GGUFFile, open_gguf
-from localmoe.model.architectures import ARCHITECTURES
-from localmoe.model.config import ModelConfig
+from localmoe.engine.openable import refusal
+from localmoe.errors import LocalMoeError
+from localmoe.gguf_file import open_gguf
 
 MOST = 300
 """Files that are listed."""
@@ -102,23 +101,12 @@ def look_into(path: Path) -> Facts:
             arch = gguf.metadata.get("general.architecture")
             arch = arch if isinstance(arch, str) else "?"
             n_expert, n_used = (gguf.metadata.get(f"{arch}.expert_{name}count", 0) for name in ("", "used_"))
-            wrong = _wrong_with(gguf, arch)
+            wrong = refusal(gguf)
             return Facts(error=wrong) if wrong else Facts(arch, _whole(n_expert), _whole(n_used))
     except LocalMoeError as error:
         return Facts(error=error.reason)
     except OSError as error:
         return Facts(error=error.strerror or str(error))
-
-
-def _wrong_with(gguf: GGUFFile, arch: str) -> str:
-    """Why a file of that architecture cannot run here, as far as its metadata tell; "" where they do not."""
-    if arch in ARCHITECTURES:
-        try:
-            ModelConfig.from_metadata(gguf)
-        except BadInputError as error:
-            return f"does not run here: {error.item}: {error.reason}"
-        return ""
-    return f"{arch} does not run here: only {', '.join(sorted(ARCHITECTURES))}" if arch != "?" else "no model"
 
 
 def _whole(value: object) -> int:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from localmoe.engine.sampling import INTEGERS, SamplingParams
 from localmoe.errors import UsageError
-from localmoe.model.config import DEFAULT_CONTEXT
 
 if TYPE_CHECKING:
     from localmoe.model.config import ModelConfig
@@ -99,8 +98,8 @@ def shown_value(parameter: Parameter, value: Any) -> str:
 def default_text(parameter: Parameter, config: ModelConfig) -> str:
     """What stands in an empty field, and what that is with a model."""
     if parameter.name == "n_ctx":
-        most = config.n_ctx_train
-        return f"{most}, its most" if most <= DEFAULT_CONTEXT else f"{DEFAULT_CONTEXT} of {most}"
+        usual, most = config.n_ctx_usual, config.n_ctx_train
+        return f"{most}, its most" if usual == most else f"{usual} of {most}"
     if parameter.name == "n_expert_used":
         return f"{config.n_expert_used}, as its file says"
     return parameter.absent or f"{parameter.default}"

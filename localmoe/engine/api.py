@@ -23,7 +23,7 @@ from localmoe.engine.threads import physical_cores
 from localmoe.errors import UsageError
 from localmoe.experts.trace import RoutingTrace
 from localmoe.gguf_file import GGUFFile, open_gguf, visible
-from localmoe.model.config import DEFAULT_CONTEXT, ModelConfig
+from localmoe.model.config import ModelConfig
 from localmoe.model.memory import check_memory
 from localmoe.model.profile import Limits, Profile, decode_bytes, measure_limits, read_limit
 from localmoe.model.runner import Runner
@@ -258,7 +258,7 @@ def load(
 
 def _context(n_ctx: int | None, config: ModelConfig) -> int:
     if n_ctx is None:
-        return min(DEFAULT_CONTEXT, config.n_ctx_train)
+        return config.n_ctx_usual
     number = whole(n_ctx)
     if number is None or number < 0:
         raise UsageError("n_ctx: out of range", got=repr(n_ctx), expected="a whole number from 0 on")

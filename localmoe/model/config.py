@@ -23,7 +23,6 @@ MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 MAX_WIDTH = 1 << 24
 MAX_CONTEXT = (1 << 31) - 1
 DEFAULT_CONTEXT = 4096
-"""Positions that are opened where nobody asks for more, if the model has as many."""
 ROPE_SCALINGS = ("none", "linear", "yarn")
 _REQUIRED = object()
 
@@ -71,6 +70,11 @@ class ModelConfig:
     expert_gating: str
     expert_weights_norm: bool
     tied: bool
+
+    @property
+    def n_ctx_usual(self) -> int:
+        """Positions that are opened where nobody asks for more or fewer."""
+        return min(DEFAULT_CONTEXT, self.n_ctx_train)
 
     @property
     def architecture(self) -> Architecture:

@@ -48,6 +48,10 @@ class Config:
     n_expert_used: int
     n_ctx_train: int = 8192
 
+    @property
+    def n_ctx_usual(self) -> int:
+        return min(4096, self.n_ctx_train)
+
 
 class FakeTokenizer:
     """Every token is its number in brackets."""
