@@ -22,7 +22,7 @@ from localmoe.sessions.record import Record
 from localmoe.sessions.store import Store
 
 from .building import build
-from .commands import ChatCommands
+from .commands import Commands
 from .ending import TAKEN_DOWN, end_on_signals
 from .engine_worker import EngineWorker, Loader, Progress
 from .guard import guarded_terminal
@@ -79,7 +79,7 @@ class LocalMoeApp(App[None]):
     CSS_PATH = ["app.tcss", "chat.tcss"]  # noqa: RUF012 - the base declares it so
     TITLE = "localmoe"
     ENABLE_COMMAND_PALETTE = True
-    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {*App.COMMANDS, ChatCommands}
+    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {Commands}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "help", "Help", id="app.help", priority=True),
         Binding("ctrl+s", "sessions", "Chats", id="app.sessions"),
@@ -239,6 +239,12 @@ class LocalMoeApp(App[None]):
         """Of Textual's own commands those that are not said in F1 already, with their meaning."""
         wanted = {"Theme", "Screenshot", "Quit"}
         yield from (command for command in super().get_system_commands(screen) if command.title in wanted)
+
+    def deliver_screenshot(
+        self, filename: str | None = None, path: str | None = None, time_format: str | None = None
+    ) -> str | None:
+        """Save a picture of the screen where the app was started: a folder for downloads may not be there."""
+        return super().deliver_screenshot(filename, path or str(Path.cwd()), time_format)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
         needed = _NEEDS.get(action)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual.types import IgnoreReturnCallbackType
 
 from .screens.chat import ChatScreen
 from .widgets.expert_pane import MODES
@@ -31,23 +32,28 @@ _ACTIONS = (
 )
 
 
-class ChatCommands(Provider):
-    """Everything the chat screen can do, by name."""
+class Commands(Provider):
+    """Everything the chat screen can do, by name, then what Textual can; two providers would come in any order."""
 
-    def _commands(self) -> Iterator[tuple[str, str, str]]:
-        if not isinstance(self.screen, ChatScreen):
-            return
-        yield from _ACTIONS
-        if self.screen.model.config.n_expert:
-            for mode in self.screen.experts.modes:
-                yield f"Heatmap: {MODES[mode]}", f"mode('{mode}')", "What the heatmap shows"
+    def _commands(self) -> Iterator[tuple[str, IgnoreReturnCallbackType, str]]:
+        screen = self.screen
+        if isinstance(screen, ChatScreen):
+            actions = [*_ACTIONS]
+            if screen.model.config.n_expert:
+                hint = "What the heatmap shows"
+                actions += [(f"Heatmap: {MODES[mode]}", f"mode('{mode}')", hint) for mode in screen.experts.modes]
+            for name, action, hint in actions:
+                if screen.check_action(action.partition("(")[0], ()) is not False:
+                    yield name, partial(screen.run_action, action), hint
+        for name, hint, callback, _ in self.app.get_system_commands(screen):
+            yield name, callback, hint
 
     async def discover(self) -> Hits:
-        for name, action, hint in self._commands():
-            yield DiscoveryHit(name, partial(self.screen.run_action, action), help=hint)
+        for name, callback, hint in self._commands():
+            yield DiscoveryHit(name, callback, help=hint)
 
     async def search(self, query: str) -> Hits:
         matcher = self.matcher(query)
-        for name, action, hint in self._commands():
+        for name, callback, hint in self._commands():
             if (score := matcher.match(name)) > 0:
-                yield Hit(score, matcher.highlight(name), partial(self.screen.run_action, action), help=hint)
+                yield Hit(score, matcher.highlight(name), callback, help=hint)
