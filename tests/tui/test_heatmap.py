@@ -244,3 +244,14 @@ async def test_a_frame_of_48_by_128_takes_less_than_5_ms():
         assert heatmap.cells is not None
         assert (heatmap.cells.rows, heatmap.cells.columns) == (48, 128)
         assert spent < 0.005 * slowness()
+
+
+@pytest.mark.parametrize("width", range(12, 40, 3))
+async def test_the_legend_of_shades_has_fewer_words_where_it_would_be_cut(width, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with Alone().run_test(size=(width, 12)) as pilot:
+        heatmap = pilot.app.query_one(Heatmap)
+        heatmap.show(np.ones((6, 8)), None, 2.0)
+        await pilot.pause()
+        legend = lines(heatmap)[heatmap.ABOVE + heatmap.cells.lines].strip()
+        assert legend in ("· never ░ less ▒ even ▓ █ more", "· never ░▒ even ▓█", "·░▒▓█ more")

@@ -46,11 +46,11 @@ class Heatmap(OwnLines, Widget):
     ABOVE = 1
     can_focus = True
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up", "point(-1, 0)", "Cell above", id="heatmap.up", show=False),
+        Binding("up", "point(-1, 0)", "Cell", id="heatmap.up", key_display="← ↑ ↓ →"),
         Binding("down", "point(1, 0)", "Cell below", id="heatmap.down", show=False),
         Binding("left", "point(0, -1)", "Cell on the left", id="heatmap.left", show=False),
         Binding("right", "point(0, 1)", "Cell on the right", id="heatmap.right", show=False),
-        Binding("enter", "open", "The cell's tokens", id="heatmap.open", show=False),
+        Binding("enter", "open", "Its tokens", id="heatmap.open"),
     ]
 
     @dataclass
@@ -67,9 +67,10 @@ class Heatmap(OwnLines, Widget):
         layer: int
         expert: int
 
-    def __init__(self, *, id: str | None = None) -> None:
+    def __init__(self, *, opens: bool = True, id: str | None = None) -> None:
+        """`opens`: a chosen cell has something to show."""
         super().__init__(id=id)
-        self.legend = True
+        self.legend, self._opens = True, opens
         self._versus, self._ranked = "", False
         self._look: Look | None = None
         self._width = 0
@@ -246,6 +247,9 @@ class Heatmap(OwnLines, Widget):
         self.post_message(self.Pointed(*self._shown(row * cells.per_row, column * cells.per_column)))
         self.refresh()
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
+        return self._opens or action != "open"
+
     def action_open(self) -> None:
         """Choose the cell under the cursor."""
         cells = self._cells
@@ -276,7 +280,9 @@ class Heatmap(OwnLines, Widget):
         middle = self._versus or "even"
         indent = " " * (self._cells.gutter if self._cells else 0)
         if self.look.shaded:
-            return Strip([Segment(f"{indent}· never ░ less ▒ {middle} ▓ █ more", self.look.dim)])
+            texts = (f"· never ░ less ▒ {middle} ▓ █ more", f"· never ░▒ {middle} ▓█", "·░▒▓█ more")
+            text = next((text for text in texts if len(indent) + len(text) <= self._width), "")
+            return Strip([Segment(indent + text, self.look.dim)])
         low, high = f"1/{2**self._span:.2g} ", f" {2**self._span:.2g}× {middle}"
         steps = self.scale(1)
         if len(indent + low) + len(steps) + len(high) > self._width:
