@@ -339,7 +339,7 @@ async def test_no_key_is_cut_at_the_edge():
             assert key in last
         assert last.rstrip().endswith("^q Quit")
         await pilot.resize_terminal(120, 40)
-        await until(pilot, lambda: "f5 k+1" in screen_text(app).splitlines()[-1], "more keys")
+        await until(pilot, lambda: "f10 Figures" in screen_text(app).splitlines()[-1], "more keys")
         await pilot.resize_terminal(80, 24)
         await until(pilot, lambda: screen_text(app).splitlines()[-1].rstrip().endswith("^q Quit"), "fewer keys")
 

@@ -48,7 +48,7 @@ async def test_the_keys_that_change_the_phase_are_in_the_footer_and_work():
         await ask(app, pilot)
         await pilot.press("f10")
         await until(pilot, lambda: isinstance(app.screen, FiguresScreen), "figures")
-        assert "← Phase before  → Next phase" in screen_text(app)
+        assert "← → Prompts or replies" in screen_text(app)
         for phase in ("prompts,", "replies,", "prompts and replies,"):
             await pilot.press("right")
             await pilot.pause()

@@ -178,19 +178,19 @@ async def test_a_row_is_a_line(home: Path):
 async def test_leaving_the_first_picker_leaves_the_app(home: Path):
     async with running(loader=lambda progress: FakeModel(), path=None) as (app, pilot):
         await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
-        await until(pilot, lambda: "No file found" in screen_text(app))
+        await until(pilot, lambda: "No file found" in screen_text(app) and "esc Quit" in screen_text(app))
         await pilot.press("escape")
         await pilot.pause(0.1)
         assert app.return_code == 0
 
 
 async def test_a_path_can_be_typed(home: Path):
-    """With ~ for the home folder; what is no file does nothing."""
+    """With ~ for the home folder; what is no file is said."""
     write_tiny(home / "hidden.gguf")
     async with running(loader=lambda progress: FakeModel(), path=None) as (app, pilot):
         await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
         await pilot.press(*"~/hidden.ggu", "enter")
-        await pilot.pause(0.1)
+        await until(pilot, lambda: f"no such file: {home}/hidden.ggu" in " ".join(screen_text(app).split()))
         assert isinstance(app.screen, ModelsScreen)
         await pilot.press("f", "enter")
         await until(pilot, lambda: app.chat is not None)

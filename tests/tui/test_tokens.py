@@ -290,6 +290,20 @@ async def test_a_cell_opens_its_tokens(mode):
         await until(pilot, lambda: app.screen is chat(app), "the chat")
 
 
+async def test_a_token_of_a_cell_is_a_line():
+    """However long what stands around it is; what Enter does is named below."""
+    model = FakeModel(n_layer=6, n_expert=8, answer=["wide words and 宽字 "] * 40)
+    model.tokenizer.token = lambda i: "wide words and 宽字 ".encode()
+    async with running(model, size=(80, 24)) as (app, pilot):
+        await ask(app, pilot)
+        app.screen.query_one(Heatmap).focus()
+        await pilot.press("down", "right", "enter")
+        await until(pilot, lambda: isinstance(app.screen, CellScreen), "the cell")
+        await until(pilot, lambda: "⏎ Its path" in screen_text(app).splitlines()[-1], "the keys")
+        options = app.screen.query_one("#cell-list")
+        assert options.virtual_size.height == len(app.screen.tokens)
+
+
 async def test_a_click_on_pooled_cells_opens_the_busiest_behind_them():
     async with running(FakeModel(n_layer=48, n_expert=128), size=(80, 24)) as (app, pilot):
         await ask(app, pilot)

@@ -11,9 +11,10 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, OptionList, Static
+from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from ..widgets.key_line import KeyLine
 from ..widgets.token_text import PART
 from ..widgets.turns import MUTED, shown_line
 from .tokens import Routed, TokensScreen, lost_words
@@ -29,8 +30,8 @@ class CellScreen(Screen[None]):
     """A token a line, the newest last: its number, gate weight, slot, and where it stands; Enter opens its path."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "choose", "Its path", id="cell.choose", priority=True),
         Binding("escape", "app.pop_screen", "Back", id="cell.close", priority=True),
-        Binding("enter", "choose", "Its path", id="cell.choose", show=True),
     ]
 
     def __init__(self, model: Model, source: Routed, layer: int, expert: int, labels: Sequence[str] = ()) -> None:
@@ -54,7 +55,7 @@ class CellScreen(Screen[None]):
             yield OptionList(*(Option(self._line(at)) for at in range(n)), id="cell-list", markup=False)
         else:
             yield Static("  No token of this chat went there.", id="cell-none", markup=False)
-        yield Footer(show_command_palette=False)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         for options in self.query(OptionList):

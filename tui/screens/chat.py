@@ -41,25 +41,32 @@ if TYPE_CHECKING:
     from localmoe.engine.api import Model
 
 
+ABOUT_EXPERTS = {"used", "next_mode", "rules", "figures", "tokens", "compare_from_here", "reset_rules"}
+"""Actions that a dense model has no use for."""
+
+
 class ChatScreen(RoutedScreen):
     """Talks to the engine's thread and hands what it says to the widgets."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "Stop", id="chat.stop", priority=True),
+        Binding("escape", "write", "Input", id="chat.write"),
         Binding("ctrl+n", "new_chat", "New", id="chat.new", priority=True),
         Binding("ctrl+r", "regenerate", "Again", id="chat.again", priority=True),
-        Binding("ctrl+s", "app.sessions", "Chats", id="app.sessions"),  # here too: 80 columns show the first nine
+        Binding("ctrl+s", "app.sessions", "Chats", id="app.sessions"),  # the app's, in their place among the others
         Binding("ctrl+o", "app.models", "Model", id="app.models"),
         Binding("f2", "next_mode", "View", id="experts.mode", priority=True),
         Binding("f1", "app.help", "Help", id="app.help", priority=True),
         Binding("ctrl+q", "app.quit", "Quit", id="app.quit", priority=True),
+        Binding("f7", "tokens", "Tokens", id="experts.tokens", priority=True),
+        Binding("f8", "rules", "Routing", id="experts.rules", priority=True),
+        Binding("f10", "figures", "Figures", id="experts.figures", priority=True),
         Binding("f3", "toggle_experts", "Pane", id="experts.toggle", priority=True),
+        Binding("f9", "app.parameters", "Parameters", id="app.parameters"),
         Binding("f4", "used(-1)", "k−1", id="experts.fewer", priority=True),
         Binding("f5", "used(1)", "k+1", id="experts.more", priority=True),
-        Binding("f6", "compare_from_here", "Compare from here", id="experts.compare", show=False, priority=True),
-        Binding("f7", "tokens", "Tokens", id="experts.tokens", show=False, priority=True),
-        Binding("f8", "rules", "Routing", id="experts.rules", show=False, priority=True),
-        Binding("f10", "figures", "Figures", id="experts.figures", show=False, priority=True),
+        Binding("f6", "compare_from_here", "Difference", id="experts.compare", priority=True),
+        Binding("ctrl+p", "app.command_palette", "Commands", id="chat.commands", priority=True),
         Binding("ctrl+t", "reset_rules", "Routing as started", id="experts.reset", show=False, priority=True),
         Binding("left_square_bracket", "used(-1)", "Fewer experts", id="experts.fewer.bracket", show=False),
         Binding("right_square_bracket", "used(1)", "More experts", id="experts.more.bracket", show=False),
@@ -88,7 +95,7 @@ class ChatScreen(RoutedScreen):
                 yield Static("›", id="sign", markup=False)
                 yield Prompt(id="prompt")
             yield StatusLine(id="status")
-        yield KeyLine(show_command_palette=False)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         self.worker.post = self.post_message
@@ -273,10 +280,19 @@ class ChatScreen(RoutedScreen):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
         if action == "stop":
-            return True if self.busy or self.talk.editing else None
-        if action in ("used", "next_mode", "toggle_experts", "rules", "figures"):
-            return self.model.config.n_expert > 0 or action == "toggle_experts"
-        return True
+            return True if self.busy or self.talk.editing else None if self.writing else False
+        if action == "write":
+            return not self.writing
+        return action not in ABOUT_EXPERTS or self.model.config.n_expert > 0
+
+    @property
+    def writing(self) -> bool:
+        """Whether what is typed goes into the input."""
+        return isinstance(self.focused, Prompt)
+
+    def action_write(self) -> None:
+        """Give the keyboard back to the input."""
+        self.query_one(Prompt).focus()
 
     def action_stop(self) -> None:
         """Stop the reply and keep what was said; or leave the turn that is being edited as it was."""

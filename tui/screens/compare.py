@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, ProgressBar, Static
+from textual.widgets import ProgressBar, Static
 
 from ..engine_worker import Comparison, EngineWorker
 from ..messages import Compared, ComparePart
 from ..widgets.heatmap import Heatmap
+from ..widgets.key_line import KeyLine
 from ..widgets.palette import scale_span
 from ..widgets.turns import MUTED, shown, shown_line
 
@@ -35,6 +37,8 @@ class CompareScreen(Screen[None]):
         self._worker, self._job, self._n_used = worker, job, n_used
         self._listener = worker.post
         self.running, self._stopping = True, False
+        self._shares: NDArray[np.float64] | None = None
+        self._moved = ""
 
     def compose(self) -> ComposeResult:
         yield Static(Content(f" side by side: {shown_line(self._job.prompt)}"), id="compare-title")
@@ -48,9 +52,9 @@ class CompareScreen(Screen[None]):
                         yield Static(id=f"compare-{name}")
             with Vertical(id="compare-map"):
                 yield Static("LOAD of B over A's", classes="pane-title")
-                yield Heatmap(id="compare-heatmap")
+                yield Heatmap(opens=False, id="compare-heatmap")
                 yield Static(id="compare-moved")
-        yield Footer(show_command_palette=False)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         self._worker.post = self.post_message
@@ -98,11 +102,20 @@ class CompareScreen(Screen[None]):
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where((share_a == 0) & (share_b == 0), 1.0, share_b / share_a)
         self.query_one(Heatmap).show(ratio, None, scale_span(ratio.shape[1], self._n_used), versus="A's")
+        self._shares = result.found.shares
         moved = result.found.moved
         most = int(moved.argmax())
-        self.query_one("#compare-moved", Static).update(
-            f"moved: {moved.mean():.1%} of a layer's load on average, {moved[most]:.1%} in layer {most}"
-        )
+        self._moved = f"moved: {moved.mean():.1%} of a layer's load on average, {moved[most]:.1%} in layer {most}"
+        self.query_one("#compare-moved", Static).update(self._moved)
+
+    @on(Heatmap.Pointed)
+    def _pointed(self, event: Heatmap.Pointed) -> None:
+        """Show what A and B sent to the cell under mouse or cursor."""
+        said = self._moved
+        if self._shares is not None and event.layer is not None and event.expert is not None:
+            a, b = (float(share[event.layer, event.expert]) for share in self._shares)
+            said = f"layer {event.layer} expert {event.expert}: share A {a:.1%}, B {b:.1%}"
+        self.query_one("#compare-moved", Static).update(said)
 
     def action_leave(self) -> None:
         """Stop what runs, or go back."""

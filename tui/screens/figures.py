@@ -10,11 +10,12 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from localmoe.experts.statistics import DECODE, PREFILL, ExpertStatistics
 
 from ..expert_facts import ExpertFacts
+from ..widgets.key_line import KeyLine
 from ..widgets.layer_figures import LayerFigures
 from ..widgets.turns import MUTED
 
@@ -26,9 +27,9 @@ class FiguresScreen(Screen[None]):
     """Left and right change the phase that is counted; F1 says what every word means."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left", "phase(-1)", "Prompts or replies", id="figures.left", key_display="← →", priority=True),
+        Binding("right", "phase(1)", "Next phase", id="figures.right", show=False, priority=True),
         Binding("escape,f10", "app.pop_screen", "Back", id="figures.close", priority=True),
-        Binding("left", "phase(-1)", "Phase before", id="figures.left", priority=True),
-        Binding("right", "phase(1)", "Next phase", id="figures.right", priority=True),
     ]
 
     def __init__(self, facts: ExpertFacts, stats: ExpertStatistics, memory: Mapping[str, int]) -> None:
@@ -40,7 +41,7 @@ class FiguresScreen(Screen[None]):
         yield Static(id="figures-title")
         with VerticalScroll():
             yield LayerFigures(pairs=True)
-        yield Footer(show_command_palette=False)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         self.query_one(LayerFigures).open(self._facts, self._stats, self._memory)

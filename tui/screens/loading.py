@@ -13,9 +13,10 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, ProgressBar, Static
+from textual.widgets import ProgressBar, Static
 
 from ..messages import Submitted
+from ..widgets.key_line import KeyLine
 from ..widgets.prompt import Prompt
 from ..widgets.turns import MUTED, shown, shown_line
 
@@ -55,7 +56,7 @@ class LoadingScreen(Screen[None]):
         with Vertical(id="below"), Horizontal(id="line"):
             yield Static("›", id="sign", markup=False)
             yield Prompt(id="prompt")
-        yield Footer(show_command_palette=False)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         self._began = time.monotonic()
@@ -116,8 +117,8 @@ class ErrorScreen(Screen[None]):
     """Why the model could not be opened, in one line, and how to leave."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter,escape,q", "app.quit", "Quit", id="error.quit"),
         Binding("o", "app.models", "Another model", id="error.models"),
+        Binding("enter,escape,q", "app.quit", "Quit", id="error.quit"),
     ]
 
     def __init__(self, reason: str) -> None:
@@ -129,4 +130,4 @@ class ErrorScreen(Screen[None]):
             panel.border_title = "This model cannot be opened"
             yield Static(Content(shown(self._reason)), id="error-reason")
             yield Static("Enter closes the app, O opens another model.", id="error-hint", markup=False)
-        yield Footer()
+        yield KeyLine()

@@ -14,13 +14,16 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from ..model_files import Facts, Found, find, look_into, size_text
 from ..options import Buildable
+from ..widgets.key_line import KeyLine
 from ..widgets.turns import MUTED, shown_line
 
+FIRST = 2
+"""Screens where this one is the first: below it is the one that Textual begins with. The app ends with it then."""
 PATH_HINT = "Search, or the path of a GGUF file"
 
 
@@ -28,8 +31,9 @@ class ModelsScreen(ModalScreen[Path | None]):
     """The search line has the keyboard; what a file is appears when its header has been read."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "Back", id="models.close", priority=True),
         Binding("enter", "open", "Open", id="models.open", priority=True),
+        Binding("escape", "back", "Back", id="models.close", priority=True),
+        Binding("escape", "dismiss(None)", "Quit", id="models.close", priority=True),
     ]
 
     def __init__(
@@ -48,7 +52,7 @@ class ModelsScreen(ModalScreen[Path | None]):
             yield Input(placeholder=PATH_HINT, compact=True, id="models-search")
             yield OptionList(id="models-list", markup=False, compact=True)
             yield Static("Looking for files…", id="models-said", markup=False)
-            yield Footer(show_command_palette=False)
+            yield KeyLine()
 
     def on_mount(self) -> None:
         self.query_one(OptionList).can_focus = False
@@ -143,6 +147,13 @@ class ModelsScreen(ModalScreen[Path | None]):
             getattr(options, f"action_{moves[event.key]}")()
             self._chosen = self._listed[options.highlighted].path if options.highlighted is not None else None
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
+        return action != "back" or len(self.app.screen_stack) > FIRST
+
+    def action_back(self) -> None:
+        """Leave with what was there before."""
+        self.dismiss(None)
+
     def action_open(self) -> None:
         """Open the chosen file, or the path that is typed."""
         at, typed = self.query_one(OptionList).highlighted, Path(self.query_one(Input).value.strip()).expanduser()
@@ -150,3 +161,6 @@ class ModelsScreen(ModalScreen[Path | None]):
             self.dismiss(self._listed[at].path)
         elif os.path.isfile(typed):
             self.dismiss(typed)
+        elif typed.name:
+            said = Content.styled(f"no such file: {shown_line(str(typed))}", "$text-error")
+            self.query_one("#models-said", Static).update(said)

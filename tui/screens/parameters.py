@@ -12,11 +12,12 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Footer, Input, Static, TextArea
+from textual.widgets import Input, Static, TextArea
 
 from localmoe.errors import UsageError
 
 from ..parameters import BY_NAME, PARAMETERS, changed, default_text, parse, shown_value
+from ..widgets.key_line import KeyLine
 from ..widgets.turns import shown_line
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ class ParametersScreen(ModalScreen[Edited | None]):
     """A field a parameter; below, what the one with the keyboard means. Ctrl+S takes all, Esc leaves all as it was."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+s,f9", "take", "Take", id="parameters.take", priority=True),
-        Binding("escape", "dismiss(None)", "Leave", id="parameters.close", priority=True),
+        Binding("ctrl+s,f9", "take", "Take all", id="parameters.take", priority=True),
         Binding("ctrl+r", "reset", "Default", id="parameters.reset", priority=True),
+        Binding("escape", "dismiss(None)", "Back, nothing changed", id="parameters.close", priority=True),
         Binding("up", "app.focus_previous", "Above", id="parameters.up", show=False),
         Binding("down", "app.focus_next", "Below", id="parameters.down", show=False),
     ]
@@ -70,7 +71,7 @@ class ParametersScreen(ModalScreen[Edited | None]):
                         )
             yield Static(id="parameters-meaning", markup=False)
             yield Static(id="parameters-error", markup=False)
-            yield Footer(show_command_palette=False)
+            yield KeyLine()
 
     def on_mount(self) -> None:
         self.query_one("#p-temperature").focus()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, VerticalScroll
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
@@ -15,6 +15,7 @@ from textual.widgets import Input, Static
 from localmoe.errors import UsageError
 
 from ..rules import FIELDS, Rules, read_rules
+from ..widgets.key_line import KeyLine
 from ..widgets.turns import MUTED, shown_line
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ class RulesScreen(ModalScreen["Rules | tuple[Rules, str] | None"]):
     """Fields of the rules; Enter returns them, Ctrl+T the first ones, Ctrl+B rules and a prompt to compare on."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,f8", "dismiss(None)", "Cancel", id="rules.close", priority=True),
         Binding("enter", "apply", "Apply", id="rules.apply", priority=True),
         Binding("ctrl+t", "reset", "As started", id="rules.reset", priority=True),
         Binding("ctrl+b", "compare", "Compare", id="rules.compare", priority=True),
+        Binding("escape,f8", "dismiss(None)", "Back, nothing changed", id="rules.close", priority=True),
     ]
 
     def __init__(self, config: ModelConfig, now: Rules, start: Rules, skipped: str, prompt: str) -> None:
@@ -41,20 +42,21 @@ class RulesScreen(ModalScreen["Rules | tuple[Rules, str] | None"]):
         self._skipped, self._prompt = skipped, prompt
 
     def compose(self) -> ComposeResult:
-        with VerticalScroll(id="rules-panel", can_focus=False) as panel:
+        with Vertical(id="rules-panel") as panel:
             panel.border_title = "Routing from the next reply on"
-            panel.border_subtitle = "Enter applies, Ctrl+T as started, Ctrl+B compares, Esc leaves"
-            for name, (title, hint) in FIELDS.items():
+            with VerticalScroll(id="rules-rows", can_focus=False):
+                for name, (title, hint) in FIELDS.items():
+                    with Horizontal(classes="rules-line"):
+                        yield Static(title, classes="rules-name", markup=False)
+                        yield Input(self._now.texts[name], id=f"rules-{name}", compact=True)
+                    yield Static(hint, classes="rules-hint", markup=False)
                 with Horizontal(classes="rules-line"):
-                    yield Static(title, classes="rules-name", markup=False)
-                    yield Input(self._now.texts[name], id=f"rules-{name}", compact=True)
-                yield Static(hint, classes="rules-hint", markup=False)
-            with Horizontal(classes="rules-line"):
-                yield Static("compare on", classes="rules-name", markup=False)
-                yield Input(self._prompt or EXAMPLE, id="rules-prompt", compact=True)
-            yield Static("Ctrl+B answers it as started and as set, side by side.", classes="rules-hint")
-            yield Static(id="rules-said")
-            yield Static(Content(f"{self._skipped}\n{NOTE}"), classes="rules-note")
+                    yield Static("compare on", classes="rules-name", markup=False)
+                    yield Input(self._prompt or EXAMPLE, id="rules-prompt", compact=True)
+                yield Static("answered as started and as set, side by side", classes="rules-hint")
+                yield Static(id="rules-said")
+                yield Static(Content(f"{self._skipped}\n{NOTE}"), classes="rules-note")
+            yield KeyLine()
 
     def on_mount(self) -> None:
         self.query_one("#rules-used", Input).focus()

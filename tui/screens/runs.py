@@ -15,13 +15,14 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from localmoe.errors import LocalMoeError
 from localmoe.experts.trace_file import load_recording, save_recording
 
 from ..model_files import size_text
+from ..widgets.key_line import KeyLine
 from ..widgets.turns import MUTED, shown_line
 
 if TYPE_CHECKING:
@@ -55,9 +56,9 @@ class RunsScreen(ModalScreen["tuple[str, Recording | None] | None"]):
     """The search line has the keyboard; returns a name and the run, None for what was until now."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "Back", id="runs.close", priority=True),
-        Binding("enter", "take", "Take", id="runs.take", priority=True),
+        Binding("enter", "take", "Show", id="runs.take", priority=True),
         Binding("ctrl+s", "save", "Save this chat's run", id="runs.save", priority=True),
+        Binding("escape", "dismiss(None)", "Back", id="runs.close", priority=True),
     ]
 
     def __init__(self, fits: Callable[[Recording], str], record: Callable[[], Recording], name: str) -> None:
@@ -73,7 +74,7 @@ class RunsScreen(ModalScreen["tuple[str, Recording | None] | None"]):
             yield Input(placeholder=HINT, compact=True, id="runs-search")
             yield OptionList(id="runs-list", markup=False, compact=True)
             yield Static(id="runs-said", markup=False)
-            yield Footer(show_command_palette=False)
+            yield KeyLine()
 
     def on_mount(self) -> None:
         self.query_one(OptionList).can_focus = False

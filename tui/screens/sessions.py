@@ -13,7 +13,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from localmoe.errors import LocalMoeError
@@ -21,6 +21,7 @@ from localmoe.sessions.export import file_name, write
 from localmoe.sessions.store import Entry, Store
 
 from ..rules import in_words
+from ..widgets.key_line import KeyLine
 from ..widgets.turns import MUTED, shown, shown_line
 from .dialogs import AskScreen, ChooseScreen
 
@@ -48,12 +49,12 @@ class SessionsScreen(ModalScreen[Chosen | None]):
     """The search line always has the keyboard: up and down choose, other keys act on the chosen chat."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "Back", id="sessions.close", priority=True),
         Binding("enter", "resume(False)", "Go on", id="sessions.resume", priority=True),
         Binding("ctrl+o", "resume(True)", "With its model", id="sessions.model", priority=True),
         Binding("ctrl+r", "rename", "Rename", id="sessions.rename", priority=True),
         Binding("ctrl+e", "export", "Export", id="sessions.export", priority=True),
         Binding("ctrl+d", "delete", "Delete", id="sessions.delete", priority=True),
+        Binding("escape", "dismiss(None)", "Back", id="sessions.close", priority=True),
     ]
 
     def __init__(self, store: Store, current: int | None) -> None:
@@ -69,7 +70,7 @@ class SessionsScreen(ModalScreen[Chosen | None]):
                 yield OptionList(id="sessions-list", markup=False, compact=True)
                 yield Static(id="sessions-preview", markup=False)
             yield Static(id="sessions-said", markup=False)
-            yield Footer(show_command_palette=False)
+            yield KeyLine()
 
     def on_mount(self) -> None:
         self.query_one("#sessions-list").can_focus = False

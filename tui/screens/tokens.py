@@ -14,11 +14,12 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from localmoe.text.tokenizer import StreamDecoder
 
 from ..alternatives import Alternatives
+from ..widgets.key_line import KeyLine
 from ..widgets.path import part
 from ..widgets.token_text import TokenText, expert_name
 from ..widgets.turns import MUTED, shown
@@ -113,15 +114,15 @@ class TokensScreen(Screen[None]):
     """Left and right go from token to token, up and down from layer to layer."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,f7", "app.pop_screen", "Back", id="tokens.close", priority=True),
-        Binding("left", "token(-1)", "Token before", id="tokens.left"),
-        Binding("right", "token(1)", "Token after", id="tokens.right"),
+        Binding("left", "token(-1)", "Token", id="tokens.left", key_display="← →"),
+        Binding("right", "token(1)", "Token after", id="tokens.right", show=False),
+        Binding("up", "layer(-1)", "Layer", id="tokens.up", key_display="↑ ↓"),
+        Binding("down", "layer(1)", "Layer below", id="tokens.down", show=False),
         Binding("home", "token(-1000000)", "First", id="tokens.first", show=False),
         Binding("end", "token(1000000)", "Last", id="tokens.last", show=False),
         Binding("pageup", "page(-1)", "Page before", id="tokens.pageup", show=False),
         Binding("pagedown", "page(1)", "Page after", id="tokens.pagedown", show=False),
-        Binding("up", "layer(-1)", "Layer above", id="tokens.up"),
-        Binding("down", "layer(1)", "Layer below", id="tokens.down"),
+        Binding("escape,f7", "app.pop_screen", "Back", id="tokens.close", priority=True),
     ]
 
     def __init__(self, model: Model, source: Routed, token: int | None = None, layer: int = 0) -> None:
@@ -158,7 +159,7 @@ class TokensScreen(Screen[None]):
                 yield Static(id="tokens-token", markup=False)
                 with VerticalScroll(can_focus=False):
                     yield Static(id="tokens-path", markup=False)
-        yield Footer(show_command_palette=False)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         self.query_one(TokenText).focus()

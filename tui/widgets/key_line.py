@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.cells import cell_len
 from textual import events
 from textual.app import ComposeResult
+from textual.binding import ActiveBinding, Binding
 from textual.content import Content
+from textual.dom import DOMNode
 from textual.geometry import Region
 from textual.widgets import Footer
 
@@ -34,8 +37,15 @@ class ShownKey:
         return cell_len(self.display) + cell_len(self.description) + AROUND
 
 
+@cache
+def _listed(kind: type[DOMNode]) -> tuple[str | None, ...]:
+    return tuple(binding.id for binding in kind.BINDINGS if isinstance(binding, Binding))
+
+
 class KeyLine(Footer):
-    """A footer that leaves out the keys that have no room, from the end; Textual's has a widget for each key.
+    """A footer that leaves out the keys that have no room, from the end: the important ones come first.
+
+    Textual's has a widget for each key.
 
     To make those anew whenever a reply begins or ends took longer than to lay out and draw the question.
     """
@@ -67,9 +77,23 @@ class KeyLine(Footer):
             self._keys = keys
             self.refresh()
 
+    def _in_order(self) -> list[ActiveBinding]:
+        """What holds now: of the widget with the keyboard first, then around it, each as its class lists them.
+
+        Textual's own order puts a key first that such a widget had for something else.
+        """
+        around = (self.screen.focused or self.screen).ancestors_with_self
+
+        def place(active: ActiveBinding) -> tuple[int, int]:
+            node, name = active.node, active.binding.id
+            listed = _listed(type(node))
+            return around.index(node) if node in around else 0, listed.index(name) if name in listed else len(listed)
+
+        return sorted(self.screen.active_bindings.values(), key=place)
+
     def _fitting(self) -> Iterator[ShownKey]:
-        left, actions = self.screen.size.width, set[str]()
-        for _, binding, enabled, _ in self.screen.active_bindings.values():
+        left, actions = self.size.width or self.screen.size.width, set[str]()
+        for _, binding, enabled, _ in self._in_order():
             if not binding.show or binding.action in actions:
                 continue
             actions.add(binding.action)

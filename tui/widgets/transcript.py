@@ -51,9 +51,14 @@ class TurnBox(LaidOutOnce, Vertical):
     def on_mount(self) -> None:
         self.mark()
 
+    @property
+    def versions(self) -> Sequence[Turn]:
+        """The turn and those beside it."""
+        return self.turn.parent.children if self.turn.parent is not None else [self.turn]
+
     def mark(self) -> None:
         """Tell which version it is, where there are several."""
-        versions = self.turn.parent.children if self.turn.parent is not None else [self.turn]
+        versions = self.versions
         line = self.query_one(".versions", Static)
         line.display = len(versions) > 1
         if line.display:
@@ -73,14 +78,14 @@ class Transcript(LaidOutOnce, OnlyGround, VerticalScroll):
     """Turns from top to bottom; the last reply can grow."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "turn(-1)", "Turn above", id="turn.up", show=False),
+        Binding("up,k", "turn(-1)", "Turn", id="turn.up", key_display="↑ ↓"),
         Binding("down,j", "turn(1)", "Turn below", id="turn.down", show=False),
         Binding("e", "ask('edit')", "Edit", id="turn.edit"),
         Binding("a", "ask('again')", "Again", id="turn.again"),
-        Binding("left,less_than_sign", "ask('branch', -1)", "Version", id="turn.left", key_display="‹ ›"),
-        Binding("right,greater_than_sign", "ask('branch', 1)", "Next version", id="turn.right", show=False),
         Binding("c", "ask('copy')", "Copy", id="turn.copy"),
         Binding("b", "ask('code')", "Code", id="turn.code"),
+        Binding("left,less_than_sign", "ask('branch', -1)", "Version", id="turn.left", key_display="← →"),
+        Binding("right,greater_than_sign", "ask('branch', 1)", "Next version", id="turn.right", show=False),
     ]
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -195,19 +200,30 @@ class Transcript(LaidOutOnce, OnlyGround, VerticalScroll):
         await self.turns.mount(Note(text, error=error))
 
     def choose(self, turn: Turn | None) -> None:
-        """Make a turn the chosen one."""
-        box = None
-        for other in self.boxes:
-            box = other if other.turn is turn else box
-            other.set_class(other.turn is turn, "-current")
+        """Make a turn the chosen one, and show as much of it as there is room for."""
+        box = self._mark(turn)
         if box is not None and box is self.boxes[0]:
             self.scroll_home(animate=False)  # with what stands above it
         elif box is not None:
             box.body.scroll_visible(animate=False)
 
+    def _mark(self, turn: Turn | None) -> TurnBox | None:
+        box = None
+        for other in self.boxes:
+            box = other if other.turn is turn else box
+            other.set_class(other.turn is turn, "-current")
+        self.refresh_bindings()
+        return box
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "ask" and parameters[0] == "branch":
+            box = self.current
+            return True if box is not None and len(box.versions) > 1 else None
+        return True
+
     def on_focus(self) -> None:
         if self.current is None and self.boxes:
-            self.boxes[-1].add_class("-current")
+            self._mark(self.boxes[-1].turn)
 
     def on_blur(self) -> None:
         self.choose(None)
@@ -216,9 +232,8 @@ class Transcript(LaidOutOnce, OnlyGround, VerticalScroll):
         widget = event.widget
         while widget is not None and not isinstance(widget, TurnBox):
             widget = widget.parent if isinstance(widget.parent, (Vertical, Static)) else None  # up to its turn
-        if widget is not None:
-            for other in self.boxes:
-                other.set_class(other is widget, "-current")
+        if isinstance(widget, TurnBox):
+            self._mark(widget.turn)
 
     async def action_turn(self, by: int) -> None:
         """Choose the next turn; in one that is higher than the view, scroll first."""
