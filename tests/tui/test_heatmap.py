@@ -34,7 +34,9 @@ def truecolour(monkeypatch):
     ("n_layer", "n_expert", "width", "height", "want"),
     [
         # layers, experts, room -> cell width, cell lines, half, layers and experts a cell
-        (6, 8, 50, 20, (6, 2, False, 1, 1)),
+        (6, 8, 50, 20, (6, 3, False, 1, 1)),
+        (6, 8, 50, 17, (6, 2, False, 1, 1)),
+        (6, 8, 70, 40, (8, 4, False, 1, 1)),
         (30, 4, 60, 40, (8, 1, False, 1, 1)),
         (30, 4, 29, 15, (6, 1, True, 1, 1)),
         (32, 8, 30, 32, (3, 1, False, 1, 1)),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Horizontal, Vertical
 from textual.widgets import Static
 
 from localmoe.errors import LocalMoeError
@@ -27,10 +27,10 @@ from ..pace import EVERY, Pace
 from ..talk import Talk
 from ..welcome import text_parameters, welcome
 from ..widgets.context_note import ContextNote
-from ..widgets.expert_pane import ExpertPane
 from ..widgets.key_line import KeyLine
 from ..widgets.layer_figures import LayerFigures
 from ..widgets.prompt import Prompt
+from ..widgets.side import RICH, WIDE, Side
 from ..widgets.status import StatusLine, TitleBar
 from ..widgets.transcript import Transcript
 from ..widgets.turns import shown_line
@@ -72,7 +72,7 @@ class ChatScreen(RoutedScreen):
         Binding("right_square_bracket", "used(1)", "More experts", id="experts.more.bracket", show=False),
     ]
     AUTO_FOCUS = "#prompt"
-    HORIZONTAL_BREAKPOINTS = [(0, "-tiny"), (60, "-narrow"), (100, "-normal"), (140, "-wide"), (190, "-rich")]  # noqa: RUF012 - the base declares it so
+    HORIZONTAL_BREAKPOINTS = [(0, "-tiny"), (60, "-narrow"), (100, "-normal"), (WIDE, "-wide"), (RICH, "-rich")]  # noqa: RUF012 - the base declares it so
 
     def __init__(
         self, model: Model, worker: EngineWorker, options: AppOptions, record: Record, draft: Draft | None = None
@@ -86,9 +86,7 @@ class ChatScreen(RoutedScreen):
         yield TitleBar(id="title")
         with Horizontal(id="body"):
             yield Transcript(id="transcript")
-            yield ExpertPane(id="experts")
-            with VerticalScroll(id="figures", can_focus=False):
-                yield LayerFigures()
+            yield Side(id="side")
         yield ContextNote(id="context-note", markup=False)
         with Vertical(id="below"):
             with Horizontal(id="line"):
@@ -103,6 +101,7 @@ class ChatScreen(RoutedScreen):
         labels = expert_labels(self.model.gguf.metadata, config.n_expert)
         self.experts.open(ExpertFacts(config.n_layer, config.n_expert, self.n_used, labels, self.model.expert_bytes))
         self.query_one(LayerFigures).open(self.experts.facts, self.experts.stats, self.model.memory_map)
+        self.query_one(Side).share()
         self.compare_saved()
         self.follow = Follower(self.model, self.experts, self.query_one(LayerFigures), self.status)
         self.status.state, self.status.size_of_context = "ready", self.model.n_ctx
@@ -117,6 +116,9 @@ class ChatScreen(RoutedScreen):
         self.query_one(TitleBar).show_model(self.model, self.n_used)
         self._ticks = self.set_interval(EVERY, self._look, pause=True)
         self.call_after_refresh(self._begin_chat)
+
+    def on_resize(self) -> None:
+        self.query_one(Side).share()
 
     def _complete_text(self) -> None:
         """Let a new chat write piece by piece and forget the oldest, where nothing else was asked for."""
@@ -356,5 +358,5 @@ class ChatScreen(RoutedScreen):
 
     def action_toggle_experts(self) -> None:
         """Show or hide everything about the experts."""
-        self.experts.display = not self.experts.display
-        self.query_one("#figures").set_class(not self.experts.display, "-hidden")
+        side = self.query_one(Side)
+        side.display = self.experts.display = not side.display

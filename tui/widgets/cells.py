@@ -36,6 +36,11 @@ class Cells:
     def pooled(self) -> bool:
         return self.per_row > 1 or self.per_column > 1
 
+    @property
+    def middle(self) -> int:
+        """The line of a cell that names it."""
+        return (self.height - 1) // 2
+
     def row_at(self, line: int) -> int | None:
         """The cell row on a line of the picture (its upper one where half), None past the end."""
         row = line * 2 if self.half else line // self.height
@@ -45,8 +50,8 @@ class Cells:
 def fit(n_layer: int, n_expert: int, width: int, height: int, *, shaded: bool) -> Cells:
     """The largest cells that show n_layer x n_expert in width x height; shaded cells cannot share a line.
 
-    Two-line cells, then full cells, then two layers a line, then layers pooled; likewise from MAX_CELL columns to one,
-    then experts pooled.
+    Cells as high as they look wide (two columns are about a line), down to a line, then two layers a line, then layers
+    pooled; likewise from MAX_CELL columns to one, then experts pooled.
     """
     gutter = len(str(max(n_layer - 1, 0))) + 1
     room, height = max(1, width - gutter), max(1, height)
@@ -54,7 +59,7 @@ def fit(n_layer: int, n_expert: int, width: int, height: int, *, shaded: bool) -
     columns = -(-n_expert // per_column)
     cell = max(1, min(MAX_CELL, room // max(1, columns)))
     if n_layer <= height:
-        tall = 2 if cell >= 3 and n_layer * 2 <= height else 1
+        tall = max(1, min((cell + 1) // 2, height // n_layer))
         return Cells(cell, tall, False, 1, per_column, n_layer, columns, gutter)
     half = not shaded
     per_row = -(-n_layer // (height * (2 if half else 1)))

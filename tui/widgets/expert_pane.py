@@ -77,13 +77,14 @@ def beside_width(facts: ExpertFacts, width: int) -> int:
 def share_lines(facts: ExpertFacts, width: int, free: int, around: int, *, shaded: bool) -> tuple[int, int]:
     """Lines for the heatmap (`around` of them for its header and legend) and for the path, out of `free`.
 
-    Every layer of the heatmap comes first: two lines a layer, one, a half unless `shaded`, and only then layers pooled.
+    Every layer of the heatmap comes first: lines for each, one, a half unless `shaded`, and only then layers pooled.
     """
     n_layer = facts.n_layer
     numbers, bars = path_rows(n_layer, facts.n_used, facts.n_expert, width)
-    note = fit(n_layer, facts.n_expert, width, 2 * n_layer, shaded=shaded).pooled
-    a_line = 1 if shaded else 2
-    wishes = [(2 * n_layer + note, numbers), (n_layer + note, numbers), (n_layer + note, bars)]
+    largest = fit(n_layer, facts.n_expert, width, MAX_CELL * n_layer, shaded=shaded)
+    note, a_line = largest.pooled, 1 if shaded else 2
+    wishes = [(height * n_layer + note, numbers) for height in range(largest.height, 0, -1)]
+    wishes += [(n_layer + note, bars)]
     wishes += [(-(-n_layer // a_line) + note, 2)]
     wishes += [(-(-n_layer // (a_line * pooled)) + 1, 2) for pooled in range(2, n_layer)]
     for heat, path in wishes:
@@ -278,6 +279,17 @@ class ExpertPane(Vertical):
         if self.facts.n_expert:
             self.refresh_figures()
 
+    def least(self, width: int) -> int:
+        """Lines that it takes with one for each layer, and with all that comes below the heatmap."""
+        facts = self.facts
+        beside = beside_width(facts, width) > 0
+        path = 0 if beside else path_rows(facts.n_layer, facts.n_used, facts.n_expert, width)[0]
+        return facts.n_layer + Heatmap.ABOVE + 1 + 3 + (0 if beside else 1 + path) + self._n_labels(TALL + 6)
+
+    def _n_labels(self, height: int) -> int:
+        """Lines for the experts' labels in a pane of a height."""
+        return len(self.facts.labels[:8]) + 2 if self.facts.labels and height >= TALL + 6 else 0
+
     def _give_room(self) -> None:
         """Share the lines out: every layer of the heatmap first, then the path, then the labels."""
         facts, size = self.facts, self.content_size
@@ -287,8 +299,8 @@ class ExpertPane(Vertical):
         self.set_class(compact, "-compact")
         heatmap = self.query_one(Heatmap)
         heatmap.legend = not compact
-        labels = len(facts.labels[:8]) if facts.labels and size.height >= TALL + 6 else 0
-        free = size.height - (1 if compact else 5) - (labels + 2 if labels else 0)
+        labels = self._n_labels(size.height)
+        free = size.height - (1 if compact else 5) - labels
         around = Heatmap.ABOVE + heatmap.legend
         across = beside_width(facts, size.width) if facts.n_layer + around <= free + 2 else 0
         self.set_class(across > 0, "-beside")
@@ -301,7 +313,7 @@ class ExpertPane(Vertical):
         self.query_one("#path").styles.height = path
         self.set_class(labels > 0, "-labelled")
         if labels:
-            self._labels(size.width, labels)
+            self._labels(size.width, labels - 2)
 
     def _labels(self, width: int, lines: int) -> None:
         self.query_one("#labels-title", Static).update(

@@ -165,16 +165,16 @@ class Heatmap(OwnLines, Widget):
         assert row is not None
         dark, shaded = self.look.dark, self.look.shaded
         below = row + 2 if cells.half else row + 1
-        first = not cells.half and line % cells.height == 0
-        marks = self._marks[row] if self._marks is not None and (first or shaded) else None
+        named = not cells.half and line % cells.height == cells.middle
+        marks = self._marks[row] if self._marks is not None and (named or shaded) else None
         here = self._cursor is not None and row <= self._cursor[0] < below
         key = self._levels[row:below].tobytes() + (b"" if marks is None else marks.tobytes())
         key += bytes((dark, shaded, here))
         known = self._strips.get(line)
         if known is not None and known[0] == key:
             return known[1]
-        number = str(row * cells.per_row) if first or cells.half else ""
-        number = number.rjust(cells.gutter - 1) + (CURSOR if here and (first or cells.half) else " ")
+        number = str(row * cells.per_row) if named or cells.half else ""
+        number = number.rjust(cells.gutter - 1) + (CURSOR if here and (named or cells.half) else " ")
         segments = [Segment(number, self.look.base if here else self.look.dim)]
         if shaded:
             segments.append(self._shades(cells, row, marks))

@@ -130,13 +130,14 @@ def memory_lines(facts: ExpertFacts, stats: ExpertStatistics, memory: Mapping[st
 
 
 class LayerFigures(Static):
-    """The figures of everything counted so far."""
+    """The figures of everything counted so far; where `brief`, of memory alone."""
 
     DEFAULT_CSS = "LayerFigures { height: auto; width: 1fr; }"
 
     def __init__(self, *, pairs: bool = False, id: str | None = None) -> None:
         super().__init__(id=id)
         self._with_pairs = pairs
+        self.brief = False
         self.phase: int | None = None
         self._facts: ExpertFacts | None = None
         self._stats = ExpertStatistics(0, 0, 0)
@@ -146,6 +147,14 @@ class LayerFigures(Static):
         """Follow the statistics of a model; `memory` is what it takes, in bytes."""
         self._facts, self._stats, self._memory = facts, stats, memory
         self.follow()
+
+    @property
+    def lines(self) -> int:
+        """What it takes where its columns have room beside one another, 0 where there are no experts."""
+        facts = self._facts
+        if facts is None or not facts.n_expert:
+            return 0
+        return (0 if self.brief else facts.n_layer + 2) + len(self._memory) + len(WINDOWS) + 3
 
     def follow(self) -> None:
         """Show what is known now, of `phase` or both; nothing is done where nobody sees it."""
@@ -160,7 +169,8 @@ class LayerFigures(Static):
             columns[PAIRS[not roomy]] = [
                 pair_text(p, int(n), roomy) for p, n in zip(pairs, figures.tokens, strict=True)
             ]
-        lines = [line for table in tables(columns, self.size.width) for line in (*table, Content(""))]
+        shown = [] if self.brief else tables(columns, self.size.width)
+        lines = [line for table in shown for line in (*table, Content(""))]
         self.update(Content("\n").join([*lines, *memory_lines(facts, stats, self._memory, self.size.width)]))
 
     def on_resize(self) -> None:
