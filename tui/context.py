@@ -28,6 +28,8 @@ def warning(used: int, size: int, overflow: str, draft: int = 0, *, guessed: boo
     if draft and size and draft >= left:
         does = _FORGET if overflow == "forget" else "It will be refused, nothing is cut: Ctrl+N starts a new chat."
         takes = f"{'some ' if guessed else ''}{draft} token{'s' * (draft != 1)}"
+        if draft >= size:  # in a new chat too, whatever is forgotten
+            return f"This message takes {takes}, the whole context has {size}. It will be refused: F9 sets the context."
         return f"This message takes {takes}, {left} {'is' if left == 1 else 'are'} left. {does}"
     if used <= NEARLY * size:
         return ""

@@ -37,6 +37,12 @@ class Facts:
     n_used: int = 0
     error: str = ""
 
+    @property
+    def kind(self) -> str:
+        """The architecture, and its experts."""
+        experts = f"{self.n_used} of {self.n_expert} experts" if self.n_expert else "dense"
+        return f"{self.architecture}, {experts}"
+
 
 def folders() -> list[tuple[str, Path]]:
     """Folders to search, with a name for each: where one is, where downloaders put models, LOCALMOE_MODELS."""

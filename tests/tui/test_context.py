@@ -35,6 +35,14 @@ def test_what_will_happen_is_said():
     assert warning(100, 200, "stop", 150).startswith("This message takes 150 tokens, 100 are left. It will be refused")
 
 
+@pytest.mark.parametrize("overflow", ["stop", "forget"])
+def test_a_message_that_fits_into_no_chat_is_not_sent_to_a_new_one(overflow):
+    said = warning(293, 4096, overflow, 6598, guessed=True)
+    assert said.startswith("This message takes some 6598 tokens, the whole context has 4096. It will be refused")
+    assert "F9" in said
+    assert "Ctrl+N" not in said
+
+
 @pytest.mark.parametrize("used", [4081, 4096, 4100])
 def test_a_full_context_is_called_so(used):
     """What the next message will do is said, in place of "about 0 tokens are left"."""

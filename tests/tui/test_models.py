@@ -19,7 +19,7 @@ from localmoe.tui.screens.loading import ErrorScreen
 from localmoe.tui.screens.models import ModelsScreen
 from tests.tiny import STR, U32, write_tiny
 
-from .driving import chat, running, screen_text, until
+from .driving import chat, lines, running, screen_text, until
 from .fake_model import FakeModel
 
 COMPILING = 480.0  # seconds at most, where no test has needed the kernels before
@@ -166,13 +166,16 @@ async def test_a_packaged_model_that_was_opened_lately_is_first(home: Path, tmp_
 
 
 async def test_a_row_is_a_line(home: Path):
-    """A long name is cut, not wrapped: where it is stands below."""
-    write_tiny(home / "work" / f"{'long' * 20}.gguf")
+    """A long name is cut, not wrapped: all of it, where it is and what, stands below."""
+    write_tiny(home / "work" / f"{'long' * 12}-the-end.gguf")
     async with running(loader=lambda progress: FakeModel(), path=None, size=(80, 24)) as (app, pilot):
         await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and len(app.screen._facts) == 1)
         await pilot.pause(0.1)
         assert app.screen.query_one(OptionList).virtual_size.height == 1
         assert "…" in screen_text(app)
+        said = app.screen.query_one("#models-said")
+        text = "".join(line.strip() for line in lines(said))
+        assert text.replace(" ", "").endswith("-the-end.gguf:llama,2of8experts")
 
 
 async def test_leaving_the_first_picker_leaves_the_app(home: Path):

@@ -155,7 +155,6 @@ async def test_two_settings_side_by_side(tmp_path):
         assert np.isfinite(ratio).any()
         assert (ratio[np.isfinite(ratio)] != 1).any()  # one expert a token goes elsewhere than two
         assert "cut off" in text
-        heatmap.focus()
         await pilot.press("down", "right")
         share_a, share_b = app.screen._shares[:, 0, 1]
         said = f"layer 0 expert 1: share A {share_a:.1%}, B {share_b:.1%}"

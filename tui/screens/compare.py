@@ -107,6 +107,7 @@ class CompareScreen(Screen[None]):
         most = int(moved.argmax())
         self._moved = f"moved: {moved.mean():.1%} of a layer's load on average, {moved[most]:.1%} in layer {most}"
         self.query_one("#compare-moved", Static).update(self._moved)
+        self.query_one(Heatmap).focus()
 
     @on(Heatmap.Pointed)
     def _pointed(self, event: Heatmap.Pointed) -> None:

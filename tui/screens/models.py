@@ -100,8 +100,8 @@ class ModelsScreen(ModalScreen[Path | None]):
         text = "No file found: type a path, or put one where LOCALMOE_MODELS, the Hugging Face cache or this folder is."
         if at is not None and at < len(self._listed):
             item = self._listed[at]
-            error = self._error(item)
-            text = f"{item.path.parent}{f': {error}' if error else ''}"
+            _, facts = self._facts.get(item.path, ("", None))
+            text = str(item.path) if facts is None else f"{item.path}: {facts.error or facts.kind}"
         self.query_one("#models-said", Static).update(Content(shown_line(text)))
 
     def _update(self, item: Found) -> None:
@@ -121,8 +121,7 @@ class ModelsScreen(ModalScreen[Path | None]):
         if facts is not None and facts.error:
             parts.append((f"  {shown_line(facts.error)}", "$text-error"))
         elif facts is not None:
-            kind = f"{facts.n_used} of {facts.n_expert} experts" if facts.n_expert else "dense"
-            parts.append((f"  {shown_line(facts.architecture)}, {kind}", "$text-accent"))
+            parts.append((f"  {shown_line(facts.kind)}", "$text-accent"))
         parts.append((f"  {item.where}", MUTED))
         return Content.assemble(*parts)
 
