@@ -290,6 +290,21 @@ async def test_a_cell_opens_its_tokens(mode):
         await until(pilot, lambda: app.screen is chat(app), "the chat")
 
 
+async def test_a_tokens_colour_is_that_of_its_heaviest_expert_whatever_its_slot():
+    model = FakeModel(n_layer=6, n_expert=8, answer=["a"] * 40)
+    async with running(model) as (app, pilot):
+        await ask(app, pilot)
+        model.trace.rows = [(n, phase, e[:, ::-1].copy(), w[:, ::-1].copy()) for n, phase, e, w in model.trace.rows]
+        await pilot.press("f7")
+        await until(pilot, lambda: isinstance(app.screen, TokensScreen), "the tokens")
+        await pilot.pause()
+        heaviest = [int(e[0, w[0].argmax()]) for _, _, e, w in model.trace.rows]
+        assert app.screen.query_one(TokenText)._experts == heaviest
+        most = max(set(heaviest), key=heaviest.count)
+        part = heaviest.count(most) / len(heaviest)
+        assert " ".join(screen_text(app).splitlines()[1].split()).startswith(f"{most} {part:.0%}")
+
+
 async def test_a_token_of_a_cell_is_a_line():
     """However long what stands around it is; what Enter does is named below."""
     model = FakeModel(n_layer=6, n_expert=8, answer=["wide words and 宽字 "] * 40)
