@@ -154,6 +154,10 @@ async def test_two_settings_side_by_side(tmp_path):
         assert ratio.shape == (model.config.n_layer, model.config.n_expert)
         assert np.isfinite(ratio).any()
         assert (ratio[np.isfinite(ratio)] != 1).any()  # one expert a token goes elsewhere than two
+        of_a, of_b = app.screen._shares
+        assert ((of_a > 0).sum(axis=1) >= (of_b > 0).sum(axis=1)).all()
+        both = (of_a > 0) & (of_b > 0)
+        np.testing.assert_allclose(ratio[both], of_b[both] / of_a[both])
         assert "cut off" in text
         await pilot.press("down", "right")
         share_a, share_b = app.screen._shares[:, 0, 1]
