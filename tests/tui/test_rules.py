@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from textual.widgets import Input
@@ -178,3 +180,18 @@ async def test_esc_ends_a_comparison(tmp_path):
         app.screen.query_one("#rules-prompt", Input).value = "the fox"
         await pilot.press("ctrl+b", "escape")
         await until(pilot, lambda: isinstance(app.screen, ChatScreen), "the chat")
+
+
+async def test_the_share_that_was_skipped_is_of_what_each_layer_was_asked_for():
+    """Slots that a layer with a smaller top-k never fills are no skipped work."""
+    model = FakeModel(n_layer=2, n_expert=4, n_used=2)
+    async with running(model) as (app, pilot):
+        await ask(app, pilot)
+        read = model.trace.read(chat(app).follow.reply_from)
+        experts = read.experts.copy()
+        experts[:, 1, 1] = -1
+        asked = np.tile([2, 1], (len(read.tokens), 1))
+        model.trace.read = lambda since, router=True: replace(read, experts=experts, n_used=asked)
+        assert chat(app).skipped_share() == 0.0
+        experts[:, 0, 1] = -1
+        assert chat(app).skipped_share() == pytest.approx(1 / 3)
