@@ -6,6 +6,7 @@ import pytest
 
 from localmoe.tui.widgets.heatmap import Heatmap
 from localmoe.tui.widgets.layer_figures import LayerFigures
+from localmoe.tui.widgets.prompt import Prompt
 from localmoe.tui.widgets.side import Side
 from localmoe.tui.widgets.transcript import Transcript
 
@@ -63,6 +64,23 @@ async def test_figures_follow_another_size_and_f3_hides_all():
         await pilot.press("f3")
         await until(pilot, lambda: "ov1.25" in screen_text(app) and "EXPERTS" in screen_text(app), "all of it")
         assert chat(app).experts.display
+
+
+async def test_the_keyboard_is_never_left_with_what_is_hidden():
+    """F3, or a window without room for the experts: what is typed then goes into the input."""
+    async with running(FakeModel(n_layer=6, n_expert=8), size=(120, 40)) as (app, pilot):
+        prompt = app.screen.query_one(Prompt)
+        app.screen.query_one(Heatmap).focus()
+        await pilot.press("f3", *"one ")
+        assert prompt.text == "one "
+        await pilot.press("f3")
+        await pilot.pause(0.1)
+        app.screen.query_one(Heatmap).focus()
+        await pilot.pause()
+        await pilot.resize_terminal(50, 20)
+        await until(pilot, lambda: app.screen.focused is prompt, "the input")
+        await pilot.press(*"two")
+        assert prompt.text == "one two"
 
 
 @pytest.mark.parametrize(("size", "lines_a_layer"), [((80, 24), 2), ((120, 40), 3), ((160, 50), 3), ((200, 60), 4)])

@@ -27,10 +27,11 @@ from ..pace import EVERY, Pace
 from ..talk import Talk
 from ..welcome import text_parameters, welcome
 from ..widgets.context_note import ContextNote
+from ..widgets.heatmap import Heatmap
 from ..widgets.key_line import KeyLine
 from ..widgets.layer_figures import LayerFigures
 from ..widgets.prompt import Prompt
-from ..widgets.side import RICH, WIDE, Side
+from ..widgets.side import NARROW, RICH, WIDE, Side
 from ..widgets.status import StatusLine, TitleBar
 from ..widgets.transcript import Transcript
 from ..widgets.turns import shown_line
@@ -72,7 +73,7 @@ class ChatScreen(RoutedScreen):
         Binding("right_square_bracket", "used(1)", "More experts", id="experts.more.bracket", show=False),
     ]
     AUTO_FOCUS = "#prompt"
-    HORIZONTAL_BREAKPOINTS = [(0, "-tiny"), (60, "-narrow"), (100, "-normal"), (WIDE, "-wide"), (RICH, "-rich")]  # noqa: RUF012 - the base declares it so
+    HORIZONTAL_BREAKPOINTS = [(0, "-tiny"), (NARROW, "-narrow"), (100, "-normal"), (WIDE, "-wide"), (RICH, "-rich")]  # noqa: RUF012 - the base declares it so
 
     def __init__(
         self, model: Model, worker: EngineWorker, options: AppOptions, record: Record, draft: Draft | None = None
@@ -119,6 +120,13 @@ class ChatScreen(RoutedScreen):
 
     def on_resize(self) -> None:
         self.query_one(Side).share()
+        self._keep_the_keyboard()
+
+    def _keep_the_keyboard(self) -> None:
+        """Write into the input where what had the keyboard is hidden."""
+        hidden = not self.query_one(Side).display or self.app.size.width < NARROW
+        if hidden and isinstance(self.focused, Heatmap):
+            self.query_one(Prompt).focus()
 
     def _complete_text(self) -> None:
         """Let a new chat write piece by piece and forget the oldest, where nothing else was asked for."""
@@ -360,3 +368,4 @@ class ChatScreen(RoutedScreen):
         """Show or hide everything about the experts."""
         side = self.query_one(Side)
         side.display = self.experts.display = not side.display
+        self._keep_the_keyboard()

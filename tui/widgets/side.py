@@ -13,8 +13,8 @@ WIDTH = 69
 
 AROUND = 5
 """Lines above and below the chat, with one of input."""
-WIDE, RICH = 140, 190
-"""Columns of a window from which on there is room for both in a column, and in two."""
+NARROW, WIDE, RICH = 60, 140, 190
+"""Columns of a window from which on there is room for the experts, for both in a column, and in two."""
 
 
 class Side(Container):
