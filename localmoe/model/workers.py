@@ -28,9 +28,7 @@ _FORWARD_ARGS = 6
 
 @contextmanager
 def giving_way() -> Iterator[None]:
-    """While this lasts, the calling thread waits its turn for a core when it wakes, where Linux has it as an ordinary
-    one; elsewhere nothing changes.
-    """
+    """While this lasts, the calling thread, if it is an ordinary one of Linux's, waits its turn for a core."""
     if sys.platform != "linux" or os.sched_getscheduler(0) != os.SCHED_OTHER:
         yield
         return
@@ -80,10 +78,7 @@ class Workers:
 
     def run(self, n_thread: int) -> None:
         """One step on the first `n_thread` threads; returns when all of them are done."""
-        if n_thread == 1:
-            self._lead(self._address, n_thread)
-            return
-        if HAS_FUTEX:  # nobody has gone back to Python
+        if HAS_FUTEX or n_thread == 1:  # nobody has gone back to Python
             with giving_way():
                 self._lead(self._address, n_thread)
             return
