@@ -14,6 +14,14 @@ def usual_keys(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("LOCALMOE_KEYS", str(tmp_path / "no-keys.toml"))
 
 
+@pytest.fixture
+def truecolour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal of 16 million colours, whatever the tests are run in."""
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
 @pytest.fixture(autouse=True)
 def pauses_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Textual's end when the process uses little of a core, which it also does where other programs have all cores."""

@@ -16,11 +16,7 @@ from tests.experts.recordings import recording
 from .driving import ask, chat, running, screen_text, until
 from .fake_model import FakeModel
 
-
-@pytest.fixture(autouse=True)
-def truecolour(monkeypatch):
-    monkeypatch.setenv("COLORTERM", "truecolor")
-    monkeypatch.delenv("NO_COLOR", raising=False)
+pytestmark = pytest.mark.usefixtures("truecolour")
 
 
 async def test_the_cursor_names_cells():

@@ -15,19 +15,14 @@ from tests.slowness import least, slowness
 
 from .driving import lines, screen_text
 
+pytestmark = pytest.mark.usefixtures("truecolour")
+
 
 class Alone(App[None]):
     """A heatmap with the screen to itself."""
 
     def compose(self) -> ComposeResult:
         yield Heatmap()
-
-
-@pytest.fixture(autouse=True)
-def truecolour(monkeypatch):
-    monkeypatch.setenv("COLORTERM", "truecolor")
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.delenv("NO_COLOR", raising=False)
 
 
 @pytest.mark.parametrize(

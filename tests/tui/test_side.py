@@ -13,12 +13,7 @@ from localmoe.tui.widgets.transcript import Transcript
 from .driving import ask, chat, lines, running, screen_text, until
 from .fake_model import FakeModel
 
-
-@pytest.fixture(autouse=True)
-def truecolour(monkeypatch):
-    monkeypatch.setenv("COLORTERM", "truecolor")
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.delenv("NO_COLOR", raising=False)
+pytestmark = pytest.mark.usefixtures("truecolour")
 
 
 @pytest.mark.parametrize(
