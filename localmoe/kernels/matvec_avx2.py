@@ -28,6 +28,21 @@ def products(unsigned: Value, q: Value) -> Value:
     return Value(q.b, emit_pair_sums(q.b, unsigned.v, q.load(I8V).v))
 
 
+def dot2(total: Value, pairs: Value, by: Value) -> Value:
+    """int32 sums, plus those of two int16 products each."""
+    return Value(total.b, emit_dot2(total.b, total.v, pairs.v, by.v))
+
+
+def unseen(x: Value) -> Value:
+    """x, of which LLVM knows nothing: it would make one shuffle of several registers' out of two of one's."""
+    return Value(x.b, x.b.asm(ir.FunctionType(x.v.type, [x.v.type]), "", "=x,0", [x.v], side_effect=False))
+
+
+def word(x: Value, i: int) -> Value:
+    """Word i of each half's four in all of that half, as int16: a shuffle whose mask is in the instruction."""
+    return pick(x.bits(I32V), [i] * 4 + [4 + i] * 4).bits(I16V)
+
+
 def signed_products(x: Value, q: Value) -> Value:
     """Of bytes of the full range."""
     b = q.b
@@ -72,7 +87,7 @@ def of_values(at: int, values: Sequence[int], *, signed: bool) -> Pairs:
 def _quads(pairs: Value) -> Value:
     """int32 sums of two int16 each."""
     b = pairs.b
-    return Value(b, emit_dot2(b, ir.Constant(I32V, None), pairs.v, ir.Constant(I16V, [1] * 16)))
+    return dot2(zero(b, I32V), pairs, Value(b, ir.Constant(I16V, [1] * 16)))
 
 
 def _packed(x: Value, y: Value) -> Value:

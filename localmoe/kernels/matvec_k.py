@@ -16,7 +16,8 @@ from __future__ import annotations
 from typing import Any
 
 from localmoe.jit import njit
-from localmoe.kernels.matvec_k_avx2 import row_q2_k, row_q3_k, row_q4_k, row_q5_k, row_q6_k
+from localmoe.kernels.matvec_k_avx2 import row_q2_k, row_q3_k, row_q5_k, row_q6_k
+from localmoe.kernels.matvec_k_pairs import rows_q4_k
 from localmoe.kernels.simd import (
     AHEAD,
     HAS_LOOKUP,
@@ -351,11 +352,21 @@ def _q2_pair(acc, o0, o1, q0, q1, s0, s1, da):  # type: ignore[no-untyped-def]
     return sub(acc, mul(to_f32(mins), _of_lanes_1_3(d)))
 
 
+_row_q4_k = make_matvec_row(_make_q45_pair(_make_q4_block), 144)
+
+
+@njit(fast=True, inline=True)
+def _one_by_one(args):  # type: ignore[no-untyped-def]
+    w, act, out, r0, r1, n_cols = args
+    for r in range(r0, r1):
+        st_f32(out + 4 * r, _row_q4_k(w + r * (n_cols // 256 * 144), act, n_cols))
+
+
 # --- the kernels ------------------------------------------------------------------------------------------------
 
 _row_q2_k = row_q2_k if ISA == "avx2" else make_matvec_row(_q2_pair, 84)
 _row_q3_k = row_q3_k if ISA == "avx2" else make_matvec_row(_q3_pair, 110)
-_row_q4_k = row_q4_k if ISA == "avx2" else make_matvec_row(_make_q45_pair(_make_q4_block), 144)
+_rows_q4_k = rows_q4_k if ISA == "avx2" else _one_by_one
 _row_q5_k = row_q5_k if ISA == "avx2" else make_matvec_row(_make_q45_pair(_make_q5_block), 176)
 _row_q6_k = row_q6_k if ISA == "avx2" else make_matvec_row(_q6_pair, 210)
 
@@ -371,8 +382,7 @@ def matvec_q3_k(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> No
 
 
 def matvec_q4_k(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> None:
-    for r in range(r0, r1):
-        st_f32(out + 4 * r, _row_q4_k(w + r * (n_cols // 256 * 144), act, n_cols))
+    _rows_q4_k((w, act, out, r0, r1, n_cols))
 
 
 def matvec_q5_k(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> None:

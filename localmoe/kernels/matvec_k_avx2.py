@@ -16,8 +16,8 @@ from llvmlite import ir
 from numba.core import types
 
 from localmoe.kernels.grids import of_sixteen, pick, table_of
-from localmoe.kernels.matvec_avx2 import nibbles, products, row_sum, signed_products
-from localmoe.kernels.simd import AHEAD, emit_dot2, emit_lookup, hidden, in_memory, intrinsic, lanes, splat
+from localmoe.kernels.matvec_avx2 import dot2, nibbles, products, row_sum, signed_products, unseen, word
+from localmoe.kernels.simd import AHEAD, emit_lookup, hidden, in_memory, intrinsic, lanes, splat
 from localmoe.kernels.tile import F16T, F32T, F32V, I8V, I16T, I16V, I32T, I32V, Cells, Value, fma, loop, zero
 from localmoe.quants.codebooks import nonlinear
 
@@ -26,10 +26,6 @@ _SKIP = 0x80  # an index of a byte shuffle that gives 0
 
 Sums = Callable[[Value, Value, Value, Value], Value]
 """int32 sums of a block: of its address, its activations', that of their sums of 16, and that of a table."""
-
-
-def _dot2(total: Value, pairs: Value, by: Value) -> Value:
-    return Value(total.b, emit_dot2(total.b, total.v, pairs.v, by.v))
 
 
 def _bytes(x: Value, picks: Value) -> Value:
@@ -84,8 +80,8 @@ def _q2_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
         x = (o + 16 + 32 * n).load(I8V)
         for j, u in enumerate((x & 0x03, x & 0x0C, x & 0x30, _down(x, 2) & 0x30)):
             v = 4 * n + j
-            total = _dot2(total, products(u, q + 32 * v), _bytes(scales, (table + 32 * v).load(I8V)))
-    mins = _dot2(zero(o.b, I32V), _bytes(both & 0xF0, (table + 256).load(I8V)), sums.load(I16V))
+            total = dot2(total, products(u, q + 32 * v), _bytes(scales, (table + 32 * v).load(I8V)))
+    mins = dot2(zero(o.b, I32V), _bytes(both & 0xF0, (table + 256).load(I8V)), sums.load(I16V))
     return _beside(total, mins)
 
 
@@ -107,7 +103,7 @@ def _q3_scales(o: Value, table: Value) -> Value:
 def _q3_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
     b, scales, mask = o.b, _q3_scales(o, table + 288), o.load(I8V)
     thirds = [[(i >> first & 1) << 2 | (i >> first + 2 & 1) << 6 for i in range(16)] for first in (0, 1)]
-    total = _dot2(zero(b, I32V), _bytes(scales, (table + 256).load(I8V)), sums.load(I16V))
+    total = dot2(zero(b, I32V), _bytes(scales, (table + 256).load(I8V)), sums.load(I16V))
     total = zero(b, I32V) - (total << 2)
     for n in range(2):
         x = (o + 32 + 32 * n).load(I8V)
@@ -117,67 +113,61 @@ def _q3_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
         for j in range(4):
             v = 4 * n + j
             u = (_down(fields[j % 2], 4) if j >= 2 else fields[j % 2]) & 0x07
-            total = _dot2(total, products(u, q + 32 * v), _bytes(scales, (table + 32 * v).load(I8V)))
+            total = dot2(total, products(u, q + 32 * v), _bytes(scales, (table + 32 * v).load(I8V)))
     return total
 
 
-# --- Q4_K: d dmin scales[12] qs[128], Q5_K: the same with qh[32] before qs -------------------------------------------
+# --- Q5_K: d dmin scales[12] qh[32] qs[128] -----------------------------------------------------------------------
 
 
 # 6-bit scales and minima, from the words of d and dmin and of scales: four and four of both
-_K4_SCALES = [[0, 0, 0, 4] * 2, [0x3F3F3F3F, 0x0F0F0F0F] * 4, [0, 0x30303030] * 4]
-# bytes as int16: one scale beside 32 weights, eight times; the minima beside two sums of 16 each
-_K4_BYTES = [*([v] * 16 for v in range(8)), [8 + i // 2 for i in range(16)]]
-_K4_TABLE = [_of_bytes([[at for i in row for at in (i, _SKIP)] for row in _K4_BYTES]), _of_words(_K4_SCALES)]
+_Q5_SCALES = [[0, 0, 0, 4] * 2, [0x3F3F3F3F, 0x0F0F0F0F] * 4, [0, 0x30303030] * 4]
+# bytes as int16: four scales twice each, four more, and the minima beside two sums of 16 each
+_Q5_BYTES = [*([first + i // 2 for i in range(8)] * 2 for first in (0, 4)), [8 + i // 2 for i in range(16)]]
+_Q5_TABLE = [_of_bytes([[at for i in row for at in (i, _SKIP)] for row in _Q5_BYTES]), _of_words(_Q5_SCALES)]
 
 
-def _k4_scales(o: Value, table: Value) -> Value:
+def _q5_scales(o: Value, table: Value) -> Value:
     """Eight scales and eight minima, in both halves."""
-    words = o.load(_QUAD)
-    low = (pick(words, [1, 3, 2, 3] * 2) >> table.load(I32V)) & (table + 32).load(I32V)
-    return (low | (pick(words, [1, 1, 2, 2] * 2) >> 2) & (table + 64).load(I32V)).bits(I8V)
-
-
-def _k4_sums(o: Value, q: Value, sums: Value, table: Value, *, fifth: bool) -> Value:
-    b = o.b
-    scales, total = _k4_scales(o, table + 288), zero(b, I32V)
-    fifths = (o + 16).load(I8V) if fifth else None
-    for n in range(4):
-        x = (o + (48 if fifth else 16) + 32 * n).load(I8V)
-        for v, u in ((2 * n, x & 0x0F), (2 * n + 1, _down(x, 4) & 0x0F)):
-            if fifths is not None:
-                u |= (_down(fifths, v - 4) if v >= 4 else _up(fifths, 4 - v)) & 0x10
-            total = _dot2(total, products(u, q + 32 * v), _bytes(scales, (table + 32 * v).load(I8V)))
-    return _beside(total, _dot2(zero(b, I32V), _bytes(scales, (table + 256).load(I8V)), sums.load(I16V)))
-
-
-def _q4_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
-    return _k4_sums(o, q, sums, table, fifth=False)
+    words = unseen(pick(o.load(_QUAD), [*range(4)] * 2))
+    low = (pick(words, [1, 3, 2, 3, 5, 7, 6, 7]) >> table.load(I32V)) & (table + 32).load(I32V)
+    return (low | (pick(words, [1, 1, 2, 2, 5, 5, 6, 6]) >> 2) & (table + 64).load(I32V)).bits(I8V)
 
 
 def _q5_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
-    return _k4_sums(o, q, sums, table, fifth=True)
+    b, fifths = o.b, (o + 16).load(I8V)
+    both, total = _q5_scales(o, table + 96), zero(b, I32V)
+    scales = [unseen(_bytes(both, (table + 32 * i).load(I8V))) for i in range(2)]
+    for n in range(4):
+        x = (o + 48 + 32 * n).load(I8V)
+        for v, u in ((2 * n, x & 0x0F), (2 * n + 1, _down(x, 4) & 0x0F)):
+            fifth = _down(fifths, v - 4) if v >= 4 else _up(fifths, 4 - v)
+            total = dot2(total, products(u | (fifth & 0x10), q + 32 * v), word(scales[n // 2], v % 4))
+    return _beside(total, dot2(zero(b, I32V), _bytes(both, (table + 64).load(I8V)), sums.load(I16V)))
 
 
 # --- Q6_K: ql[128] qh[64] scales[16] d; weights stand 32 higher ------------------------------------------------------
 
 
-_Q6_PICKS = [[4 * v + 2 * (i // 16) + i % 2 for i in range(32)] for v in range(4)]  # int16 beside 16 weights each
+# bytes as the high half of int16: even ones twice each in a low half and odd ones in a high half, eight of sixteen
+_Q6_PICKS = [[first + half + 2 * (i // 2) for half in (0, 1) for i in range(8)] for first in (0, 8)]
+_Q6_TABLE = [_of_bytes([[at for i in row for at in (_SKIP, i)] for row in _Q6_PICKS])]
 
 
 def _q6_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
     b = o.b
     scales = (o + 192).load(ir.VectorType(ir.IntType(8), 16)).signed(I16V)
-    total = zero(b, I32V) - (_dot2(zero(b, I32V), scales, sums.load(I16V)) << 5)
+    total = zero(b, I32V) - (dot2(zero(b, I32V), scales, sums.load(I16V)) << 5)
+    both = unseen(_twice(o + 192))
     for n in range(2):
+        beside = _bytes(both, (table + 32 * n).load(I8V))
+        beside = unseen(Value(b, b.ashr(beside.v, beside.constant(8))))
         low = [(o + 64 * n + 32 * i).load(I8V) for i in range(2)]
         high = (o + 128 + 32 * n).load(I8V)
-        eight = pick(scales, [*range(8 * n, 8 * n + 8)] * 2).bits(I8V)
         lows = (low[0] & 0x0F, low[1] & 0x0F, _down(low[0], 4) & 0x0F, _down(low[1], 4) & 0x0F)
         highs = (_up(high, 4), _up(high, 2), high, _down(high, 2))
         for j in range(4):
-            pairs = products(lows[j] | (highs[j] & 0x30), q + 32 * (4 * n + j))
-            total = _dot2(total, pairs, _bytes(eight, (table + 32 * j).load(I8V)))
+            total = dot2(total, products(lows[j] | (highs[j] & 0x30), q + 32 * (4 * n + j)), word(beside, j))
     return total
 
 
@@ -197,7 +187,7 @@ def _iq4_xs_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
     values = [int(value) & 0xFF for value in nonlinear()]
     for i in range(8):
         pairs = signed_products(of_sixteen(values, nibbles(o + 8 + 16 * i)), q + 32 * i)
-        total = _dot2(total, pairs, (at + 4 * i).load_splat(I32T).bits(I16V))
+        total = dot2(total, pairs, (at + 4 * i).load_splat(I32T).bits(I16V))
     return total
 
 
@@ -240,7 +230,6 @@ _TWICE = [4 * (i // 4) % 16 + i % 2 for i in range(32)]  # the low half of each 
 
 row_q2_k = _make_row(84, _q2_sums, 80, 16, [_of_bytes(_picks(high=False))], minimum=True)
 row_q3_k = _make_row(110, _q3_sums, 108, 256, [_of_bytes(_picks(high=True)), _of_words(_Q3_SCALES)])
-row_q4_k = _make_row(144, _q4_sums, 0, 1, _K4_TABLE, minimum=True)
-row_q5_k = _make_row(176, _q5_sums, 0, 1, _K4_TABLE, minimum=True)
-row_q6_k = _make_row(210, _q6_sums, 208, 1, [_of_bytes(_Q6_PICKS)])
+row_q5_k = _make_row(176, _q5_sums, 0, 1, _Q5_TABLE, minimum=True)
+row_q6_k = _make_row(210, _q6_sums, 208, 1, _Q6_TABLE)
 row_iq4_xs = _make_row(136, _iq4_xs_sums, 0, 1, [_of_words(_IQ4_XS_SCALES), _of_bytes([_TWICE])])
