@@ -149,3 +149,12 @@ def _read_strings(cursor: Cursor, key: str, count: int) -> list[str]:
         raise cursor.error(f"string {len(out)} reaches past the end", key, f"end {pos}", f"<= {end}")
     cursor.pos = pos
     return out
+
+
+def what_else(data: mmap.mmap) -> str:
+    """What stands where a GGUF should: what a download that went wrong leaves, or the first bytes."""
+    if data[:24] == b"version https://git-lfs.":
+        return "a Git LFS pointer (`git lfs pull` fetches the file itself)"
+    if data[:1] == b"<":
+        return "a web page (a download that went wrong)"
+    return f"magic {data[:4]!r}"

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from localmoe.errors import BadInputError, FileError
-from localmoe.gguf_cursor import Cursor, read_value, visible
+from localmoe.gguf_cursor import Cursor, read_value, visible, what_else
 from localmoe.output_file import finish_interrupted
 
 if TYPE_CHECKING:
@@ -299,7 +299,9 @@ def _read_header(cursor: Cursor) -> tuple[int, int, int]:
     """Version, number of tensors, number of keys: each plausible for the size of the file."""
     magic = cursor.data[:4]
     if magic != MAGIC:
-        raise BadInputError("not a GGUF file", file=_name(cursor.path), got=f"magic {magic!r}", expected=repr(MAGIC))
+        raise BadInputError(
+            "not a GGUF file", file=_name(cursor.path), got=what_else(cursor.data), expected=repr(MAGIC)
+        )
     cursor.pos = 4
     version = cursor.u32("the version")
     if version & 0xFFFF == 0 and version:
@@ -371,7 +373,8 @@ def _placed(
             raise cursor.error("the tensor's data is not where the one before ends", name, f"offset {offset}", expected)
         end = start + offset + n_bytes
         if end > cursor.size:
-            raise cursor.error("the tensor reaches past the end of the file", name, f"{cursor.size} bytes", f">= {end}")
+            reason = "the tensor reaches past the end of the file"
+            raise cursor.error(reason, name, f"{cursor.size} bytes", f">= {end} (did a download break off?)")
         expected = _padded(offset + n_bytes, alignment)
         yield TensorInfo(name, dims[::-1], tensor_type, n_bytes, start + offset, part)
 

@@ -154,6 +154,8 @@ def test_vocabulary_is_read_fast(name: str, limit_s: float) -> None:
         (b"", "empty"),
         (b"GG", "not a GGUF file"),
         (b"PK\x03\x04" + b"\0" * 60, r"magic b'PK\x03\x04'"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "`git lfs pull` fetches"),
+        (b"<!DOCTYPE html><html></html>", "a web page"),
         (b"GGUF\x03\0", "offset 4: the version reaches past the end"),
         (GOOD[:20], "past the end"),
     ],
