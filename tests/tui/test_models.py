@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from gguf import GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter
 from textual.widgets import OptionList, ProgressBar
 
 from localmoe.errors import BadInputError, FileError
+from localmoe.model.weights import runnable_types
 from localmoe.target import cache_dir
 from localmoe.tui.app import create_app
 from localmoe.tui.model_files import Facts, find, folders, is_model_name, look_into, size_text
@@ -22,6 +23,7 @@ from tests.tiny import STR, U32, write_tiny
 from .driving import chat, lines, running, screen_text, until
 from .fake_model import FakeModel
 
+Q8_0 = GGMLQuantizationType.Q8_0
 COMPILING = 480.0  # seconds at most, where no test has needed the kernels before
 
 
@@ -100,6 +102,20 @@ def test_a_file_whose_metadata_ask_for_something_else_does_not_run_here(tmp_path
     for write in (bare.write_header_to_file, bare.write_kv_data_to_file, bare.write_tensors_to_file, bare.close):
         write()
     assert look_into(tmp_path / "bare.gguf").error == "no model"
+
+
+def test_a_file_whose_tensors_cannot_run_is_told_apart_by_its_header(tmp_path: Path, monkeypatch):
+    """A tensor that is missing, no vocabulary, no tensors at all; a type without a kernel."""
+    lacking = write_tiny(tmp_path / "b.gguf", drop_tensors=["blk.1.attn_q.weight"])
+    assert "attn_q.weight: the tensor is missing" in look_into(lacking).error
+    assert look_into(write_tiny(tmp_path / "c.gguf", vocab=None)).error == "does not run here: no vocabulary"
+    only = GGUFWriter(tmp_path / "d.gguf", "llama")
+    for write in (only.write_header_to_file, only.write_kv_data_to_file, only.write_tensors_to_file, only.close):
+        write()
+    assert look_into(tmp_path / "d.gguf").error == "no weights: a vocabulary alone"
+    monkeypatch.setattr("localmoe.engine.openable.runnable_types", lambda: runnable_types() - {Q8_0})
+    other = write_tiny(tmp_path / "a.gguf", types={"ffn_up": "Q8_0"})
+    assert look_into(other).error == "does not run here: weights in Q8_0"
 
 
 async def test_the_picker_says_in_the_row_what_does_not_run_here_and_puts_it_last(home: Path):
