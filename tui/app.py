@@ -3,51 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import on
-from textual.app import App, SystemCommand
+from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 from textual.command import Provider
 from textual.screen import Screen
 
 from localmoe.errors import LocalMoeError, UsageError
 from localmoe.sessions.record import Record
-from localmoe.sessions.store import Store
 
 from .building import build
 from .commands import Commands
 from .ending import TAKEN_DOWN, end_on_signals
 from .engine_worker import EngineWorker, Loader, Progress
 from .guard import guarded_terminal
+from .keeping import KeepingApp
 from .keys import binding_ids, keys_path, read_keys
 from .legible import legible
 from .messages import EngineDied, LoadFailed, LoadProgress, ModelReady, ReplyDone
 from .options import AppOptions
-from .parameters import changed, checked
+from .parameters import changed
 from .screens.chat import ChatScreen
-from .screens.dialogs import NoticeScreen
 from .screens.help import HelpScreen
 from .screens.loading import Draft, ErrorScreen, LoadingScreen
 from .screens.models import ModelsScreen
 from .screens.parameters import Edited, ParametersScreen
-from .screens.sessions import Chosen, SessionsScreen
+from .screens.sessions import Chosen
 from .widgets.prompt import Prompt
 from .widgets.turns import shown_line
 
 if TYPE_CHECKING:
     from localmoe.engine.api import Model
-
-_UNSAVED = "{reason}\n\nEverything works, but chats are not kept until this is set right."
-_FILE_STAYS = (
-    " The file is left as it is: move it away to start a new one, or choose another folder with LOCALMOE_DATA."
-)
 
 _NEEDS: dict[str, tuple[type[Screen[None]], ...]] = {
     "sessions": (ChatScreen,),
@@ -73,7 +67,16 @@ COLLECT, TIDY = (2000, 20, 1_000_000), 0.5
 """The garbage collector's thresholds, and seconds from a reply to a full collection: one held up keys for 45 ms."""
 
 
-class LocalMoeApp(App[None]):
+@dataclass(frozen=True)
+class Before:
+    """The model and the chat that were open before another was asked for, and the context asked for with it."""
+
+    path: Path
+    record: Record
+    n_ctx: int | None
+
+
+class LocalMoeApp(KeepingApp):
     """Loads a model on the engine's thread, then shows the chat; without a path it asks for a file first."""
 
     CSS_PATH = ["app.tcss", "chat.tcss"]  # noqa: RUF012 - the base declares it so
@@ -90,13 +93,13 @@ class LocalMoeApp(App[None]):
     ]
 
     def __init__(self, path: Path | None, opener: Opener, options: AppOptions) -> None:
-        super().__init__()
-        self._path, self._opener, self._options = path, opener, options
+        super().__init__(options)
+        self._path, self._opener = path, opener
         self._record: Record | None = None
         self._draft = Draft()
         self.failure: LoadFailed | None = None
-        self.store: Store | None = None
-        self.store_trouble = ""
+        self._before: Before | None = None
+        self._n_ctx: int | None = None
         self.worker = EngineWorker(opener(path or Path(), options.load), self.post_message)
 
     async def on_mount(self) -> None:
@@ -121,28 +124,6 @@ class LocalMoeApp(App[None]):
                 shown_line(str(error)), title="The usual keys stay", severity="warning", timeout=15, markup=False
             )
 
-    def _open_store(self) -> None:
-        if self._options.sessions is None:
-            return
-        try:
-            self.store = Store(self._options.sessions)
-        except LocalMoeError as error:
-            self.store_trouble = str(error)
-
-    def _resumed(self, key: int | None) -> Record | None:
-        """A chat that was kept, with the parameters that are possible; None where it cannot be read."""
-        if key is None or self.store is None:
-            return None
-        try:
-            record = Record.resumed(self.store, self.store.load(key))
-        except LocalMoeError as error:
-            self.notify(shown_line(str(error)), severity="error", markup=False)
-            return None
-        record.parameters, wrong = checked(record.parameters)
-        if wrong:
-            self.notify(f"parameters left out: {shown_line(', '.join(wrong))}", severity="warning", markup=False)
-        return record
-
     async def open_model(self, path: Path, record: Record | None = None) -> None:
         """Close the model that is open and open another one, for a chat or for a new one."""
         options = self._options
@@ -155,7 +136,8 @@ class LocalMoeApp(App[None]):
         self._path, self.failure = path, None
         if (chat := self.chat) is not None:
             self._draft = Draft(chat.query_one(Prompt).text)
-        loading, self._draft = LoadingScreen(path.name, self._draft), Draft()
+            self._before = Before(chat.model.gguf.path, chat.record, self._n_ctx)
+        loading, self._draft = LoadingScreen(path, self._draft), Draft()
         if isinstance(self.screen, (ChatScreen, ErrorScreen)):
             await self.switch_screen(loading)
         else:
@@ -163,8 +145,9 @@ class LocalMoeApp(App[None]):
         old = self.worker
         await asyncio.to_thread(old.close, 30.0)
         load = dict(options.load)
-        if "n_ctx" in self._record.parameters:
-            load["n_ctx"] = self._record.parameters["n_ctx"]
+        self._n_ctx = self._record.parameters.get("n_ctx")
+        if self._n_ctx is not None:
+            load["n_ctx"] = self._n_ctx
         self.worker = EngineWorker(self._opener(path, load), self.post_message)
         self.worker.start()
 
@@ -199,13 +182,8 @@ class LocalMoeApp(App[None]):
         await self._replace_loading(ChatScreen(event.model, self.worker, self._options, self._record, draft))
         if helped:
             self.push_screen(HelpScreen())
-        if self.store is not None:
-            with contextlib.suppress(LocalMoeError):  # a list of files, no more
-                self.store.opened(str(self._path.absolute()))
-        if self.store_trouble:
-            trouble, self.store_trouble = self.store_trouble, ""
-            stays = _FILE_STAYS if self._options.sessions and os.path.isfile(self._options.sessions) else ""
-            self.push_screen(NoticeScreen("Chats are not saved", _UNSAVED.format(reason=trouble) + stays))
+        self._remember(self._path)
+        self._tell_trouble()
 
     @on(ReplyDone)
     def reply_done(self) -> None:
@@ -215,7 +193,11 @@ class LocalMoeApp(App[None]):
     async def load_failed(self, event: LoadFailed) -> None:
         self.failure = event
         self._draft = await self._leave_loading()
-        await self._replace_loading(ErrorScreen(event.reason))
+        before = self._before
+        if before is not None and (before.path, before.n_ctx) == (self._path, self._n_ctx):
+            before = self._before = None  # to go back is to try again
+        before_name = before.path.name if before is not None else ""
+        await self._replace_loading(ErrorScreen(event.reason, event.exit_code, before_name))
 
     @on(EngineDied)
     def engine_died(self, event: EngineDied) -> None:
@@ -247,47 +229,25 @@ class LocalMoeApp(App[None]):
         return super().deliver_screenshot(filename, path or str(Path.cwd()), time_format)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
+        if action == "open_before":
+            return self._before is not None
         needed = _NEEDS.get(action)
         seen = next((screen for screen in reversed(self.screen_stack) if not screen.is_modal), None)
         return needed is None or isinstance(seen, needed)
-
-    @property
-    def chat(self) -> ChatScreen | None:
-        """The chat, where it is on the screen and nothing over it."""
-        return self.screen if isinstance(self.screen, ChatScreen) else None
-
-    def _idle_chat(self) -> ChatScreen | None:
-        chat = self.chat
-        if chat is not None and chat.busy:
-            self.notify("The model is still writing: Esc stops it.", timeout=2)
-            return None
-        return chat
 
     def action_models(self) -> None:
         """Open another model, in a new chat."""
         if isinstance(self.screen, (LoadingScreen, ModelsScreen)) or (self.chat and not self._idle_chat()):
             return
-        recent: list[str] = []
-        if self.store is not None:
-            with contextlib.suppress(LocalMoeError):
-                recent = self.store.recent_models()
-        self.push_screen(ModelsScreen(recent, self._options.models, self._options.demo), self._model_chosen)
+        self.push_screen(
+            ModelsScreen(self._recent_models(), self._options.models, self._options.demo), self._model_chosen
+        )
 
     async def _model_chosen(self, path: Path | None) -> None:
         if path is not None:
             await self.open_model(path)
         elif self.chat is None and not isinstance(self.screen, ErrorScreen):
             self.exit()
-
-    def action_sessions(self) -> None:
-        """Show the chats that were kept."""
-        chat = self._idle_chat()
-        if chat is None:
-            return
-        if self.store is None:
-            self.notify("Chats are not kept in this run.", timeout=3)
-            return
-        self.push_screen(SessionsScreen(self.store, chat.record.key), self._session_chosen)
 
     async def _session_chosen(self, chosen: Chosen | None) -> None:
         chat = self.chat
@@ -322,6 +282,17 @@ class LocalMoeApp(App[None]):
         chat.take_parameters()
         if edited.parameters.get("n_ctx") != before and self._path is not None:
             await self.open_model(self._path, chat.record)
+
+    async def action_open_again(self) -> None:
+        """Try once more to open what could not be opened."""
+        if self._path is not None:
+            await self.open_model(self._path, self._record)
+
+    async def action_open_before(self) -> None:
+        """Go back to the chat, and the model, from which one was asked for that cannot be opened."""
+        if (before := self._before) is not None:
+            before.record.configure(n_ctx=before.n_ctx)
+            await self.open_model(before.path, before.record)
 
     async def action_quit(self) -> None:
         self.worker.stop()

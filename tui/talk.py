@@ -32,7 +32,7 @@ class Talk:
         self.queued = ""
         self.skipped = 0
         self._again = 0
-        self._told = False
+        self._told: str | None = None
 
     @property
     def overflow(self) -> str:
@@ -93,11 +93,13 @@ class Talk:
         old = self.record
         self.record = Record(old.store, old.model, old.conversation.system, old.parameters)
         self.record.routing = dict(old.routing)
-        self.editing, self.skipped = None, 0
+        self.editing, self.skipped, self._told = None, 0, None
 
     def trouble(self) -> str | None:
-        """Why the chat is no longer kept, once."""
-        if self.record.trouble is None or self._told:
+        """Why the chat is no longer kept, or that it is again: once."""
+        told, self._told = self._told, self.record.trouble
+        if (told is None) == (self._told is None):
             return None
-        self._told = True
-        return self.record.trouble
+        if self._told is None:
+            return "This chat is saved again, all of it."
+        return f"This chat is no longer saved: {self._told}. It goes on, and the next message tries to save it again."

@@ -51,6 +51,7 @@ class Record:
         self.key: int | None = None
         self.title = ""
         self.trouble: str | None = None
+        self._late: list[Turn] = []  # replies whose end was not kept
 
     @classmethod
     def resumed(cls, store: Store, saved: Saved) -> Record:
@@ -92,8 +93,13 @@ class Record:
     def end_reply(self, turn: Turn, stop_reason: str) -> None:
         """The reply's text is whole, as `turn.text` has it."""
         turn.stop_reason = stop_reason
+        self._finish(turn)
+
+    def _finish(self, turn: Turn) -> None:
         if turn.key:
-            self._store(lambda store: store.finish(turn.key, turn.text, stop_reason))
+            self._store(lambda store: store.finish(turn.key, turn.text, turn.stop_reason))
+            if self.trouble is not None:
+                self._late.append(turn)
 
     def remove_last(self) -> Turn:
         """Take the last turn out."""
@@ -128,12 +134,39 @@ class Record:
         if (key := self.key) is not None:
             self._store(lambda store: store.rename(key, title))
 
+    def keep_in(self, store: Store) -> None:
+        """Keep it here from now on, with all that was said, where it was not kept."""
+        if self.store is None:
+            self.store, self.trouble = store, self.trouble or "there was no file"
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Where keeping failed before, keep what was not: the file may be in order again."""
+        if self.store is None or self.trouble is None:
+            return
+        self.trouble = None
+        for turn in self.conversation.all_turns():
+            if not turn.key and self.trouble is None:
+                self._add(turn)
+        late, self._late = self._late, []
+        for turn in late:
+            self._finish(turn)
+        self._keep_settings()
+        self._look()
+
     def _keep_settings(self) -> None:
         if (key := self.key) is not None:
             settings = (self.model, self.conversation.system, self.parameters, self.routing)
             self._store(lambda store: store.configure(key, *settings))
 
     def _keep(self, turn: Turn) -> Turn:
+        if turn.role == "user":
+            self._catch_up()
+        if not turn.key:
+            self._add(turn)
+        return turn
+
+    def _add(self, turn: Turn) -> None:
         if self.key is None:
             self.title = self.title or title_of(turn.text)
             settings = (self.model, self.conversation.system, self.parameters, self.routing)
@@ -141,7 +174,6 @@ class Record:
         if (key := self.key) is not None:
             above = self.conversation.parent_key(turn)
             turn.key = self._store(lambda store: store.add(key, above, turn)) or 0
-        return turn
 
     def _look(self) -> None:
         if (key := self.key) is not None:

@@ -273,6 +273,29 @@ def test_a_store_that_fails_lets_the_chat_go_on(path: Path) -> None:
         assert [t.text for t in record.turns] == ["one", "re one", "two", "text"]
 
 
+def test_what_a_store_refused_is_kept_with_the_next_question(path: Path) -> None:
+    """Questions, a reply whose end was lost, a branch; nothing twice, and the line as it is read."""
+    with Store(path) as store:
+        record = talk(store, "one")
+        record.ask("two")
+        reply = record.begin_reply()
+        store._connection.execute("ALTER TABLE turns RENAME TO away")
+        reply.text = "re two"
+        record.end_reply(reply, "eos")
+        record.edit(record.turns[2], "2")
+        record.begin_reply().text = "re 2"
+        record.end_reply(record.turns[-1], "eos")
+        assert record.trouble is not None
+        store._connection.execute("ALTER TABLE away RENAME TO turns")
+        record.ask("three")
+        assert record.trouble is None
+        saved = store.load(record.key or 0).conversation
+        assert [turn.text for turn in saved.turns] == ["one", "re one", "2", "re 2", "three"]
+        assert [(turn.text, turn.stop_reason) for turn in saved.all_turns() if turn.role == "assistant"] == [
+            ("re one", "eos"), ("re two", "eos"), ("re 2", "eos"),
+        ]  # fmt: skip
+
+
 def test_rows_of_nobodys_making_do_no_harm(path: Path) -> None:
     """Turns without a parent, of no role, parameters that are no object, a leaf that is not there."""
     with Store(path) as store:

@@ -34,7 +34,6 @@ from ..widgets.prompt import Prompt
 from ..widgets.side import NARROW, RICH, WIDE, Side
 from ..widgets.status import StatusLine, TitleBar
 from ..widgets.transcript import Transcript
-from ..widgets.turns import shown_line
 from .loading import Draft
 from .routed import RoutedScreen
 
@@ -278,10 +277,8 @@ class ChatScreen(RoutedScreen):
         self.show_skipped()
         self.refresh_bindings()
         self._warn()
-        if trouble := self.talk.trouble():
-            self.notify(
-                f"This chat is no longer saved: {shown_line(trouble)}", severity="error", timeout=20, markup=False
-            )
+        if said := self.talk.trouble():
+            await self.transcript.add_note(said, error=self.record.trouble is not None)
 
     @on(Prompt.Changed)
     def _warn(self) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
-from textual import on
+from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
@@ -15,12 +16,16 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import ProgressBar, Static
 
+from localmoe.errors import BadInputError
+
 from ..messages import Submitted
+from ..model_files import look_into, size_text
 from ..widgets.key_line import KeyLine
 from ..widgets.prompt import Prompt
 from ..widgets.turns import MUTED, shown, shown_line
 
 KEPT = 5
+FIRST = "opening the model"
 
 
 @dataclass(frozen=True)
@@ -39,18 +44,19 @@ class LoadingScreen(Screen[None]):
         Binding("escape", "take_back", "Take back", id="loading.back", priority=True),
     ]
 
-    def __init__(self, name_of_model: str, draft: Draft) -> None:
+    def __init__(self, path: Path, draft: Draft) -> None:
         super().__init__()
-        self._model_name, self._draft = name_of_model, draft
-        self._said: list[str] = []
+        self._path, self._draft = path, draft
+        self._said = [FIRST]
         self._began = 0.0
         self._sent = ""
 
     def compose(self) -> ComposeResult:
         with Vertical(id="loading-body"), Vertical(id="loading-panel") as panel:
             panel.border_title = "localmoe"
-            yield Static(Content(shown(self._model_name)), id="loading-name")
-            yield Static("Opening the model…", id="loading-said", markup=False)
+            yield Static(Content(shown_line(self._path.name)), id="loading-name")
+            yield Static(id="loading-kind", markup=False)
+            yield Static(FIRST, id="loading-said", markup=False)
             yield ProgressBar(total=None, show_eta=False, show_percentage=False, id="loading-bar")
         yield Static(id="loading-note", markup=False)
         with Vertical(id="below"), Horizontal(id="line"):
@@ -63,6 +69,14 @@ class LoadingScreen(Screen[None]):
         self.set_interval(1.0, self.tell_time)
         self.query_one(Prompt).insert(self._draft.text)
         self._send(self._draft.sent)
+        self._tell_kind()
+
+    @work
+    async def _tell_kind(self) -> None:
+        """Show how large the file is, and what, as its header says; nothing where that is what goes wrong."""
+        size, facts = await asyncio.to_thread(lambda: (size_text(self._path), look_into(self._path)))
+        if not facts.error:
+            self.query_one("#loading-kind", Static).update(Content(shown_line(f"{size}, {facts.kind}")))
 
     async def draft(self) -> Draft:
         """What was written, once every key that came here was taken."""
@@ -104,7 +118,7 @@ class LoadingScreen(Screen[None]):
 
     def say(self, text: str, part: float | None) -> None:
         """Show the newest messages and how far it is."""
-        if text and (not self._said or self._said[-1] != text):
+        if text and self._said[-1] != text:
             self._said = [*self._said, text][-KEPT:]
             lines = [Content.styled(shown(line), MUTED) for line in self._said[:-1]]
             said = Content("\n").join([*lines, Content(shown(self._said[-1]))])
@@ -114,20 +128,29 @@ class LoadingScreen(Screen[None]):
 
 
 class ErrorScreen(Screen[None]):
-    """Why the model could not be opened, in one line, and how to leave."""
+    """Why the model could not be opened, in one line, and what can be done: try again, another one, back, or leave."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter,escape", "app.open_before", "Back", id="error.back"),
         Binding("o", "app.models", "Another model", id="error.models"),
+        Binding("r", "app.open_again", "Try again", id="error.again"),
         Binding("enter,escape,q", "app.quit", "Quit", id="error.quit"),
+        Binding("ctrl+o", "app.models", id="app.models", show=False),
+        Binding("ctrl+q", "app.quit", id="app.quit", show=False, priority=True),
     ]
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, exit_code: int, before: str = "") -> None:
+        """`before` is the name of the model that can be gone back to, "" for none."""
         super().__init__()
-        self._reason = reason
+        self._reason, self._exit_code, self._before = reason, exit_code, before
 
     def compose(self) -> ComposeResult:
+        leave = f"goes back to {shown_line(self._before)}" if self._before else "closes the app"
+        hint = f"Enter {leave}, O opens another model, R tries this one again."
+        if self._exit_code == BadInputError.exit_code:
+            hint += " `localmoe inspect` says all that keeps a file from running."
         with Vertical(id="error-panel") as panel:
             panel.border_title = "This model cannot be opened"
             yield Static(Content(shown(self._reason)), id="error-reason")
-            yield Static("Enter closes the app, O opens another model.", id="error-hint", markup=False)
+            yield Static(Content(hint), id="error-hint")
         yield KeyLine()
