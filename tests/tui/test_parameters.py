@@ -155,3 +155,15 @@ async def test_the_editor_fits(size: tuple[int, int]):
         await pilot.pause(0.1)
         for part in ("system prompt", "temperature", "Default: 0.8", "Take"):
             assert part in screen_text(app), part
+
+
+async def test_down_goes_to_the_next_field_also_where_not_all_have_room():
+    """It does not scroll the fields away under the keyboard."""
+    async with running(FakeModel(), size=(80, 24)) as (app, pilot):
+        await pilot.press("f9")
+        await until(pilot, lambda: isinstance(app.screen, ParametersScreen))
+        await pilot.pause()
+        await pilot.press("down", "down")
+        assert app.screen.focused.id == "p-top_p"
+        await pilot.press("up")
+        assert app.screen.focused.id == "p-top_k"

@@ -195,3 +195,14 @@ async def test_the_share_that_was_skipped_is_of_what_each_layer_was_asked_for():
         assert chat(app).skipped_share() == 0.0
         experts[:, 0, 1] = -1
         assert chat(app).skipped_share() == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("height", [14, 40])
+async def test_up_and_down_go_from_field_to_field(height: int):
+    async with running(FakeModel(n_layer=6, n_expert=8), size=(80, height)) as (app, pilot):
+        await pilot.press("f8")
+        await until(pilot, lambda: isinstance(app.screen, RulesScreen), "the panel")
+        await pilot.press("down", "down")
+        assert app.screen.focused.id == "rules-forced"
+        await pilot.press("up")
+        assert app.screen.focused.id == "rules-left"

@@ -21,6 +21,7 @@ from localmoe.errors import UsageError
 from localmoe.sessions.record import Record
 from localmoe.sessions.store import Store
 from localmoe.tui.app import run_app
+from localmoe.tui.guard import CUT_OFF
 
 from .settling import DEADLINE
 
@@ -181,7 +182,7 @@ def test_sigterm_ends_an_app_whose_terminal_takes_no_more_output():
     os.close(terminal.end)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS])
 def test_a_death_that_nothing_can_be_done_about_restores_the_terminal(number):
     """As where memory runs out or native code fails: whoever waits beside the app sets modes and screen back."""
     terminal = Terminal("chat")
@@ -196,6 +197,11 @@ def test_a_death_that_nothing_can_be_done_about_restores_the_terminal(number):
     while termios.tcgetattr(terminal.end) != before and time.monotonic() < end:
         terminal.read_for(0.1)
     assert termios.tcgetattr(terminal.end) == before
+    if number == signal.SIGBUS:  # what reading a file gives that was cut off while it was open
+        terminal.read_until(CUT_OFF.encode())
+    else:
+        terminal.read_for(0.3)
+        assert CUT_OFF.encode() not in terminal.output
     terminal.ends(-number)
     _assert_restored(terminal.output)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static, TextArea
@@ -17,6 +17,7 @@ from textual.widgets import Input, Static, TextArea
 from localmoe.errors import UsageError
 
 from ..parameters import BY_NAME, PARAMETERS, changed, default_text, parse, shown_value
+from ..widgets.fields import Fields
 from ..widgets.key_line import KeyLine
 from ..widgets.turns import shown_line
 
@@ -54,7 +55,7 @@ class ParametersScreen(ModalScreen[Edited | None]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="panel", id="parameters") as panel:
             panel.border_title = "Parameters of this chat"
-            with VerticalScroll(id="parameters-rows", can_focus=False):
+            with Fields(id="parameters-rows"):
                 if self._has_system:
                     yield Static("system prompt", classes="parameter-name", markup=False)
                     yield TextArea(self._system, id="p-system", compact=True, soft_wrap=True, tab_behavior="focus")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
@@ -15,6 +15,7 @@ from textual.widgets import Input, Static
 from localmoe.errors import UsageError
 
 from ..rules import FIELDS, Rules, read_rules
+from ..widgets.fields import Fields
 from ..widgets.key_line import KeyLine
 from ..widgets.turns import MUTED, shown_line
 
@@ -33,6 +34,8 @@ class RulesScreen(ModalScreen["Rules | tuple[Rules, str] | None"]):
         Binding("ctrl+t", "reset", "As started", id="rules.reset", priority=True),
         Binding("ctrl+b", "compare", "Compare", id="rules.compare", priority=True),
         Binding("escape,f8", "dismiss(None)", "Back, nothing changed", id="rules.close", priority=True),
+        Binding("up", "app.focus_previous", "Above", id="rules.up", show=False),
+        Binding("down", "app.focus_next", "Below", id="rules.down", show=False),
     ]
 
     def __init__(self, config: ModelConfig, now: Rules, start: Rules, skipped: str, prompt: str) -> None:
@@ -44,7 +47,7 @@ class RulesScreen(ModalScreen["Rules | tuple[Rules, str] | None"]):
     def compose(self) -> ComposeResult:
         with Vertical(id="rules-panel") as panel:
             panel.border_title = "Routing from the next reply on"
-            with VerticalScroll(id="rules-rows", can_focus=False):
+            with Fields(id="rules-rows"):
                 for name, (title, hint) in FIELDS.items():
                     with Horizontal(classes="rules-line"):
                         yield Static(title, classes="rules-name", markup=False)
