@@ -129,6 +129,7 @@ class LocalMoeApp(KeepingApp):
         options = self._options
         started = {
             **options.sampling,
+            **options.parameters,
             "n_expert_used": options.load.get("n_expert_used"),
             "n_ctx": options.load.get("n_ctx"),
         }

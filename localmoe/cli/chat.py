@@ -36,6 +36,8 @@ from localmoe.cli.common import (
     KeptChat,
     LeaveOut,
     OptionalModelPath,
+    Overflow,
+    Predict,
     Threads,
     count_experts,
     expert_legend,
@@ -127,13 +129,8 @@ def chat(
         bool, typer.Option("--no-save", help="Keep no chat. [default: one typed at a terminal is kept]")
     ] = False,
     system: Annotated[str, typer.Option("-sys", "--system-prompt", help="The system prompt.", show_default=False)] = "",
-    n_predict: Annotated[
-        int, typer.Option("-n", "--predict", "--n-predict", min=-1, help="Tokens of an answer; -1: until it ends.")
-    ] = -1,
-    overflow: Annotated[
-        str,
-        typer.Option(metavar="stop|forget", help="A full context ends the answer, or the oldest turns are not read."),
-    ] = "stop",
+    n_predict: Predict = -1,
+    overflow: Overflow = "stop",
     threads: Threads = None,
     ctx_size: Context = None,
     experts_used: ExpertsUsed = None,

@@ -37,6 +37,12 @@ GoOn = Annotated[
 KeptChat = Annotated[
     int | None, typer.Option("--session", metavar="CHAT", help="Go on with this chat (`localmoe sessions list`).")
 ]
+Predict = Annotated[
+    int, typer.Option("-n", "--predict", "--n-predict", min=-1, help="Tokens of an answer; -1: until it ends.")
+]
+Overflow = Annotated[
+    str, typer.Option(metavar="stop|forget", help="A full context ends the answer, or the oldest turns are not read.")
+]
 Threads = Annotated[int | None, typer.Option("-t", "--threads", min=1, help="Threads. [default: physical cores]")]
 Context = Annotated[
     int | None,
@@ -97,7 +103,8 @@ def _sampling_parameters() -> list[inspect.Parameter]:
         default = item.default
         if name in texts or name == "seed":
             kind, default = (list[str] if name in texts else int) | None, None
-        option = typer.Option(*flags, help=text, show_default=default is not None)
+        metavar = "TEXT" if name in texts else None
+        option = typer.Option(*flags, help=text, metavar=metavar, show_default=default is not None)
         parameters.append(
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
         )

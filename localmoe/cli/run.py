@@ -71,7 +71,9 @@ def run(
     expert_threshold: ExpertThreshold = None,
     cache_type_k: CacheTypeK = "f16",
     cache_type_v: CacheTypeV = "f16",
-    stop: Annotated[list[str] | None, typer.Option("-r", "--reverse-prompt", help="Stop at this text.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option("-r", "--reverse-prompt", metavar="TEXT", help="Stop at this text.")
+    ] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Never choose an end-of-text token.")] = False,
     no_bos: Annotated[bool, typer.Option("--no-bos", help="Put no begin-of-text token before the prompt.")] = False,
     parse_special: Annotated[

@@ -19,6 +19,8 @@ from localmoe.cli.common import (
     KeptChat,
     LeaveOut,
     OptionalModelPath,
+    Overflow,
+    Predict,
     Threads,
     load_arguments,
     sampling_arguments,
@@ -44,6 +46,8 @@ def tui(
         typer.Option("--against", metavar="TRACE", help="A recording to show differences from (F2).", readable=False),
     ] = None,
     system: Annotated[str, typer.Option("-sys", "--system-prompt", help="The system prompt.", show_default=False)] = "",
+    n_predict: Predict = -1,
+    overflow: Overflow = "stop",
     threads: Threads = None,
     ctx_size: Context = None,
     experts_used: ExpertsUsed = None,
@@ -61,6 +65,9 @@ def tui(
     if unsaved and (go_on or session is not None):
         raise UsageError("a chat that was kept goes on with the file of chats", got="--no-save", expected="without it")
     resume, model = (None, model) if not go_on and session is None else kept_chat(session, model, tiny)
+    from localmoe.tui.parameters import BY_NAME, check
+
+    parameters = {"max_tokens": n_predict, "overflow": check(BY_NAME["overflow"], overflow)}
     path = tiny_model_path() if tiny else model or pick_or_demo_model(unsaved)
     from localmoe.sessions.schema import default_path
     from localmoe.tui.app import run_app
@@ -76,7 +83,7 @@ def tui(
 
         saved = load_recording(against)
     options = AppOptions(
-        load=load, sampling=sampling_arguments(sampling), system=system, saved=saved,
+        load=load, sampling=sampling_arguments(sampling), parameters=parameters, system=system, saved=saved,
         sessions=None if unsaved else default_path(), resume=resume, models=packaged_models(), demo=demo_to_build(),
         beginnings=beginnings(),
     )  # fmt: skip

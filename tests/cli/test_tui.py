@@ -116,3 +116,14 @@ def test_a_terminal_that_cannot_draw_is_refused(
     monkeypatch.setenv("TERM", "dumb")
     assert main(["tui", "--tiny", "--no-save"]) == 2
     assert "TERM=dumb" in capfd.readouterr().err
+
+
+def test_the_length_of_answers_and_a_full_context_are_said_as_to_chat(
+    opened: Opened, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With llama.cpp's names; what cannot be is refused before the app opens."""
+    (tmp_path / "m.gguf").touch()
+    assert main(["tui", "-m", str(tmp_path / "m.gguf"), "-n", "64", "--overflow", "forget"]) == 0
+    assert opened.options.parameters == {"max_tokens": 64, "overflow": "forget"}
+    assert main(["tui", "-m", str(tmp_path / "m.gguf"), "--overflow", "cut"]) == 2
+    assert "expected stop or forget" in capfd.readouterr().err

@@ -167,3 +167,12 @@ async def test_down_goes_to_the_next_field_also_where_not_all_have_room():
         assert app.screen.focused.id == "p-top_p"
         await pilot.press("up")
         assert app.screen.focused.id == "p-top_k"
+
+
+async def test_a_new_chat_begins_with_what_the_app_was_started_with():
+    model = FakeModel(answer="one two three four")
+    options = AppOptions(parameters={"max_tokens": 2, "overflow": "forget"})
+    async with running(model, options=options) as (app, pilot):
+        await ask(app, pilot)
+        assert model.asked[-1]["max_tokens"] == 2
+        assert chat(app).talk.overflow == "forget"
