@@ -57,7 +57,7 @@ def lines(found: Difference, names: tuple[str, str]) -> list[str]:
     out = [f"A: {names[0]}", f"B: {names[1]}", ""]
     paired = found.same_first is not None
     head = f"{'layer':>5}  {'moved':>6}" + (f"  {'same first':>10}  {'same set':>8}" if paired else "")
-    out.append(head + "  gained most in B          lost most in B")
+    out.append(head + "  gained most in B      lost most in B")
     for layer in range(len(found.moved)):
         row = f"{layer:>5}  {found.moved[layer]:>6.1%}"
         if found.same_first is not None and found.same_set is not None:
@@ -66,7 +66,8 @@ def lines(found: Difference, names: tuple[str, str]) -> list[str]:
         parts = []
         for expert in (int(change.argmax()), int(change.argmin())):
             before, after = found.shares[0, layer, expert], found.shares[1, layer, expert]
-            parts.append(f"{expert:>3}: {before:.1%} -> {after:.1%}".ljust(24))
+            said = f"{expert:>3}: {before:.1%} -> {after:.1%}" if change[expert] else "  none"
+            parts.append(said.ljust(20))
         out.append(f"{row}  {'  '.join(parts)}".rstrip())
     notes = ["moved: the part of the layer's load that lies on other experts in B."]
     if paired:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from html import escape
 from importlib.resources import files
 from typing import Any
 
@@ -24,15 +25,16 @@ WORDS = {
     "entropy": "1 is an even load, 0 one expert for everything",
     "busiest": "the expert with most choices, and its load over the mean",
     "dead": "experts that no token chose",
-    "imp. CV": "spread of the summed gate weights over their mean; 0 is equal",
+    "CV": "spread of the summed gate weights over their mean; 0 is equal",
     "reuse": "choices that the next token repeats",
     "margin": "how much likelier the last chosen expert was than the first left out; small is a close call",
-    "over 1.0": "choices beyond an expert's capacity, if that were its even share",
-    "over 1.25": "the same with room for a quarter more",
-    "skipped": "choices asked for that no expert ran for",
+    "ov1.0": "overflow: choices beyond an expert's capacity, if that were its even share",
+    "ov1.25": "the same with room for a quarter more",
+    "skip": "choices asked for that no expert ran for",
 }
 """The columns of a table of figures, and what they mean."""
-HEADER = "  ".join(f"{name:>9}" for name in WORDS) + "  most frequent pair"
+WIDTHS = dict(zip(WORDS, (5, 7, 9, 4, 5, 5, 6, 5, 6, 4), strict=True))
+PAIR = "the two experts that were chosen together most, and by which part of the tokens"
 
 
 def lines(recording: Recording) -> list[str]:
@@ -66,10 +68,15 @@ def _size(n_bytes: int) -> str:
 
 def table(figures: LayerStatistics, pairs: Sequence[Sequence[Pair]]) -> list[str]:
     """A header and a row a layer."""
-    rows = [HEADER]
+    rows = [_row(WORDS) + "  pair"]
     for row, n_token, best in zip(cells(figures), figures.tokens.tolist(), pairs, strict=True):
-        rows.append("  ".join(f"{cell:>9}" for cell in row) + "  " + _pair(best, n_token))
+        rows.append(f"{_row(row)}  {_pair(best, n_token)}")
     return rows
+
+
+def _row(cells: Iterable[str]) -> str:
+    """Cells of all columns; with a pair behind them in a terminal of 80 columns."""
+    return " ".join(cell.rjust(width) for cell, width in zip(cells, WIDTHS.values(), strict=True))
 
 
 def cells(figures: LayerStatistics) -> list[list[str]]:
@@ -78,10 +85,10 @@ def cells(figures: LayerStatistics) -> list[list[str]]:
     for i in range(len(figures.tokens)):
         busiest = "-"
         if figures.tokens[i]:
-            busiest = f"{int(figures.share[i].argmax())} {_number(figures.max_over_mean[i], '.2f')}x"
+            busiest = f"{int(figures.share[i].argmax())} {_number(figures.max_over_mean[i], '.1f')}x"
         rows.append([
-            str(i), _number(figures.entropy[i], ".3f"), busiest, str(int(figures.dead[i].sum())),
-            _number(figures.importance_cv[i], ".3f"), _number(figures.layer_reuse[i], ".0%"),
+            str(i), _number(figures.entropy[i], ".2f"), busiest, str(int(figures.dead[i].sum())),
+            _number(figures.importance_cv[i], ".2f"), _number(figures.layer_reuse[i], ".0%"),
             _number(figures.margin[i], ".3f"), *(_number(share, ".0%") for share in figures.overflow[:, i]),
             _number(figures.skipped[i], ".0%"),
         ])  # fmt: skip
@@ -96,12 +103,12 @@ def _pair(pairs: Sequence[Pair], n_token: int) -> str:
     if not pairs or not n_token:
         return "-"
     best = pairs[0]
-    return f"{best.first} and {best.second}: {best.count / n_token:.0%} of tokens"
+    return f"{best.first}+{best.second}: {best.count / n_token:.0%}"
 
 
 def _legend() -> list[str]:
     words = [f"{name}: {meaning}." for name, meaning in WORDS.items() if name != "layer"]
-    return [*words, "A number of an expert means nothing across layers."]
+    return [*words, f"pair: {PAIR}.", "An expert's number means nothing across layers."]
 
 
 def as_json(recording: Recording) -> dict[str, Any]:
@@ -185,7 +192,7 @@ def html(recording: Recording) -> str:
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
     page = files("localmoe.experts").joinpath("page.html").read_text(encoding="utf-8")
-    return page.replace("__DATA__", text)
+    return page.replace("__PLAIN__", escape("\n".join(lines(recording)))).replace("__DATA__", text)
 
 
 def _packed(values: Array, kind: str) -> str:

@@ -12,9 +12,11 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -62,21 +64,49 @@ def save_recording(recording: Recording, path: str | os.PathLike[str]) -> None:
         out.write(packed.getbuffer())
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What a recording is, without what it holds."""
+
+    n_token: int
+    n_layer: int
+    n_expert: int
+    model: str
+
+
 def load_recording(path: str | os.PathLike[str]) -> Recording:
     """Read and check a recording; BadInputError names the member that is wrong, FileError what cannot be read."""
     name = visible(os.fspath(path))
+    with _opened(path, name) as archive:
+        members = _members(archive, name)
+        meta = _meta(_array(archive, members.pop("meta"), "meta", name), name)
+        arrays = {member: _array(archive, info, member, name) for member, info in members.items()}
+    return _checked(arrays, meta, name)
+
+
+def outline(path: str | os.PathLike[str]) -> Outline:
+    """What a recording is, by its headers; errors as of `load_recording`, but for values that are wrong."""
+    name = visible(os.fspath(path))
+    with _opened(path, name) as archive:
+        members = _members(archive, name)
+        meta = _meta(_array(archive, members["meta"], "meta", name), name)
+        with archive.open(members["experts"]) as member:
+            n_token, n_layer, _ = _shape(member, "experts", name)
+    return Outline(n_token, n_layer, meta["n_expert"], meta["model"])
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], name: str) -> Iterator[zipfile.ZipFile]:
+    """An archive to read; what is wrong with it or its members is a BadInputError or a FileError."""
     try:
         with zipfile.ZipFile(path) as archive:
-            members = _members(archive, name)
-            meta = _meta(_array(archive, members.pop("meta"), "meta", name), name)
-            arrays = {member: _array(archive, info, member, name) for member, info in members.items()}
+            yield archive
     except OSError as error:
         if error.errno == errno.EINVAL:  # the archive's directory points before the file's beginning
             raise BadInputError("no trace of localmoe", file=name, got="a damaged archive") from None
         raise FileError(f"cannot be read: {error.strerror or error}", file=name) from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise BadInputError("no trace of localmoe", file=name, got=visible(str(error), 100)) from None
-    return _checked(arrays, meta, name)
 
 
 def _members(archive: zipfile.ZipFile, file: str) -> dict[str, zipfile.ZipInfo]:
@@ -98,15 +128,9 @@ def _members(archive: zipfile.ZipFile, file: str) -> dict[str, zipfile.ZipInfo]:
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, file: str) -> Array:
     """One member, its header compared with what is stored before anything is unpacked."""
-    kind, dims = ARRAYS[name]
+    dtype = np.dtype(ARRAYS[name][0])
     with archive.open(info) as member:
-        version = np.lib.format.read_magic(member)
-        if version != (1, 0):
-            raise BadInputError("unknown version of an array", file=file, item=name, got=version, expected=(1, 0))
-        shape, by_columns, dtype = np.lib.format.read_array_header_1_0(member, max_header_size=10_000)
-        if dtype != np.dtype(kind) or by_columns or len(shape) != len(dims):
-            got = f"{dtype.str} of {len(shape)} dimensions"
-            raise BadInputError("wrong type", file=file, item=name, got=got, expected=f"{kind} of {len(dims)}")
+        shape = _shape(member, name, file)
         n_bytes = dtype.itemsize
         for size in shape:
             n_bytes *= size
@@ -116,6 +140,19 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, file: str
     if len(data) != n_bytes:
         raise BadInputError("the array is cut short", file=file, item=name, got=len(data), expected=n_bytes)
     return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _shape(member: IO[bytes], name: str, file: str) -> tuple[int, ...]:
+    """An array's shape by its header, which is of the right type and dimensions."""
+    kind, dims = ARRAYS[name]
+    version = np.lib.format.read_magic(member)
+    if version != (1, 0):
+        raise BadInputError("unknown version of an array", file=file, item=name, got=version, expected=(1, 0))
+    shape, by_columns, dtype = np.lib.format.read_array_header_1_0(member, max_header_size=10_000)
+    if dtype != np.dtype(kind) or by_columns or len(shape) != len(dims):
+        got = f"{dtype.str} of {len(shape)} dimensions"
+        raise BadInputError("wrong type", file=file, item=name, got=got, expected=f"{kind} of {len(dims)}")
+    return tuple(shape)
 
 
 def _meta(text: Array, file: str) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import replace
+from html import unescape
 from importlib.resources import files
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from localmoe.errors import UsageError
 from localmoe.experts import report
+from localmoe.experts.coactivation import Pair
 from localmoe.experts.difference import difference, lines
 from localmoe.experts.statistics import DECODE
 from tests.experts.recordings import recording
@@ -29,10 +32,26 @@ def test_tables_are_by_phase_and_layer() -> None:
     text = report.lines(MADE)
     assert "4 tokens, 2 of prompts, 2 of replies" in text
     prompts = text[text.index("prompts (2 tokens)") + 2].split()
-    assert prompts[:5] == ["0", "0.750", "0", "2.00x", "1"]  # shares 1/2, 1/4, 1/4: entropy 1.5 bits of 2
+    assert prompts[:5] == ["0", "0.75", "0", "2.0x", "1"]  # shares 1/2, 1/4, 1/4: entropy 1.5 bits of 2
     replies = text[text.index("replies (2 tokens)") + 2]
-    assert "50% of tokens" in replies
+    assert replies.endswith("  0+1: 50%")
     assert "4,000 B" not in text[2]
+
+
+def test_a_table_fits_a_terminal_of_80_columns() -> None:
+    """With a pair of experts of three digits; figures below their heads."""
+    wide = report.table(MADE.statistics().layers(), [[Pair(0, 126, 127, 4, 1.0)]])
+    assert [len(line) <= 80 for line in wide] == [True, True]
+    assert wide[1].endswith("126+127: 100%")
+    assert wide[0].index("entropy") + len("entropy") == len("    0    0.73")
+
+
+def test_without_scripts_the_page_shows_the_figures_as_text() -> None:
+    """The same as on a terminal, and nothing of the model's in it is markup."""
+    page = report.html(replace(MADE, model="<b>m</b>.gguf"))
+    plain = unescape(re.findall(r"<noscript>.*<pre>(.*)</pre>.*</noscript>", page, re.DOTALL)[0])
+    assert plain == "\n".join(report.lines(replace(MADE, model="<b>m</b>.gguf")))
+    assert "<b>m" not in page
 
 
 def test_working_set_counts_bytes_of_all_layers() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from localmoe.errors import BadInputError, FileError, UsageError
 from localmoe.experts.export import export_recording
-from localmoe.experts.trace_file import load_recording, save_recording
+from localmoe.experts.trace_file import Outline, load_recording, outline, save_recording
 from tests.experts.recordings import recording
 
 MADE = recording(
@@ -34,6 +34,14 @@ def test_a_recording_comes_back_as_it_was(tmp_path: Path) -> None:
         assert getattr(back, name) == getattr(MADE, name)
     save_recording(recording([[[0, 1]]]), tmp_path / "t.npz")
     assert load_recording(tmp_path / "t.npz").router is None
+
+
+def test_an_outline_is_what_the_headers_say(tmp_path: Path) -> None:
+    save_recording(MADE, tmp_path / "t.npz")
+    assert outline(tmp_path / "t.npz") == Outline(2, 2, 4, "m.gguf")
+    (tmp_path / "x.npz").write_bytes(b"PK garbage")
+    with pytest.raises(BadInputError, match="no trace of localmoe"):
+        outline(tmp_path / "x.npz")
 
 
 def test_numpy_reads_the_file_without_pickle(tmp_path: Path) -> None:

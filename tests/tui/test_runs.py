@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +145,23 @@ async def test_names_from_the_disk_are_harmless(monkeypatch: pytest.MonkeyPatch)
         await opened(app, pilot)
         assert "\\x1b[2J[red]b.npz" in screen_text(app)
         assert "\x1b" not in screen_text(app)
+
+
+async def test_a_row_says_what_a_recording_is(tmp_path: Path) -> None:
+    """Its tokens, its model where that is another of the same shape, why it cannot be compared; nothing found, too."""
+    save_recording(run_of(), Path("a.npz"))
+    save_recording(replace(run_of(), model="demo.gguf"), Path("b.npz"))
+    other_model(Path("c.npz"))
+    garbage(Path("d.npz"))
+    async with running(small(), size=(100, 30)) as (app, pilot):
+        await ask(app, pilot)
+        screen = await opened(app, pilot)
+        await until(pilot, lambda: len(screen._facts) == 4, "all headers")
+        await pilot.pause()
+        said = {row[18:23]: row for line in screen_text(app).splitlines() if ".npz" in (row := line.strip(" │"))}
+        assert "20 tokens of m.gguf" in said["a.npz"]
+        assert "20 tokens  this folder" in said["b.npz"]
+        assert "3 layers of 8 experts: it is of another model" in said["c.npz"]
+        assert "no trace of localmoe" in said["d.npz"]
+        await pilot.press(*"zzz")
+        assert "No recording is called that" in screen_text(app)

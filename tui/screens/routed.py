@@ -31,6 +31,7 @@ from .tokens import Routed, TokensScreen
 if TYPE_CHECKING:
     from localmoe.engine.api import Model
     from localmoe.experts.recording import Recording
+    from localmoe.experts.trace_file import Outline
 
 
 class RoutedScreen(DrawnScreen):
@@ -164,16 +165,16 @@ class RoutedScreen(DrawnScreen):
         if saved is None:
             return
         if wrong := self._other_model(saved):
-            self.notify(wrong, severity="warning", markup=False)
+            self.notify(f"--against: {wrong}", severity="warning", markup=False)
             return
         self.experts.compare_with(saved.statistics().layers().share)
 
-    def _other_model(self, run: Recording) -> str:
+    def _other_model(self, run: Recording | Outline) -> str:
         """Why a run cannot be compared with this model's, or ""."""
         config = self.model.config
         if (run.n_layer, run.n_expert) == (config.n_layer, config.n_expert):
             return ""
-        return f"this run has {run.n_layer} layers of {run.n_expert} experts: it is of another model"
+        return f"{run.n_layer} layers of {run.n_expert} experts: it is of another model"
 
     def action_compare_from_here(self) -> None:
         """Ask what to show the difference from: what was until now, or a saved run."""

@@ -18,10 +18,9 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from localmoe.errors import LocalMoeError
-from localmoe.experts.trace_file import load_recording, save_recording
+from localmoe.errors import FileError, LocalMoeError
+from localmoe.experts.trace_file import Outline, load_recording, outline, save_recording
 
-from ..model_files import size_text
 from ..widgets.key_line import KeyLine
 from ..widgets.turns import MUTED, shown_line
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 MOST = 200
 """Files that are listed."""
 NOW = "what was until now: the tokens from here on against those before"
+ELSEWHERE = "(LOCALMOE_DATA chooses another folder)"
 HINT = "Search, or the path of a recording (.npz)"
 
 
@@ -39,6 +39,14 @@ def runs_folder() -> Path:
     from localmoe.sessions.schema import default_path
 
     return default_path().parent / "runs"
+
+
+def _outline(path: Path) -> Outline | str:
+    """What a recording is, or what is wrong with it."""
+    try:
+        return outline(path)
+    except LocalMoeError as error:
+        return error.reason
 
 
 def saved_runs() -> list[Path]:
@@ -61,12 +69,13 @@ class RunsScreen(ModalScreen["tuple[str, Recording | None] | None"]):
         Binding("escape", "dismiss(None)", "Back", id="runs.close", priority=True),
     ]
 
-    def __init__(self, fits: Callable[[Recording], str], record: Callable[[], Recording], name: str) -> None:
+    def __init__(self, fits: Callable[[Recording | Outline], str], record: Callable[[], Recording], name: str) -> None:
         """`fits` says why a run is none of this model, or ""; `record` makes this chat's, saved under `name`."""
         super().__init__(classes="dialog")
         self._fits, self._record, self._name = fits, record, name
         self._files: list[Path] = []
         self._listed: list[Path | None] = [None]
+        self._facts: dict[Path, Outline | str] = {}
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="panel wide-panel") as panel:
@@ -79,8 +88,19 @@ class RunsScreen(ModalScreen["tuple[str, Recording | None] | None"]):
     def on_mount(self) -> None:
         self.query_one(OptionList).can_focus = False
         self.query_one(Input).focus()
+        self._look()
+
+    @work(exclusive=True, group="look")
+    async def _look(self) -> None:
+        """List the recordings, then say of each what it is, as its headers are read off the screen's thread."""
         self._files = saved_runs()
         self._fill()
+        for path in self._files:
+            if path not in self._facts:
+                self._facts[path] = await asyncio.to_thread(_outline, path)
+                if path in self._listed:
+                    at = self._listed.index(path)
+                    self.query_one(OptionList).replace_option_prompt_at_index(at, self._line(path))
 
     @on(Input.Changed, "#runs-search")
     def _fill(self) -> None:
@@ -93,9 +113,9 @@ class RunsScreen(ModalScreen["tuple[str, Recording | None] | None"]):
         options.add_options([Option(self._line(path)) for path in self._listed])
         if self._listed:
             options.highlighted = 0
+        self._say("" if self._listed else "No recording is called that: Enter reads it as a path.")
 
-    @staticmethod
-    def _line(path: Path | None) -> Content:
+    def _line(self, path: Path | None) -> Content:
         if path is None:
             return Content(NOW)
         try:
@@ -103,7 +123,14 @@ class RunsScreen(ModalScreen["tuple[str, Recording | None] | None"]):
         except OSError:  # gone meanwhile
             when = "gone"
         where = "saved here" if path.parent == runs_folder() else "this folder"
-        return Content.assemble((f"{when}  ", MUTED), shown_line(path.name), (f"  {size_text(path)}  {where}", MUTED))
+        facts = self._facts.get(path, "…")
+        wrong = facts if isinstance(facts, str) else self._fits(facts)
+        said = (f"  {shown_line(wrong)}", "$text-error")
+        if isinstance(facts, Outline) and not wrong:
+            said = (f"  {facts.n_token} tokens", "$text-accent")
+            if Path(facts.model).stem != self._name:
+                said = (f"  {facts.n_token} tokens of {shown_line(facts.model)}", "$text-accent")
+        return Content.assemble((f"{when}  ", MUTED), shown_line(path.name), said, (f"  {where}", MUTED))
 
     @on(OptionList.OptionSelected)
     def _clicked(self) -> None:
@@ -148,14 +175,14 @@ class RunsScreen(ModalScreen["tuple[str, Recording | None] | None"]):
             os.makedirs(path.parent, exist_ok=True)
             await asyncio.to_thread(save_recording, recording, path)
         except LocalMoeError as error:
-            self._say(str(error), wrong=True)
+            self._say(f"{error} {ELSEWHERE}" if isinstance(error, FileError) else str(error), wrong=True)
             return
         except OSError as error:
-            self._say(f"{path.parent}: cannot be made: {error.strerror or error}", wrong=True)
+            self._say(f"{path.parent}: cannot be made: {error.strerror or error} {ELSEWHERE}", wrong=True)
             return
-        self._files = saved_runs()
-        self.query_one(Input).value = ""
-        self._fill()
+        with self.prevent(Input.Changed):
+            self.query_one(Input).value = ""
+        self._look()
         self._say(f"the newest {recording.n_token} tokens of this chat: {path}")
 
     def _say(self, text: str, *, wrong: bool = False) -> None:

@@ -9,6 +9,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from localmoe.experts.coactivation import Pair
+from localmoe.experts.report import WIDTHS
 from localmoe.experts.statistics import ExpertStatistics, LayerStatistics
 
 from ..expert_facts import ExpertFacts
@@ -19,10 +20,7 @@ WINDOWS = (16, 64, 256)
 """Tokens whose working set is told."""
 WINDOW = 64
 """The same where there is room for one."""
-COLUMNS = {
-    "layer": 5, "entropy": 7, "busiest": 9, "dead": 4, "CV": 5, "reuse": 5, "margin": 6, "ov1.0": 5, "ov1.25": 6,
-    "skip": 4,
-}  # fmt: skip
+COLUMNS = WIDTHS
 """Heads of the columns and their widths; all are words of F1."""
 PAIRS = ("most frequent pair", "pair")
 """The head of the last column, and where there is little room."""
