@@ -33,6 +33,22 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "localmoe bench -m model.gguf -p 512 -n 128 -o json",
         "localmoe bench -m model.gguf --profile",
     ),
+    "experts record": (
+        "localmoe experts record -m model.gguf -f text.txt -o a.npz",
+        "localmoe experts record -m model.gguf -p 'Once upon a time' -n 64 -o b.npz --experts-used 1",
+    ),
+    "experts report": ("localmoe experts report a.npz", "localmoe experts report a.npz --html a.html"),
+    "experts diff": ("localmoe experts diff a.npz b.npz",),
+    "experts export": ("localmoe experts export a.npz -o a.csv",),
+    "experts check": (
+        "localmoe experts check -m model.gguf",
+        "localmoe experts check -m model.gguf -f text.txt --alone",
+    ),
+    "experts compare": (
+        "localmoe experts compare -m model.gguf -f text.txt -b used=1",
+        "localmoe experts compare -m model.gguf -f text.txt -a threshold=0.1 -b 'threshold=0.2 leave-out=3:1,5'",
+    ),
+    "experts ablate": ("localmoe experts ablate -m model.gguf -f text.txt --tokens 512",),
     "imatrix": ("localmoe imatrix -m model-f16.gguf -f text.txt -o imatrix.gguf",),
     "perplexity": (
         "localmoe perplexity -m model.gguf -f text.txt",

@@ -10,6 +10,7 @@ import typer
 import typer.core
 import typer.main
 
+from localmoe.cli.examples import epilog
 from localmoe.errors import UsageError
 
 # Each subcommand is the function of that name in the module `experts_` and that name.
@@ -39,7 +40,7 @@ class ExpertsGroup(typer.core.TyperGroup):
             raise UsageError("no such command of experts", got=repr(cmd_name), expected=expected)
         module = importlib.import_module(f"localmoe.cli.experts_{cmd_name}")
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(name=cmd_name)(getattr(module, cmd_name))
+        single.command(name=cmd_name, epilog=epilog(f"experts {cmd_name}"))(getattr(module, cmd_name))
         return typer.main.get_command(single)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002

@@ -26,7 +26,7 @@ def ablate(
     prompt: Text = None,
     file: TextFile = None,
     tokens: MaxTokens = 1024,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of what is drawn.")] = 0,
     json_output: AsJson = False,
     threads: Threads = None,
     ctx_size: Context = None,
