@@ -32,9 +32,10 @@ class Buildable:
 class AppOptions:
     """Keywords: `load` for `localmoe.load`, `sampling` for every `model.chat`; `system` is the system prompt.
 
-    `parameters` are others of PARAMETERS that a new chat begins with. `saved` is a run to show differences from. `sessions` is the file that keeps the chats, None: they are not kept;
-    `resume` is the number of the one to go on with. `models` are files that the picker lists besides those it finds,
-    `demo` is one that it offers to build. `beginnings` are texts to try, by the file of the model that knows them.
+    `parameters` are others of PARAMETERS that a new chat begins with. `saved` is a run to show differences from.
+    `sessions` is the file that keeps the chats, None: they are not kept; `resume` is the number of the one to go on
+    with. `models` are files that the picker lists besides those it finds, `demo` is one that it offers to build.
+    `beginnings` are texts to try, by the file of the model that knows them.
     """
 
     load: Mapping[str, Any] = field(default_factory=dict)
