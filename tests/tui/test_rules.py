@@ -135,8 +135,12 @@ async def test_what_the_app_was_started_with_is_the_start():
         assert values == {"used": "1", "left": "0:3", "forced": "", "threshold": "0.1"}
 
 
-async def test_two_settings_side_by_side(tmp_path):
-    """Both answers, the divergence and the loads of a real (tiny) model; the chat's trace stays as it was."""
+@pytest.mark.parametrize("leave", ["escape", "u"])
+async def test_two_settings_side_by_side(leave: str, tmp_path):
+    """Both answers, the divergence and the loads of a real (tiny) model; the chat's trace stays as it was.
+
+    Whoever likes B takes it over from there, without typing it again.
+    """
     model = localmoe.load(str(write_tiny(tmp_path / "m.gguf")), n_ctx=128, n_threads=1)
     async with running(loader=lambda progress: model) as (app, pilot):
         await until(pilot, lambda: isinstance(app.screen, ChatScreen) and app.screen.is_mounted, "the chat")
@@ -167,9 +171,11 @@ async def test_two_settings_side_by_side(tmp_path):
         await until(pilot, lambda: said in screen_text(app), "the shares behind the cell")
         assert "Its tokens" not in screen_text(app)
         assert model.trace.count == 0
-        await pilot.press("escape")
+        assert [app.screen.check_action("stop", ()), "esc Back" in text, "u Use B" in text] == [False, True, True]
+        await pilot.press(leave)
         await until(pilot, lambda: isinstance(app.screen, ChatScreen), "the chat")
         assert app.worker.post == chat(app).post_message
+        assert chat(app).n_used == (1 if leave == "u" else 2)
 
 
 async def test_esc_ends_a_comparison(tmp_path):
@@ -178,7 +184,10 @@ async def test_esc_ends_a_comparison(tmp_path):
         await until(pilot, lambda: isinstance(app.screen, ChatScreen) and app.screen.is_mounted, "the chat")
         await _fill(app, pilot, used="1")
         app.screen.query_one("#rules-prompt", Input).value = "the fox"
-        await pilot.press("ctrl+b", "escape")
+        await pilot.press("ctrl+b")
+        if app.screen.running:
+            assert [app.screen.check_action("stop", ()), app.screen.check_action("dismiss", (True,))] == [True, False]
+        await pilot.press("escape")
         await until(pilot, lambda: isinstance(app.screen, ChatScreen), "the chat")
 
 

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from localmoe.engine.side_by_side import SideBySide
 
 
-class CompareScreen(Screen[None]):
-    """A bar while it runs, which Esc ends; then the result."""
+class CompareScreen(Screen[bool]):
+    """A bar while it runs, which Esc ends; then the result. Returns whether to route as B from now on."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "leave", "Back", id="compare.close", priority=True),
+        Binding("escape", "stop", "Stop", id="compare.close", priority=True),
+        Binding("escape", "dismiss(False)", "Back", id="compare.close", priority=True),
+        Binding("u", "dismiss(True)", "Use B from now on", id="compare.use"),
     ]
 
     def __init__(self, worker: EngineWorker, job: Comparison, n_used: int) -> None:
@@ -73,9 +75,10 @@ class CompareScreen(Screen[None]):
         if event.result is not None:
             self._show(event.result)
         elif self._stopping:
-            self.app.pop_screen()
+            self.dismiss(False)
         else:
             self.query_one("#compare-said", Static).update(Content.styled(shown_line(event.reason), "$text-error"))
+        self.refresh_bindings()
 
     def _say(self, text: str, part: float) -> None:
         """Show how far it is."""
@@ -118,11 +121,15 @@ class CompareScreen(Screen[None]):
             said = f"layer {event.layer} expert {event.expert}: share A {a:.1%}, B {b:.1%}"
         self.query_one("#compare-moved", Static).update(said)
 
-    def action_leave(self) -> None:
-        """Stop what runs, or go back."""
-        if self.running:
-            self._stopping = True
-            self._worker.stop()
-            self._say("stopping", 0.0)
-        else:
-            self.app.pop_screen()
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "stop":
+            return self.running
+        if action == "dismiss":
+            return not self.running and (parameters != (True,) or self._shares is not None)
+        return True
+
+    def action_stop(self) -> None:
+        """End what runs; the answer to that leads back."""
+        self._stopping = True
+        self._worker.stop()
+        self._say("stopping", 0.0)

@@ -157,7 +157,8 @@ class RoutedScreen(DrawnScreen):
             self.notify("The model is still writing: Esc stops it.", timeout=2)
             return
         job = Comparison(prompt, self.start_rules.options, rules.options)
-        self.app.push_screen(CompareScreen(self.worker, job, max(self.n_used, rules.routing.n_used)))
+        screen = CompareScreen(self.worker, job, max(self.n_used, rules.routing.n_used))
+        self.app.push_screen(screen, lambda used: self.take_rules(rules) if used else None)
 
     def compare_saved(self) -> None:
         """Take the saved run that the app was started with, if there is one for a model of this shape."""

@@ -56,7 +56,7 @@ class RulesScreen(ModalScreen["Rules | tuple[Rules, str] | None"]):
                 with Horizontal(classes="rules-line"):
                     yield Static("compare on", classes="rules-name", markup=False)
                     yield Input(self._prompt or EXAMPLE, id="rules-prompt", compact=True)
-                yield Static("answered as started and as set, side by side", classes="rules-hint")
+                yield Static("answered as started (A) and as set (B), greedily", classes="rules-hint")
                 yield Static(id="rules-said")
                 yield Static(Content(f"{self._skipped}\n{NOTE}"), classes="rules-note")
             yield KeyLine()
