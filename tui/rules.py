@@ -49,6 +49,12 @@ class Rules:
             "threshold": f"{routing.threshold:g}",
         }
 
+    @property
+    def used(self) -> str:
+        """How many experts a token goes through in a layer: `2`, or `1 to 3` where layers differ."""
+        limits = set(self.routing.limits) or {self.routing.n_used}
+        return f"{min(limits)}" if len(limits) == 1 else f"{min(limits)} to {max(limits)}"
+
     def kept(self, config: ModelConfig) -> dict[str, str]:
         """What is kept with a chat: `texts`, or {} where nothing but top-k differs from the model's own routing."""
         plain = Routing(self.routing.n_used)

@@ -18,7 +18,7 @@ from localmoe.tui.screens.rules import RulesScreen
 from localmoe.tui.widgets.heatmap import Heatmap
 from tests.tiny import write_tiny
 
-from .driving import ask, chat, running, screen_text, until
+from .driving import ask, chat, lines, running, screen_text, until
 from .fake_model import Config, FakeModel
 
 CONFIG = Config(6, 8, 2)
@@ -215,3 +215,29 @@ async def test_up_and_down_go_from_field_to_field(height: int):
         assert app.screen.focused.id == "rules-forced"
         await pilot.press("up")
         assert app.screen.focused.id == "rules-left"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+async def test_a_long_list_of_rules_leaves_the_context_whole(width: int):
+    """The bar goes first, then words, then the rules' end; the title says that layers differ."""
+    async with running(FakeModel(n_layer=6, n_expert=8, answer="ok"), size=(width, 24)) as (app, pilot):
+        await _fill(app, pilot, used="1,1,2,2,2,3", left="*:0", forced="1:3", threshold="0.25")
+        await pilot.press("enter")
+        await ask(app, pilot)
+        status = lines(app.screen.query_one("#status"))[0].rstrip()
+        assert status.endswith(f"{chat(app).status.used}/2048")
+        assert ("context ─" in status) == (width == 160)
+        assert ("(0% skipped)" in status) == ("…" not in status) == (width >= 100)
+        assert ("prompt" in status) == (width == 160)
+        assert "top-1 to 3 of 8 experts" in screen_text(app)
+
+
+async def test_nothing_is_counted_before_there_is_a_number():
+    async with running(FakeModel(), size=(80, 24)) as (app, pilot):
+        status = chat(app).status
+        status.state = "reading"
+        await pilot.pause()
+        assert "0/0" not in screen_text(app)
+        status.follow(prompt_total=40, prompt_part=0.5)
+        await pilot.pause()
+        assert "20/40 tokens" in screen_text(app)

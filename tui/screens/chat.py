@@ -113,7 +113,7 @@ class ChatScreen(RoutedScreen):
         if (store := self.record.store) is not None:
             with suppress(LocalMoeError):  # what was sent before is a help, no more
                 self.query_one(Prompt).recall([text for text in store.questions() if text])
-        self.query_one(TitleBar).show_model(self.model, self.n_used)
+        self.query_one(TitleBar).show_model(self.model, self.rules.used)
         self._ticks = self.set_interval(EVERY, self._look, pause=True)
         self.call_after_refresh(self._begin_chat)
 

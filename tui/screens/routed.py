@@ -84,7 +84,7 @@ class RoutedScreen(DrawnScreen):
         """Show how tokens are routed from now on."""
         self.status.rules = self.rules.brief(self.start_rules)
         self.experts.set_used(self.n_used)
-        self.query_one(TitleBar).show_model(self.model, self.n_used)
+        self.query_one(TitleBar).show_model(self.model, self.rules.used)
 
     def route_as_kept(self) -> None:
         """Route as is kept with the chat, and say so; as the app was started where nothing is, or it cannot be."""

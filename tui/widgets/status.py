@@ -17,6 +17,8 @@ from .words import Words
 if TYPE_CHECKING:
     from localmoe.engine.api import Model
 
+ROOMY = 100
+"""Columns from which on bars are long."""
 FULL, EMPTY = "━", "─"
 
 
@@ -41,12 +43,12 @@ class TitleBar(Horizontal):
         yield Static(id="title-name")
         yield Static(id="title-detail", markup=False)
 
-    def show_model(self, model: Model, n_used: int) -> None:
-        """Show the model's name, and its experts or that it has none."""
+    def show_model(self, model: Model, used: str) -> None:
+        """Show the model's name, and its experts, of which a token uses so many, or that it has none."""
         config = model.config
         name = model.gguf.metadata.get("general.name")
         name = name if isinstance(name, str) and name else model.gguf.path.name
-        detail = f"top-{n_used} of {config.n_expert} experts" if config.n_expert else "dense, no experts"
+        detail = f"top-{used} of {config.n_expert} experts" if config.n_expert else "dense, no experts"
         if model.chat_template is None:
             detail += ", completes text"
         self.show(shown_line(name), detail)
@@ -77,28 +79,42 @@ class StatusLine(Words):
             mark(self)
 
     def render(self) -> Content:
-        narrow = self.size.width < 100
-        bar = 16 if not narrow else 0 if self.rules else 8
-        parts: list[Content | str | tuple[str, str]] = [" ", self._state()]
+        """Of what has no room a bar goes first, then words, the prompt's speed, and the end of the rules."""
+        bar = 8 if self.size.width < ROOMY else 16
+        rules = Content.styled(f"  {self.rules}" if self.rules else "", "$text-warning")
+        for begin, meter_of in (
+            (self._going_on(bar), self._context_meter(bar)),
+            (self._going_on(bar), self._context_meter(0)),
+            (self._going_on(bar), self._context_meter(0, "")),
+            (self._going_on(bar, short=True), self._context_meter(0, "")),
+        ):
+            left = self.size.width - begin.cell_length - meter_of.cell_length
+            if rules.cell_length <= left:
+                return begin + rules + meter_of
+        return begin + rules.truncate(max(0, left), ellipsis=True) + meter_of
+
+    def _going_on(self, bar: int, *, short: bool = False) -> Content:
+        """The state, and how far the prompt is or how fast things went."""
+        parts: list[str | tuple[str, str]] = [" ", self._state()]
         if self.state == "reading":
-            done, left = meter(self.prompt_part, max(8, bar) + 4)
-            count = f"{round(self.prompt_part * self.prompt_total)}/{self.prompt_total}"
-            parts += [" ", (done, "$text-accent"), (left, "$text-disabled"), f" {count} tokens"]
+            done, left = meter(self.prompt_part, bar + 4)
+            parts += [" ", (done, "$text-accent"), (left, "$text-disabled")]
+            if self.prompt_total:
+                parts.append(f" {round(self.prompt_part * self.prompt_total)}/{self.prompt_total} tokens")
         else:
-            parts += [("  prompt ", MUTED), self.prompt_rate, ("  reply ", MUTED), self.reply_rate]
-            parts.append((" tok/s", MUTED))
-        if self.rules:
-            parts += ["  ", (self.rules, "$text-warning")]
-        return Content.assemble(*parts, "  ", self._context_meter(bar))
+            if not short:
+                parts += [("  prompt ", MUTED), self.prompt_rate, ("  reply", MUTED)]
+            parts += [f" {self.reply_rate}", (" tok/s", MUTED)]
+        return Content.assemble(*parts)
 
     def _state(self) -> tuple[str, str]:
         names = {"ready": ("● ready  ", "$text-success"), "reading": ("● reading", "$text-accent")}
         return names.get(self.state, (f"● {self.state}".ljust(9), "$text-warning"))
 
-    def _context_meter(self, bar: int) -> Content:
+    def _context_meter(self, bar: int, name: str = "context ") -> Content:
         size = max(1, self.size_of_context)
         part = self.used / size
         tint = "$text-error" if part >= 0.95 else "$text-warning" if part >= 0.8 else "$text-accent"
         done, left = meter(part, bar)
-        counts = f" {self.used}/{self.size_of_context}"
-        return Content.assemble(("context ", MUTED), (done, tint), (left, "$text-disabled"), counts)
+        counts = f" {self.used}/{self.size_of_context}"[not bar :]
+        return Content.assemble("  ", (name, MUTED), (done, tint), (left, "$text-disabled"), counts)
