@@ -30,12 +30,13 @@ class Found:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a file is; `error` in place of all else where it is nothing that runs."""
+    """What a file is; `error` in place of all else where it is nothing that runs, `detail` where more is known of it."""
 
     architecture: str = ""
     n_expert: int = 0
     n_used: int = 0
     error: str = ""
+    detail: str = ""
 
     @property
     def kind(self) -> str:
@@ -110,7 +111,7 @@ def look_into(path: Path) -> Facts:
             wrong = refusal(gguf)
             return Facts(error=wrong) if wrong else Facts(arch, _whole(n_expert), _whole(n_used))
     except LocalMoeError as error:
-        return Facts(error=error.reason)
+        return Facts(error=error.reason, detail=str(error).removeprefix(f"{error.file}: "))
     except OSError as error:
         return Facts(error=error.strerror or str(error))
 

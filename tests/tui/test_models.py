@@ -147,6 +147,17 @@ async def test_without_a_model_the_picker_opens_and_rows_say_what_is_wrong(home:
         assert chat(app).record.model == str(home / "work" / "good.gguf")
 
 
+async def test_all_that_is_known_of_a_wrong_file_stands_below(home: Path):
+    """The row has room for the reason alone."""
+    (home / "work" / "m.gguf").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    async with running(loader=lambda progress: FakeModel(), path=None, size=(100, 30)) as (app, pilot):
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and len(app.screen._facts) == 1)
+        await pilot.pause()
+        said = " ".join(" ".join(lines(app.screen.query_one("#models-said"))).split())
+        assert "got a Git LFS pointer (`git lfs pull` fetches the file itself)" in said
+        assert [row.count("pointer") for row in screen_text(app).splitlines() if "m.gguf  not a GGUF" in row] == [0]
+
+
 async def test_what_cannot_be_opened_stands_at_the_end(home: Path):
     """Also before its header was read it is not what Enter opens in the end; a choice that was made stays."""
     for name in ("a-broken.gguf", "b-broken.gguf"):

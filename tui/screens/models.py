@@ -101,7 +101,7 @@ class ModelsScreen(ModalScreen[Path | None]):
         if at is not None and at < len(self._listed):
             item = self._listed[at]
             _, facts = self._facts.get(item.path, ("", None))
-            text = str(item.path) if facts is None else f"{item.path}: {facts.error or facts.kind}"
+            text = str(item.path) if facts is None else f"{item.path}: {facts.detail or facts.error or facts.kind}"
         self.query_one("#models-said", Static).update(Content(shown_line(text)))
 
     def _update(self, item: Found) -> None:
