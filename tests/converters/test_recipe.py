@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import GGML_QUANT_SIZES, GGUFValueType
 from gguf import GGMLQuantizationType as Type
-from gguf import GGUFValueType
 
 from localmoe.converters.recipe import (
     RECIPES,
@@ -26,6 +27,7 @@ from localmoe.converters.source import MetaValue, SourceModel, SourceTensor
 from localmoe.errors import BadInputError, UsageError
 from tests.parity.quantize_parity import IMATRIX, by_kind, shape_model
 
+ROOT = Path(__file__).parents[2]
 RECORDED = json.loads((Path(__file__).parent / "data" / "llama_quantize_types.json").read_text())
 MIXTRAL = RECORDED["shapes"]["mixtral-8x7b"]
 
@@ -45,6 +47,28 @@ def test_types_are_llama_quantizes(shape: str, file_type: str) -> None:
     assert by_kind(types(model, file_type)) == recorded[file_type]
     weighed = by_kind(types(model, file_type, Options(has_imatrix=True)))
     assert weighed == recorded.get(file_type + IMATRIX, recorded[file_type])
+
+
+def test_the_readme_has_the_sizes_of_mixtral() -> None:
+    """Its table: a file's tensors, and those that a token reads: two of eight experts, one row of the embedding."""
+    model, rows = (
+        shape_model(MIXTRAL),
+        re.findall(
+            r"^\| (\w+)(, with a matrix)? \| ([\d.]+) GiB \| ([\d.]+) GiB \|",
+            (ROOT / "README.md").read_text(),
+            re.MULTILINE,
+        ),
+    )
+    assert len(rows) > 5
+    for file_type, weighed, whole, read in rows:
+        chosen = types(model, file_type, Options(has_imatrix=bool(weighed)))
+        found = [0.0, 0.0]
+        for tensor in model.tensors:
+            block, size = GGML_QUANT_SIZES[Type[chosen[tensor.name]]]
+            n_bytes = math.prod(tensor.shape) // block * size
+            part = 0 if tensor.name == "token_embd.weight" else 2 / 8 if "_exps" in tensor.name else 1
+            found = [found[0] + n_bytes, found[1] + n_bytes * part]
+        assert [f"{n / 2**30:.1f}" for n in found] == [whole, read], file_type
 
 
 def test_tensors_are_written_by_layer_and_then_by_name() -> None:
