@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 from gguf import GGUFValueType, LlamaFileType
 
+from localmoe.engine.compiling import compiling_said
 from localmoe.experts.labels import LABELS_KEY
 from localmoe.gguf_file import visible
 from localmoe.output_file import Notify, unheard
@@ -91,7 +92,8 @@ def build(
             return Franken(recipe, report, None)
         if recipe.gate_mode in RUN_MODES:
             notify("running the prompts through the base model")
-        router = router_rows(recipe, sources.base, out, seed=seed, n_threads=n_threads, progress=progress)
+        with compiling_said(notify):
+            router = router_rows(recipe, sources.base, out, seed=seed, n_threads=n_threads, progress=progress)
         model = _joined(recipe, sources, router, chosen, seed, allow_requantize)
         report = write_model(
             model, out, chosen, options=options, imatrix=imatrix, split=split, allow_requantize=allow_requantize,

@@ -30,7 +30,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a file is; `error` in place of all else where it is nothing that runs, `detail` where more is known of it."""
+    """What a file is; `error` in place of all else where it is nothing that runs, `detail` all that is known then."""
 
     architecture: str = ""
     n_expert: int = 0

@@ -51,14 +51,9 @@ def test_types_are_llama_quantizes(shape: str, file_type: str) -> None:
 
 def test_the_readme_has_the_sizes_of_mixtral() -> None:
     """Its table: a file's tensors, and those that a token reads: two of eight experts, one row of the embedding."""
-    model, rows = (
-        shape_model(MIXTRAL),
-        re.findall(
-            r"^\| (\w+)(, with a matrix)? \| ([\d.]+) GiB \| ([\d.]+) GiB \|",
-            (ROOT / "README.md").read_text(),
-            re.MULTILINE,
-        ),
-    )
+    model, text = shape_model(MIXTRAL), (ROOT / "README.md").read_text()
+    row = r"^\| (\w+)(, with a matrix)? \| ([\d.]+) GiB \| ([\d.]+) GiB \|"
+    rows = re.findall(row, text, re.MULTILINE)
     assert len(rows) > 5
     for file_type, weighed, whole, read in rows:
         chosen = types(model, file_type, Options(has_imatrix=bool(weighed)))

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numba
+import numpy as np
 import pytest
+import yaml
 
 import localmoe.jit  # noqa: F401  # it listens
 from localmoe import target
+from localmoe.converters.franken import build
+from localmoe.converters.franken_recipe import read_recipe
 from localmoe.engine.compiling import SAID, UNKEPT, compiling_said
+from tests.tiny import write_tiny
 
 
 def test_compiling_is_said_once_and_only_where_it_happens() -> None:
@@ -48,3 +54,19 @@ def test_kernels_that_cannot_be_kept_are_said(monkeypatch: pytest.MonkeyPatch, t
     with compiling_said(said.append):
         assert one(1) == 2
     assert said == [SAID + UNKEPT]
+
+
+def test_compiling_is_said_while_a_recipes_base_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes most of a first build."""
+
+    def rows(*_: Any, **__: Any) -> np.ndarray:
+        target.on_compile[-1]()
+        return np.zeros((2, 2, 64), np.float32)
+
+    write_tiny(tmp_path / "a.gguf", n_expert=0)
+    experts = [{"source_model": "a.gguf", "positive_prompts": [prompt]} for prompt in ("hello", "one")]
+    (tmp_path / "recipe.yml").write_text(yaml.safe_dump({"base_model": "a.gguf", "experts": experts}))
+    monkeypatch.setattr("localmoe.converters.franken.router_rows", rows)
+    said: list[str] = []
+    build(read_recipe(tmp_path / "recipe.yml", said.append), tmp_path / "out.gguf", "F32", notify=said.append)
+    assert said[said.index("running the prompts through the base model") + 1] == SAID
