@@ -147,6 +147,18 @@ async def test_without_a_model_the_picker_opens_and_rows_say_what_is_wrong(home:
         assert chat(app).record.model == str(home / "work" / "good.gguf")
 
 
+async def test_files_of_one_name_are_told_apart_by_their_folders(home: Path):
+    for folder in ("a", "b"):
+        (home / "work" / folder).mkdir()
+        write_tiny(home / "work" / folder / "model.gguf")
+    write_tiny(home / "work" / "other.gguf")
+    async with running(loader=lambda progress: FakeModel(), path=None) as (app, pilot):
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and len(app.screen._facts) == 3)
+        await pilot.pause()
+        ends = [row.strip(" │").partition("experts  ")[2] for row in screen_text(app).splitlines() if ".gguf  " in row]
+        assert ends == ["this folder", "this folder: a", "this folder: b"]
+
+
 async def test_all_that_is_known_of_a_wrong_file_stands_below(home: Path):
     """The row has room for the reason alone."""
     (home / "work" / "m.gguf").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
@@ -305,6 +317,7 @@ async def test_the_demo_model_is_built_from_the_picker(home: Path):
         assert "building the demo model" in screen_text(app)
         assert "fetching weights" in screen_text(app)
         assert app.screen.query_one(ProgressBar).percentage == pytest.approx(0.4)
+        assert "40%, " in screen_text(app)
         gate.set()
 
         def opened() -> bool:

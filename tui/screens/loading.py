@@ -49,6 +49,7 @@ class LoadingScreen(Screen[None]):
         self._path, self._draft = path, draft
         self._said = [FIRST]
         self._began = 0.0
+        self._part: float | None = None
         self._sent = ""
 
     def compose(self) -> ComposeResult:
@@ -113,8 +114,9 @@ class LoadingScreen(Screen[None]):
         self._send("")
 
     def tell_time(self) -> None:
-        """Show the seconds since loading began."""
-        self.query_one("#loading-panel").border_subtitle = f"{time.monotonic() - self._began:.0f} s"
+        """Show the seconds since loading began, and how far it is: without colours a bar hardly tells."""
+        part = "" if self._part is None else f"{self._part:.0%}, "
+        self.query_one("#loading-panel").border_subtitle = f"{part}{time.monotonic() - self._began:.0f} s"
 
     def say(self, text: str, part: float | None) -> None:
         """Show the newest messages and how far it is."""
@@ -125,6 +127,8 @@ class LoadingScreen(Screen[None]):
             self.query_one("#loading-said", Static).update(said)
         bar = self.query_one(ProgressBar)
         bar.update(total=None if part is None else 1.0, progress=part or 0.0)
+        self._part = part
+        self.tell_time()
 
 
 class ErrorScreen(Screen[None]):

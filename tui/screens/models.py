@@ -122,7 +122,9 @@ class ModelsScreen(ModalScreen[Path | None]):
             parts.append((f"  {shown_line(facts.error)}", "$text-error"))
         elif facts is not None:
             parts.append((f"  {shown_line(facts.kind)}", "$text-accent"))
-        parts.append((f"  {item.where}", MUTED))
+        alike = sum(other.path.name == item.path.name for other in self._files) > 1
+        folder = f": {shown_line(item.path.parent.name)}" if alike else ""
+        parts.append((f"  {item.where}{folder}", MUTED))
         return Content.assemble(*parts)
 
     @on(Input.Changed, "#models-search")
