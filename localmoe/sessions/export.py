@@ -17,6 +17,16 @@ from localmoe.text.visible import visible
 
 FORMATS = {"md": ".md", "json": ".json"}
 _ROLES = {"user": "You", "assistant": "Model"}
+_ENDS = {
+    "length": "ended after as many tokens as were asked for",
+    "cancelled": "stopped",
+    "context": "ended where the context was full",
+    "interrupted": "broken off",
+    "error": "ended by an error",
+}
+"""How a reply ended that the model did not end itself."""
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+_ROUTING = {"used": "top-{}", "left": "{} left out", "forced": "{} forced", "threshold": "weights below {} skipped"}
 
 
 def harmless(text: str) -> str:
@@ -37,13 +47,29 @@ def to_markdown(saved: Saved) -> str:
     entry, conversation = saved.entry, saved.conversation
     began = datetime.fromtimestamp(entry.created, UTC)
     parts = [f"# {_line(entry.title)}", f"{began:%Y-%m-%d %H:%M} UTC, {_line(Path(entry.model).name)}"]
+    settings = [f"{name} {value}" for name, value in saved.parameters.items()]
+    settings += [_ROUTING[n].format(v) for n, v in saved.routing.items() if n in _ROUTING and v not in (None, "", "0")]
+    if settings:
+        parts.append(_line(f"With {', '.join(settings)}."))
     if conversation.system:
         parts += ["## System prompt", harmless(conversation.system)]
     for turn in conversation.turns:
-        parts += [f"## {_ROLES[turn.role]}", harmless(turn.text)]
+        parts += [f"## {_ROLES[turn.role]}", _closed(harmless(turn.text))]
         if turn.role == "assistant" and turn.stop_reason not in (None, "eos", "stop", "edited"):
-            parts.append(f"*({turn.stop_reason})*")
+            parts.append(f"*({_ENDS.get(turn.stop_reason, _line(turn.stop_reason))})*")
     return "\n\n".join(parts) + "\n"
+
+
+def _closed(text: str) -> str:
+    """Markdown whose last code block ends with it: one that was broken off would take in all that follows."""
+    fence = ""
+    for line in text.split("\n"):
+        mark = _FENCE.match(line)
+        if mark and not fence:
+            fence = mark[1]
+        elif mark and mark[1].startswith(fence) and not line.strip(" \t" + fence[0]):
+            fence = ""
+    return f"{text}\n{fence}" if fence else text
 
 
 def to_json(saved: Saved) -> str:

@@ -49,7 +49,8 @@ def test_markdown_is_the_line_being_read(folder: Path) -> None:
     assert text.startswith("# Why \\x1b[2J?\n\n")
     assert "model.gguf" in text
     assert "## System prompt\n\nBe brief.\n\n## You\n\nWhy \\x1b[2J?\n\n## Model\n\nBecause\n```\ncode\n```\n" in text
-    assert text.endswith("*(cancelled)*\n")
+    assert "\n\nWith seed 1.\n\n" in text
+    assert text.endswith("*(stopped)*\n")
     assert "Who knows" not in text
 
 
@@ -104,3 +105,17 @@ def test_without_chats_the_command_says_so(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(UsageError, match="no chats were saved yet"):
         run("list")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_markdown_says_how_a_chat_was_routed_and_closes_what_was_broken_off(tmp_path: Path) -> None:
+    """A block of code that a stop left open would swallow all later turns."""
+    with Store(tmp_path / "s.db") as store:
+        record = Record(store, "m.gguf", "", {"temperature": 0.5})
+        record.ask("code?")
+        reply = record.begin_reply()
+        reply.text = "~~~~\n```\n~~~\nx = 1"
+        record.end_reply(reply, "length")
+        record.route({"used": "1", "left": "3:1,5", "forced": "", "threshold": "0"})
+        text = to_markdown(store.load(record.key or 0))
+    assert "\nWith temperature 0.5, top-1, 3:1,5 left out.\n" in text
+    assert text.endswith("x = 1\n~~~~\n\n*(ended after as many tokens as were asked for)*\n")
