@@ -173,10 +173,24 @@ def _report(request: Request, steps: list[Step], timings: Timings, experts: Any)
     }
 
 
+_ENDED = {
+    "eos": "by the model (eos)",
+    "length": "at the length asked for (-n)",
+    "stop": "at a stop string",
+    "context": "with the context full",
+    "cancelled": "stopped",
+}
+
+
 def timings_line(timings: Timings, stop_reason: str | None) -> str:
     """One line about speed and why it ended."""
     cached = f" ({timings.n_cached} of them cached)" if timings.n_cached else ""
+    ended = _ENDED[stop_reason] if stop_reason else "at once"
     return (
-        f"prompt: {timings.n_prompt} tokens{cached}, {timings.prompt_rate:.1f} tokens/s; "
-        f"generated: {timings.n_gen} tokens, {timings.rate:.1f} tokens/s; ended: {stop_reason or 'at once'}"
+        f"prompt: {_tokens(timings.n_prompt)}{cached}, {timings.prompt_rate:.1f} tokens/s; "
+        f"generated: {_tokens(timings.n_gen)}, {timings.rate:.1f} tokens/s; ended: {ended}"
     )
+
+
+def _tokens(n: int) -> str:
+    return f"{n} token{'' if n == 1 else 's'}"

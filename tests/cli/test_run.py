@@ -15,6 +15,8 @@ import pytest
 
 from localmoe.cli import main
 from localmoe.cli.common import SAMPLING_FLAGS, count_experts, parse_bias, sampling_from_flags, say, skipped_share
+from localmoe.cli.run import timings_line
+from localmoe.engine.generation import Timings
 from localmoe.engine.sampling import SamplingParams
 from localmoe.errors import UsageError
 from tests.cli.fake_model import EXPERTS, LAYERS, FakeModel
@@ -37,8 +39,16 @@ def test_stdout_holds_the_text_alone(model: FakeModel, capfd: pytest.CaptureFixt
     assert main(["run", "-m", "m.gguf", "-p", "Hi"]) == 0
     out, err = capfd.readouterr()
     assert out == "Hello there\n"
-    assert err == "prompt: 3 tokens, 6.0 tokens/s; generated: 11 tokens, 44.0 tokens/s; ended: eos\n"
+    assert err == "prompt: 3 tokens, 6.0 tokens/s; generated: 11 tokens, 44.0 tokens/s; ended: by the model (eos)\n"
     assert model.closed
+
+
+def test_the_line_of_figures_says_why_a_reply_ended() -> None:
+    one = Timings(n_prompt=1, n_gen=1, prompt_s=0.5, gen_s=0.5)
+    line = "prompt: 1 token, 2.0 tokens/s; generated: 1 token, 2.0 tokens/s; ended: "
+    ends = {"length": "at the length asked for (-n)", "context": "with the context full", "cancelled": "stopped"}
+    for reason, said in {**ends, "stop": "at a stop string", None: "at once"}.items():
+        assert timings_line(one, reason) == line + said
 
 
 def test_options_reach_the_model(model: FakeModel) -> None:
