@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType as Type
 from localmoe.quants import checks, floats
 from localmoe.quants.decode import decode
 from localmoe.quants.encode import encode_into, needs_compiling
-from localmoe.quants.formats import FORMATS, Format
+from localmoe.quants.formats import FORMATS, Format, stored_format
 
 _ROW = 256  # elements: whole blocks of every type
 CHUNK = 1 << 17  # elements widened to float32 at a time: they and the result stay in the cache
@@ -36,7 +36,7 @@ def convert(rows: np.ndarray, source: Type, target: Type, n_columns: int, import
 
     `importance`, contiguous float32 (n_columns,), weighs the columns.
     """
-    form = FORMATS[source]
+    form = stored_format(source)
     raw = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
     n = raw.size // form.block_bytes * form.block_size
     assert n % n_columns == 0
@@ -53,7 +53,7 @@ def prepare(kinds: Collection[tuple[Type, Type, bool]], notify: Callable[[str], 
     if needs_compiling([(target, weighed) for source, target, weighed in kinds if source != target]):
         notify("compiling the encoders, this first time only ...")
     for source, target, weighed in sorted(kinds):
-        rows = np.zeros((1, FORMATS[source].row_bytes(_ROW)), np.uint8)
+        rows = np.zeros((1, stored_format(source).row_bytes(_ROW)), np.uint8)
         convert(rows, source, target, _ROW, np.ones(_ROW, np.float32) if weighed else None)
 
 

@@ -102,7 +102,7 @@ def _open(path: Path, stack: ExitStack, pre: str | None, allow_pickle: bool, war
         )
         return Source(path, model, None)
     gguf = stack.enter_context(open_gguf(path))
-    return Source(path, gguf_source(gguf), gguf)
+    return Source(path, gguf_source(gguf, to_run=True), gguf)
 
 
 # --- the joined tensors ---

@@ -17,7 +17,7 @@ from localmoe.model.architectures import ARCHITECTURES
 from localmoe.model.config import ModelConfig
 from localmoe.model.legacy_experts import expert_name, stacked_name
 from localmoe.model.weights import decodable_types, tensor_problems
-from localmoe.quants.formats import format_of
+from localmoe.quants.formats import stored_format
 
 from .source import MetaValue, Piece, SourceModel, SourceTensor, row_runs
 
@@ -27,19 +27,20 @@ _Held = deque[tuple[mmap.mmap, int, int]]
 _VIEWS = {Type.F32: np.float32, Type.F16: np.float16, Type.BF16: np.uint16}
 
 
-def gguf_source(gguf: GGUFFile, *, keep_split: bool = False) -> SourceModel:
+def gguf_source(gguf: GGUFFile, *, keep_split: bool = False, to_run: bool = False) -> SourceModel:
     """Describe an open file, which must stay open until the model is written; `keep_split` keeps tensors in its order.
 
     BadInputError: a key or tensor that its architecture needs is missing or wrong, as far as localmoe knows the
-    architecture; a type that localmoe cannot read.
+    architecture. With `to_run` also what localmoe could not compute with, as biases; without it such a model is
+    rewritten for the programs that can.
     """
     label = visible(str(gguf.path))
     arch = gguf.metadata.get("general.architecture")
     if not isinstance(arch, str):
         raise BadInputError("the key is missing", file=label, item="general.architecture")
     if arch in ARCHITECTURES:
-        config = ModelConfig.from_metadata(gguf)
-        for problem in tensor_problems(gguf, config, decodable_types()):
+        config = ModelConfig.from_metadata(gguf, to_run=to_run)
+        for problem in tensor_problems(gguf, config, decodable_types() if to_run else None):
             raise problem
     held: _Held = deque()
     metadata = {key: MetaValue(value, *gguf.metadata_types[key]) for key, value in gguf.metadata.items()}
@@ -68,7 +69,7 @@ def _tensors(gguf: GGUFFile, label: str, held: _Held) -> Iterator[SourceTensor]:
     single: dict[str, list[SourceTensor]] = {}
     order: list[SourceTensor | str] = []
     for info in gguf.tensors.values():
-        tensor, stack = _tensor(gguf, info, label, held), stacked_name(info.name)
+        tensor, stack = _tensor(gguf, info, held), stacked_name(info.name)
         if stack is None:
             order.append(tensor)
         elif stack in single:
@@ -92,9 +93,8 @@ def _stack(name: str, experts: list[SourceTensor], label: str) -> SourceTensor:
     return SourceTensor(name, (len(experts), *first.shape), first.type, pieces, first.part)
 
 
-def _tensor(gguf: GGUFFile, info: TensorInfo, label: str, held: _Held) -> SourceTensor:
-    form = format_of(info.type, file=label, item=visible(info.name))
-    row_bytes = form.row_bytes(info.shape[-1])
+def _tensor(gguf: GGUFFile, info: TensorInfo, held: _Held) -> SourceTensor:
+    row_bytes = stored_format(info.type).row_bytes(info.shape[-1])
     matrices, rows = (info.shape[0], info.shape[1:-1]) if len(info.shape) > 2 else (1, info.shape[:-1])
     per_matrix = math.prod(rows)
     pieces: list[Piece] = []

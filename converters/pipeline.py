@@ -23,7 +23,7 @@ from localmoe.errors import BadInputError, UsageError
 from localmoe.gguf_file import trimmed, visible
 from localmoe.output_file import Notify, OutputFile, check_target, replacing_all, unheard
 from localmoe.progress import Progress, Silent
-from localmoe.quants.formats import FORMATS, format_of
+from localmoe.quants.formats import FORMATS, format_of, stored_format
 
 from .column_weights import Weights, column_weights, matrices
 from .column_weights import notices as weights_notices
@@ -179,7 +179,9 @@ def _threads(wanted: int | None) -> int:
 def _row(choice: Choice, label: str) -> WrittenTensor:
     """Sizes of one tensor before and after."""
     tensor = choice.tensor
-    source, form = format_of(tensor.type, file=label, item=tensor.name), FORMATS[choice.type]
+    if choice.type != tensor.type:
+        format_of(tensor.type, file=label, item=visible(tensor.name))
+    source, form = stored_format(tensor.type), stored_format(choice.type)
     if tensor.n_columns % form.block_size:
         raise UsageError(
             f"rows of {tensor.n_columns} do not divide into blocks of {form.name}",

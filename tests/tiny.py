@@ -245,7 +245,8 @@ def write_tiny(
     """Write `Tiny(**fields)` and return its path (with `split_max_tensors`, the first part's).
 
     `extra_metadata` adds or replaces keys ({"llama.rope.freq_base": (1e6, GGUFValueType.FLOAT32, None)}),
-    `extra_tensors` adds or replaces weights; both `drop_`s leave things out.
+    `extra_tensors` adds or replaces weights (other numbers than float32 are stored as they are); both `drop_`s leave
+    things out.
     `alignment` is that of the tensors' data.
     """
     path = Path(path)
@@ -262,7 +263,8 @@ def write_tiny(
     for name, values in weights.items():
         if name not in drop_tensors:
             kind = _type_of(tiny, name, values)
-            writer.add_tensor(name, encode_tiny(values, kind), raw_dtype=kind)
+            stored = encode_tiny(values, kind) if values.dtype == np.float32 else values
+            writer.add_tensor(name, stored, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -273,6 +275,8 @@ def write_tiny(
 
 
 def _type_of(tiny: Tiny, name: str, values: np.ndarray) -> GGMLQuantizationType:
+    if values.dtype != np.float32:
+        return GGMLQuantizationType[f"{values.dtype.kind.upper()}{8 * values.dtype.itemsize}"]
     if values.ndim == 1 or "ffn_gate_inp" in name:
         return GGMLQuantizationType.F32
     chosen = next((kind for part, kind in dict(tiny.types).items() if part in name), tiny.type)

@@ -24,6 +24,7 @@ MAX_WIDTH = 1 << 24
 MAX_CONTEXT = (1 << 31) - 1
 DEFAULT_CONTEXT = 4096
 ROPE_SCALINGS = ("none", "linear", "yarn")
+UNREAD_ROPE_SCALINGS = ("longrope",)  # llama.cpp's others
 _REQUIRED = object()
 
 
@@ -81,8 +82,11 @@ class ModelConfig:
         return ARCHITECTURES[self.arch]
 
     @classmethod
-    def from_metadata(cls, gguf: GGUFFile) -> Self:
-        """Read and check the keys of an open file; raises BadInputError naming the key."""
+    def from_metadata(cls, gguf: GGUFFile, *, to_run: bool = True) -> Self:
+        """Read and check the keys of an open file; raises BadInputError naming the key.
+
+        Without `to_run` only for what no program could run, not for what localmoe does not compute.
+        """
         keys = _Keys(gguf.path, gguf.metadata)
         arch = keys.text("general.architecture")
         if arch not in ARCHITECTURES:
@@ -95,7 +99,8 @@ class ModelConfig:
         n_expert, n_expert_used = _experts(keys)
         n_ff = keys.whole("{arch}.feed_forward_length", 1, MAX_WIDTH)
         n_ctx_train = keys.whole("{arch}.context_length", 1, MAX_CONTEXT)
-        _check_unsupported(keys, ARCHITECTURES[arch])
+        if to_run:
+            _check_unsupported(keys, ARCHITECTURES[arch])
         return cls(
             arch=arch,
             name=keys.text("general.name", ""),
@@ -108,7 +113,7 @@ class ModelConfig:
             n_expert_used=n_expert_used,
             rms_eps=keys.number("{arch}.attention.layer_norm_rms_epsilon", above=0.0),
             rope_freq_base=keys.number("{arch}.rope.freq_base", 10000.0, above=1.0),
-            rope_scaling=_rope_scaling(keys, n_ctx_train),
+            rope_scaling=_rope_scaling(keys, n_ctx_train, () if to_run else UNREAD_ROPE_SCALINGS),
             n_ctx_train=n_ctx_train,
             n_vocab=_vocabulary_size(keys, gguf),
             expert_gating=ARCHITECTURES[arch].expert_gating,
@@ -225,6 +230,8 @@ def _check_unsupported(keys: _Keys, architecture: Architecture) -> None:
         value = keys.get(key, wanted)
         if value is not wanted:
             raise keys.error(key, "not supported", _shown(value), wanted)
+    if keys.whole("{arch}.nextn_predict_layers", 0, MAX_LAYERS, 0):
+        raise keys.error("{arch}.nextn_predict_layers", "layers that predict further tokens are not supported")
     if keys.whole("{arch}.expert_group_count", 0, MAX_EXPERTS, 0) > 1:
         raise keys.error("{arch}.expert_group_count", "grouped experts are not supported")
     if keys.number("{arch}.expert_weights_scale", 0.0) not in (0.0, 1.0):
@@ -248,11 +255,11 @@ def _vocabulary_size(keys: _Keys, gguf: GGUFFile) -> int:
     return size
 
 
-def _rope_scaling(keys: _Keys, n_ctx_train: int) -> RopeScaling:
+def _rope_scaling(keys: _Keys, n_ctx_train: int, let_pass: tuple[str, ...]) -> RopeScaling:
     """The scaling keys; `mscale` as llama-context.cpp and ggml's rope_yarn arrive at it together."""
     key = "{arch}.rope.scaling.type"
     kind = keys.text(key, "linear")
-    if kind not in ROPE_SCALINGS:
+    if kind not in (*ROPE_SCALINGS, *let_pass):
         raise keys.error(key, "not supported", visible(kind, 40), f"one of: {', '.join(ROPE_SCALINGS)}")
     old = keys.number("{arch}.rope.scale_linear", 0.0, at_least=0.0)
     factor = keys.number("{arch}.rope.scaling.factor", old, at_least=0.0) or 1.0

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 
 _LAYER = re.compile(r"^blk\.(\d+)\.")
 _FLOATS = ("F32", "F16", "BF16")
+# by the end of a tensor's name: what llama.cpp adds, multiplies or splits for this architecture, and localmoe does not
+_FUSED = ".attn_qkv.weight"
+_NOT_COMPUTED = {
+    _FUSED: "queries, keys and values in one tensor are not supported",
+    ".bias": "biases are not supported",
+    ".input_scale": "scales of activations are not supported",
+    ".scale": "scales of weights are not supported",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,35 +118,49 @@ def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def tensor_problems(
-    gguf: GGUFFile, config: ModelConfig, supported: Collection[GGMLQuantizationType]
+    gguf: GGUFFile, config: ModelConfig, supported: Collection[GGMLQuantizationType] | None
 ) -> Iterator[BadInputError]:
-    """Everything that keeps the file's tensors from running as `config`, worst first, as errors not yet raised."""
+    """Everything that keeps the file's tensors from running as `config`, worst first, as errors not yet raised.
+
+    `supported` None is for a file that is only rewritten: of any type, and with tensors that localmoe cannot use.
+    """
     expected = expected_shapes(config)
     if config.n_expert and has_single_experts(gguf.tensors):
         yield from differing_types(gguf)
         expected = single_shapes(expected)
     expected_extra = {"rope_freqs.weight": (config.rope_dim // 2,)}
     file = visible(str(gguf.path))
-    missing = [name for name in expected if name not in gguf.tensors]
+    present = {*gguf.tensors, *_fused_parts(gguf.tensors)}
+    missing = [name for name in expected if name not in present]
     if missing:
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         yield BadInputError(f"the tensor is missing{_in_layer(missing[0])}{more}", file=file, item=missing[0])
     for name, tensor in gguf.tensors.items():
-        problem = _tensor_problem(tensor, expected.get(name, expected_extra.get(name)), supported)
-        if problem is not None:
+        shape = expected.get(name, expected_extra.get(name))
+        problem = _tensor_problem(tensor, shape, supported)
+        if problem is not None and (supported is not None or shape is not None):
             reason, got, wanted = problem
             yield BadInputError(reason + _in_layer(name), file=file, item=visible(name), got=got, expected=wanted)
 
 
+def _fused_parts(names: Collection[str]) -> Iterator[str]:
+    """The tensors that others hold among their rows."""
+    for name in names:
+        if name.endswith(_FUSED):
+            yield from (name.replace("_qkv.", f"_{part}.") for part in "qkv")
+
+
 def _tensor_problem(
-    tensor: TensorInfo, shape: tuple[int, ...] | None, supported: Collection[GGMLQuantizationType]
+    tensor: TensorInfo, shape: tuple[int, ...] | None, supported: Collection[GGMLQuantizationType] | None
 ) -> tuple[str, object, object] | None:
     """Reason, got and expected for one tensor; `shape` None says that the model has no use for it."""
     if shape is None:
-        reason = "biases are not supported" if tensor.name.endswith(".bias") else "unknown tensor"
-        return f"{reason}: ignoring it could change the result", None, None
+        reasons = (reason for end, reason in _NOT_COMPUTED.items() if tensor.name.endswith(end))
+        return f"{next(reasons, 'unknown tensor')}: ignoring it could change the result", None, None
     if trimmed(tensor.shape) != trimmed(shape):
         return "the tensor has the wrong shape", _dims(tensor.shape), _dims(shape)
+    if supported is None:
+        return None
     if len(shape) == 1:
         if tensor.type.name not in _FLOATS:
             return "type not supported for this tensor", tensor.type.name, f"one of: {', '.join(_FLOATS)}"

@@ -25,8 +25,13 @@ def _patterns(form: Format) -> list[tuple[int, int, int, int]]:
 def first_not_finite(type_: Type, raw: np.ndarray) -> int | None:
     """Index of the first element that is NaN or infinite, or whose block's scale is; None if all are finite.
 
-    `raw` is contiguous uint8, whole blocks.
+    `raw` is contiguous uint8, whole blocks. Of types that localmoe does not know, F64 alone is looked into.
     """
+    if type_ == Type.F64:
+        bad = np.flatnonzero(~np.isfinite(raw.view(np.float64)))
+        return int(bad[0]) if bad.size else None
+    if type_ not in FORMATS:
+        return None
     form = FORMATS[type_]
     if type_ == Type.F32:
         x = raw.view(np.float32)
@@ -40,5 +45,5 @@ def first_not_finite(type_: Type, raw: np.ndarray) -> int | None:
         )
     n, address = raw.size // form.block_bytes, raw.ctypes.data
     blocks = [floats.first_bad_scale(address, n, form.block_bytes, *pattern) for pattern in _patterns(form)]
-    bad = [block for block in blocks if block >= 0]
-    return min(bad) * form.block_size if bad else None
+    found = [block for block in blocks if block >= 0]
+    return min(found) * form.block_size if found else None

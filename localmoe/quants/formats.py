@@ -116,6 +116,11 @@ def format_of(type_: GGMLQuantizationType, *, file: str | None = None, item: str
     return known
 
 
+def stored_format(type_: GGMLQuantizationType) -> Format:
+    """How a type lies in a file: of one that localmoe does not know the sizes alone, which copying takes."""
+    return FORMATS.get(type_) or Format(type_, *GGML_QUANT_SIZES[type_], fields=MappingProxyType({}))
+
+
 def parse_type(name: str) -> GGMLQuantizationType:
     """A type from its name in any case, as a command line gives it; UsageError if it cannot be written."""
     wanted = name.strip().upper()

@@ -116,6 +116,7 @@ def test_tokens_must_fit_the_embedding(tmp_path: Path) -> None:
         ("llama.rope.dimension_count", 8, T.UINT32, "does not fit the heads, got 8, expected 16"),
         ("llama.expert_weights_norm", False, T.BOOL, "not supported, got False, expected True"),
         ("llama.expert_gating_func", 2, T.UINT32, "not supported, got 2, expected softmax"),
+        ("llama.nextn_predict_layers", 1, T.UINT32, "layers that predict further tokens are not supported"),
         ("llama.expert_weights_scale", 2.5, T.FLOAT32, "scaled expert weights are not supported"),
         ("general.name", 5, T.UINT32, "is of the wrong type, got 5, expected a string"),
         (S + "type", "longrope", T.STRING, "not supported, got longrope, expected one of: none, linear, yarn"),

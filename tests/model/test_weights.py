@@ -132,6 +132,9 @@ def test_type_that_cannot_run_lists_those_that_can(tmp_path: Path) -> None:
     ("name", "reason"),
     [
         ("blk.0.attn_q.bias", "biases are not supported"),
+        ("blk.0.attn_qkv.weight", "queries, keys and values in one tensor are not supported"),
+        ("blk.0.ffn_down_exps.scale", "scales of weights are not supported"),
+        ("blk.0.ffn_down_exps.input_scale", "scales of activations are not supported"),
         ("blk.1.ffn_gate_shexp.weight", "unknown tensor"),
         ("blk.2.attn_norm.weight", "unknown tensor"),
         ("extra\x1b[31m", "unknown tensor"),
@@ -141,6 +144,14 @@ def test_a_tensor_that_would_be_ignored_is_refused(tmp_path: Path, name: str, re
     message = refusal(tmp_path, extra_tensors={name: np.zeros(64, np.float32)})
     assert f": {reason}: ignoring it could change the result" in message
     assert message.isprintable()
+
+
+def test_fused_attention_is_named_and_not_its_missing_parts(tmp_path: Path) -> None:
+    parts = [f"blk.1.attn_{part}.weight" for part in "qkv"]
+    fused = {"blk.1.attn_qkv.weight": np.zeros((128, 64), np.float32)}
+    message = refusal(tmp_path, extra_tensors=fused, drop_tensors=parts)
+    assert "blk.1.attn_qkv.weight: queries, keys and values in one tensor are not supported" in message
+    assert [reason for reason in describe(tmp_path / "m.gguf")["reasons"] if "missing" in reason] == []
 
 
 def test_impossible_rope_factors_are_refused(tmp_path: Path) -> None:
