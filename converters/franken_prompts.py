@@ -89,6 +89,7 @@ def _steps(node: object, children: str, kind: str) -> Iterator[dict[str, Any]]:
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str, rule: Prefix = Prefix.VOCABULARYS) -> list[int]:
     """A prompt's tokens: BOS, where the vocabulary has one, and the prompt's own, special tokens parsed."""
-    in_front = {Prefix.WITHOUT_ONE: None, Prefix.NEVER: False, Prefix.FIRST: None if tokenizer.bos is None else False}
+    bos = tokenizer.own_bos
+    in_front = {Prefix.WITHOUT_ONE: None, Prefix.NEVER: False, Prefix.FIRST: None if bos is None else False}
     ids = tokenizer.encode(prompt, add_bos=False, parse_special=True, space_prefix=in_front.get(rule, True))
-    return ids if tokenizer.bos is None else [tokenizer.bos, *ids]
+    return ids if bos is None else [bos, *ids]

@@ -124,7 +124,7 @@ def padding_states(model: Model) -> Array:
 
     The padding is the BOS token, or the EOS token where there is none. Rounded as the engine rounds other tokens.
     """
-    pad = model.tokenizer.bos if model.tokenizer.bos is not None else model.tokenizer.eos
+    pad = model.tokenizer.own_bos if model.tokenizer.own_bos is not None else model.tokenizer.eos
     assert pad is not None  # some prompt has tokens, and mergekit has no other token to pad with
     x = _bfloat16(_matrix(model, "token_embd.weight")[pad])
     states = []

@@ -58,8 +58,8 @@ class ChatTemplate:
         self._tokens = {
             f"{role}_token": tokenizer.token(i).decode(errors="replace")
             for role, i in (
-                ("bos", tokenizer.bos),
-                ("eos", tokenizer.eos),
+                ("bos", tokenizer.own_bos),
+                ("eos", tokenizer.own_eos),
                 ("unk", tokenizer.unk),
                 ("pad", tokenizer.pad),
             )

@@ -61,6 +61,16 @@ class Tokenizer:
         self._encode = spm_encoder(vocabulary, file) if pre is None else bpe_encoder(vocabulary, pre)
         self._pieces: dict[int, bytes] = {}
 
+    @property
+    def own_bos(self) -> int | None:
+        """`bos` if the model itself has one: llama.cpp takes token 11 where a byte-level BPE names none."""
+        return None if "bos" in self._vocabulary.guessed else self.bos
+
+    @property
+    def own_eos(self) -> int | None:
+        """`eos` likewise."""
+        return None if "eos" in self._vocabulary.guessed else self.eos
+
     # --- text -> ids ---
 
     def encode(

@@ -21,7 +21,9 @@ _TYPES = {1: NORMAL, 2: UNKNOWN, 3: CONTROL, 4: USER_DEFINED, 5: UNUSED, 6: BYTE
 _KINDS = {"llama": "spm", "gpt2": "bpe", "gemma4": "bpe"}
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
-_SPM_DEFAULTS = {"bos": 1, "eos": 2, "unknown": 0}
+# where no key names them: llama.cpp's, which are those of LLaMA and Falcon
+_DEFAULTS = {"spm": {"bos": 1, "eos": 2, "unknown": 0}, "bpe": {"bos": 11, "eos": 11}}
+_NO_DEFAULT_BOS = ("chatglm-bpe", "glm4", "glm5")
 
 # Tokens that a conversion may have left as ordinary text although they are markup, by their role; where no key names
 # the role's token, the first of these that exists takes it (llama.cpp, "auto-detect special tokens by text").
@@ -66,7 +68,10 @@ _ID_KEYS = (
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A checked vocabulary: `tokens[id]`, its attribute bits `attrs[id]`, and for SPM its `scores[id]`."""
+    """A checked vocabulary: `tokens[id]`, its attribute bits `attrs[id]`, and for SPM its `scores[id]`.
+
+    `guessed` are the roles that no key names and llama.cpp has another model's token for.
+    """
 
     kind: str
     pre: PreTokenizer | None
@@ -76,6 +81,7 @@ class Vocabulary:
     scores: list[float]
     merges: dict[str, int]
     roles: dict[str, int]
+    guessed: frozenset[str]
     eog: frozenset[int]
     add_bos: bool
     add_eos: bool
@@ -96,6 +102,9 @@ class _Keys:
     def error(self, key: str, reason: str, got: object = None, expected: object = None) -> BadInputError:
         shown = None if got is None else visible(str(got), 80)
         return BadInputError(reason, file=self.file, item=f"tokenizer.ggml.{key}", got=shown, expected=expected)
+
+    def has(self, key: str) -> bool:
+        return self.metadata.get(f"tokenizer.ggml.{key}") is not None
 
     def get(self, key: str, wanted: type | tuple[type, ...], what: str) -> Any:
         value = self.metadata.get(f"tokenizer.ggml.{key}")
@@ -157,6 +166,7 @@ def read_vocabulary(metadata: Mapping[str, Any], file: str) -> Vocabulary:
         scores=_scores(keys, len(tokens)) if kind == "spm" else [],
         merges=_merges(keys, pre) if pre is not None else {},
         roles=roles,
+        guessed=frozenset(role for role in _DEFAULTS["bpe"] if kind == "bpe" and not keys.has(f"{role}_token_id")),
         eog=eog,
         add_bos=(pre is None or pre.add_bos) if add_bos is None or (pre is not None and pre.newline_runs) else add_bos,
         add_eos=bool(add_eos),
@@ -219,7 +229,9 @@ def _merges(keys: _Keys, pre: PreTokenizer) -> dict[str, int]:
 
 
 def _roles(keys: _Keys, kind: str, n: int) -> dict[str, int]:
-    roles = {role: i for role, i in _SPM_DEFAULTS.items() if kind == "spm" and i < n}
+    roles = {role: i for role, i in _DEFAULTS[kind].items() if i < n}
+    if kind == "bpe" and keys.metadata.get("tokenizer.ggml.pre") in _NO_DEFAULT_BOS:
+        del roles["bos"]
     for role, key in _ID_KEYS:
         value = keys.get(key, int, "a token id")
         if value is None:

@@ -166,6 +166,11 @@ def test_where_a_template_comes_from() -> None:
         ChatTemplate.from_gguf(SimpleNamespace(metadata={"tokenizer.chat_template": 3}), make(plain))  # type: ignore[arg-type]
 
 
+def test_a_token_that_the_model_does_not_name_is_no_text() -> None:
+    unnamed = make(bpe_metadata(bos_token_id=None, eos_token_id=None))
+    assert ChatTemplate("[{{ bos_token }}{{ eos_token }}]", "", unnamed).render(said("x")) == "[]"
+
+
 @pytest.mark.parametrize(
     "messages",
     [["hi"], [{"content": "x"}], [{"role": "user", "content": 3}], None, "hi", 5, {"role": "user"}, iter(said("x"))],

@@ -130,7 +130,20 @@ def test_bos_follows_the_model() -> None:
     assert make(bpe_metadata(add_bos_token=True)).encode("l") == [263, 108]
     assert make(bpe_metadata(add_bos_token=True)).encode("l", add_bos=False) == [108]
     with pytest.raises(BadInputError, match="bos_token_id"):
-        make(bpe_metadata(add_bos_token=True, bos_token_id=None)).encode("l")
+        make(bpe_metadata(add_bos_token=True, bos_token_id=None, pre="glm4")).encode("l")
+
+
+def test_what_no_key_names_is_llama_cpps_default() -> None:
+    """Of byte-level BPE Falcon's 11, for GLM none as BOS; of SentencePiece LLaMA's."""
+    plain = make(bpe_metadata(bos_token_id=None, eos_token_id=None))
+    assert (plain.bos, plain.eos, plain.unk) == (11, 11, None)
+    assert 11 in plain.eog
+    assert (plain.own_bos, plain.own_eos) == (None, None)
+    glm = make(bpe_metadata(bos_token_id=None, eos_token_id=None, pre="glm4"))
+    assert (glm.bos, glm.eos) == (None, 11)
+    assert make(bpe_metadata(bos_token_id=None, pre="llama-bpe")).encode("l") == [11, 108]
+    spm = make(spm_metadata())
+    assert (spm.bos, spm.eos, spm.unk) == (spm.own_bos, spm.own_eos, 0) == (1, 2, 0)
 
 
 def test_lone_surrogates_are_refused() -> None:
