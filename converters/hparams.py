@@ -255,9 +255,20 @@ def _rope(values: dict[str, Any], file: Path, warn: Warn) -> dict[str, Any]:
         raise BadInputError("is not supported", file=file, item="partial_rotary_factor", expected=1)
     if kind == "dynamic":
         warn("dynamic rope scaling is not kept: it acts only beyond the trained context, and llama.cpp drops it too")
+    if kind == "yarn":
+        _note_yarn(rope, warn)
     _complete_scaling(rope, values, file)
     _positive(rope, "rope_theta", file)
     return rope
+
+
+def _note_yarn(rope: dict[str, Any], warn: Warn) -> None:
+    """Say which of transformers' variations of YaRN GGUF has no keys for."""
+    if rope.get("truncate") is False:
+        warn("yarn's truncate of false is not kept: frequencies are mixed between whole pairs, as in llama.cpp")
+    both = rope.get("mscale") and rope.get("mscale_all_dim")
+    if both and "attention_factor" not in rope:
+        warn("yarn's mscale and mscale_all_dim are not kept: attention is scaled by factor alone, as in llama.cpp")
 
 
 def _complete_scaling(rope: dict[str, Any], values: dict[str, Any], file: Path) -> None:

@@ -76,6 +76,22 @@ def test_yarns_original_context_defaults_to_the_models() -> None:
     assert "llama.rope.scaling.yarn_beta_fast" not in keys
 
 
+@pytest.mark.parametrize(
+    ("more", "noted"),
+    [
+        ({"truncate": False}, ["yarn's truncate of false is not kept"]),
+        ({"mscale": 1.0, "mscale_all_dim": 0.5}, ["yarn's mscale and mscale_all_dim are not kept"]),
+        ({"mscale": 1.0, "mscale_all_dim": 0.5, "attention_factor": 1.1}, []),
+        ({"truncate": True, "mscale": 0.7}, []),
+    ],
+)
+def test_what_gguf_cannot_say_of_yarn_is_noted(more: dict[str, Any], noted: list[str]) -> None:
+    """Where transformers computes something else than llama.cpp does with llama.cpp's conversion."""
+    notes: list[str] = []
+    read(tiny("llama", rope_scaling={"type": "yarn", "factor": 2.0, **more}), notes)
+    assert [note.split(":")[0] for note in notes] == noted
+
+
 def test_llama3_factors_follow_their_definition() -> None:
     """Short wavelengths 1, long ones the factor, between them a blend, by the formula in doubles."""
     rope: dict[str, Any] = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
