@@ -49,7 +49,8 @@ _NEVER_IN = {
 }  # fmt: skip
 _NEVER_BELOW_Q8_0 = {"glm5-next": ("attn_q_a", "attn_q_b", "nextn.eh_proj")}
 _NEVER_EXACTLY = ("position_embd.weight", "token_types.weight")
-_EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
+_LARGE_EMBEDDING = "per_layer_token_embd.weight"  # --tensor-type may name it beside --token-embedding-type
+_EMBEDDINGS = ("token_embd.weight", _LARGE_EMBEDDING)
 _COUNTED = ("attn_v", "ffn_down", "ffn_gate", "ffn_up")
 _LAYER = re.compile(r"blk\.(\d+)")
 
@@ -235,15 +236,16 @@ def _shared(model: SourceModel) -> int:
 def _choose(state: _State, tensor: SourceTensor, label: str) -> Type:
     """The type by options and rules, before it is checked that rows divide into its blocks."""
     options, recipe, kind = state.options, state.recipe, category(tensor.name)
-    if kind == "token_embd" and options.token_embedding_type is not None:
+    named = next((type_ for pattern, type_ in options.overrides if pattern.search(tensor.name)), None)
+    apart = tensor.name == _LARGE_EMBEDDING and named is not None
+    if kind == "token_embd" and options.token_embedding_type is not None and not apart:
         return options.token_embedding_type
     if kind == "output" and options.output_type is not None:
         return options.output_type
     if not FORMATS[recipe.default].quantized:
         return recipe.default
-    for pattern, type_ in options.overrides:
-        if pattern.search(tensor.name):
-            return type_
+    if named is not None:
+        return named
     return recipe.default if options.pure else _by_rule(state, tensor, kind, label)
 
 

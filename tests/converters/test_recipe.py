@@ -144,6 +144,16 @@ def test_output_and_embedding_types() -> None:
     assert tied["token_embd.weight"] == "Q8_0"
 
 
+def test_the_embedding_of_every_layer_can_be_named() -> None:
+    """llama-quantize: it follows --token-embedding-type unless --tensor-type names it, token_embd always."""
+    model = shape_model(MIXTRAL)
+    both = replace(model, tensors=[*model.tensors, matrix("per_layer_token_embd.weight", 256, 256)])
+    for expression, large in (("attn_q", "Q5_1"), ("token_embd", "Q4_0")):
+        options = Options(token_embedding_type=Type.Q5_1, overrides=((re.compile(expression), Type.Q4_0),))
+        chosen = types(both, "Q4_K_M", options)
+        assert (chosen["token_embd.weight"], chosen["per_layer_token_embd.weight"]) == ("Q5_1", large)
+
+
 def test_the_output_can_be_left_as_it_is() -> None:
     """llama-quantize: before every other option; an embedding that is also the output is quantized."""
     options = Options(leave_output=True, output_type=Type.Q8_0, pure=True)
