@@ -185,10 +185,11 @@ _ENDED = {
 def timings_line(timings: Timings, stop_reason: str | None) -> str:
     """One line about speed and why it ended."""
     cached = f" ({timings.n_cached} of them cached)" if timings.n_cached else ""
+    speed = f", {timings.rate:.1f} tokens/s" if timings.rate else ""
     ended = _ENDED[stop_reason] if stop_reason else "at once"
     return (
         f"prompt: {_tokens(timings.n_prompt)}{cached}, {timings.prompt_rate:.1f} tokens/s; "
-        f"generated: {_tokens(timings.n_gen)}, {timings.rate:.1f} tokens/s; ended: {ended}"
+        f"generated: {_tokens(timings.n_gen)}{speed}; ended: {ended}"
     )
 
 

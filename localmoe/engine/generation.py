@@ -57,8 +57,8 @@ class Timings:
 
     @property
     def rate(self) -> float:
-        """Generated tokens a second."""
-        return self.n_gen / self.gen_s if self.gen_s else 0.0
+        """Tokens a second after the first one, which comes with the prompt's last: as llama.cpp counts; 0 for none."""
+        return (self.n_gen - 1) / self.gen_s if self.n_gen > 1 and self.gen_s else 0.0
 
 
 class StopFilter:

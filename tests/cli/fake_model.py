@@ -9,26 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from localmoe.engine.generation import Timings
 from localmoe.model.profile import Cost, Limits
 
 LAYERS, EXPERTS, USED = 2, 4, 2
-
-
-@dataclass(frozen=True)
-class Timings:
-    n_prompt: int = 0
-    n_cached: int = 0
-    prompt_s: float = 0.0
-    n_gen: int = 0
-    gen_s: float = 0.0
-
-    @property
-    def prompt_rate(self) -> float:
-        return (self.n_prompt - self.n_cached) / self.prompt_s
-
-    @property
-    def rate(self) -> float:
-        return self.n_gen / self.gen_s
 
 
 @dataclass(frozen=True)

@@ -39,13 +39,13 @@ def test_stdout_holds_the_text_alone(model: FakeModel, capfd: pytest.CaptureFixt
     assert main(["run", "-m", "m.gguf", "-p", "Hi"]) == 0
     out, err = capfd.readouterr()
     assert out == "Hello there\n"
-    assert err == "prompt: 3 tokens, 6.0 tokens/s; generated: 11 tokens, 44.0 tokens/s; ended: by the model (eos)\n"
+    assert err == "prompt: 3 tokens, 6.0 tokens/s; generated: 11 tokens, 40.0 tokens/s; ended: by the model (eos)\n"
     assert model.closed
 
 
 def test_the_line_of_figures_says_why_a_reply_ended() -> None:
     one = Timings(n_prompt=1, n_gen=1, prompt_s=0.5, gen_s=0.5)
-    line = "prompt: 1 token, 2.0 tokens/s; generated: 1 token, 2.0 tokens/s; ended: "
+    line = "prompt: 1 token, 2.0 tokens/s; generated: 1 token; ended: "  # which came with the prompt
     ends = {"length": "at the length asked for (-n)", "context": "with the context full", "cancelled": "stopped"}
     for reason, said in {**ends, "stop": "at a stop string", None: "at once"}.items():
         assert timings_line(one, reason) == line + said
@@ -123,7 +123,7 @@ def test_json_is_one_object(model: FakeModel, capfd: pytest.CaptureFixture[str])
     assert report["stop_reason"] == "length"
     assert report["seed"] == 3
     assert report["timings"]["n_prompt"] == 3
-    assert report["timings"]["gen_ts"] == 16.0
+    assert report["timings"]["gen_ts"] == 12.0
     assert report["experts"] == [{"layer": 0, "counts": [1, 1, 1, 5]}, {"layer": 1, "counts": [4, 4, 0, 0]}]
 
 
