@@ -43,6 +43,17 @@ def word(x: Value, i: int) -> Value:
     return pick(x.bits(I32V), [i] * 4 + [4 + i] * 4).bits(I16V)
 
 
+# of Q4_K and Q5_K: 6-bit scales and minima, from the words of d and dmin and of scales; four and four of both
+K4_SCALES = [[0, 0, 0, 4] * 2, [0x3F3F3F3F, 0x0F0F0F0F] * 4, [0, 0x30303030] * 4]
+
+
+def k4_scales(words: Value, table: Value) -> Value:
+    """Eight scales and eight minima from the first 16 bytes of a block, in each half; K4_SCALES are at `table`."""
+    words = unseen(words)
+    low = (pick(words, [1, 3, 2, 3, 5, 7, 6, 7]) >> table.load(I32V)) & (table + 32).load(I32V)
+    return (low | (pick(words, [1, 1, 2, 2, 5, 5, 6, 6]) >> 2) & (table + 64).load(I32V)).bits(I8V)
+
+
 def signed_products(x: Value, q: Value) -> Value:
     """Of bytes of the full range."""
     b = q.b

@@ -16,7 +16,17 @@ from llvmlite import ir
 from numba.core import types
 
 from localmoe.kernels.grids import of_sixteen, pick, table_of
-from localmoe.kernels.matvec_avx2 import dot2, nibbles, products, row_sum, signed_products, unseen, word
+from localmoe.kernels.matvec_avx2 import (
+    K4_SCALES,
+    dot2,
+    k4_scales,
+    nibbles,
+    products,
+    row_sum,
+    signed_products,
+    unseen,
+    word,
+)
 from localmoe.kernels.simd import AHEAD, emit_lookup, hidden, in_memory, intrinsic, lanes, splat
 from localmoe.kernels.tile import F16T, F32T, F32V, I8V, I16T, I16V, I32T, I32V, Cells, Value, fma, loop, zero
 from localmoe.quants.codebooks import nonlinear
@@ -120,23 +130,14 @@ def _q3_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
 # --- Q5_K: d dmin scales[12] qh[32] qs[128] -----------------------------------------------------------------------
 
 
-# 6-bit scales and minima, from the words of d and dmin and of scales: four and four of both
-_Q5_SCALES = [[0, 0, 0, 4] * 2, [0x3F3F3F3F, 0x0F0F0F0F] * 4, [0, 0x30303030] * 4]
 # bytes as int16: four scales twice each, four more, and the minima beside two sums of 16 each
 _Q5_BYTES = [*([first + i // 2 for i in range(8)] * 2 for first in (0, 4)), [8 + i // 2 for i in range(16)]]
-_Q5_TABLE = [_of_bytes([[at for i in row for at in (i, _SKIP)] for row in _Q5_BYTES]), _of_words(_Q5_SCALES)]
-
-
-def _q5_scales(o: Value, table: Value) -> Value:
-    """Eight scales and eight minima, in both halves."""
-    words = unseen(pick(o.load(_QUAD), [*range(4)] * 2))
-    low = (pick(words, [1, 3, 2, 3, 5, 7, 6, 7]) >> table.load(I32V)) & (table + 32).load(I32V)
-    return (low | (pick(words, [1, 1, 2, 2, 5, 5, 6, 6]) >> 2) & (table + 64).load(I32V)).bits(I8V)
+_Q5_TABLE = [_of_bytes([[at for i in row for at in (i, _SKIP)] for row in _Q5_BYTES]), _of_words(K4_SCALES)]
 
 
 def _q5_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
     b, fifths = o.b, (o + 16).load(I8V)
-    both, total = _q5_scales(o, table + 96), zero(b, I32V)
+    both, total = k4_scales(pick(o.load(_QUAD), [*range(4)] * 2), table + 96), zero(b, I32V)
     scales = [unseen(_bytes(both, (table + 32 * i).load(I8V))) for i in range(2)]
     for n in range(4):
         x = (o + 48 + 32 * n).load(I8V)

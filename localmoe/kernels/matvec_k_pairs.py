@@ -16,7 +16,7 @@ import numpy as np
 from llvmlite import ir
 
 from localmoe.kernels.grids import join, pick, table_of
-from localmoe.kernels.matvec_avx2 import dot2, products, row_sum, unseen, word
+from localmoe.kernels.matvec_avx2 import K4_SCALES, dot2, k4_scales, products, row_sum, unseen, word
 from localmoe.kernels.simd import AHEAD, emit_lookup, hidden, lanes, splat
 from localmoe.kernels.tile import F16T, F32T, F32V, I8V, I16V, I32T, I32V, I64T, Cells, Value, compiled, fma, loop, zero
 
@@ -24,11 +24,9 @@ _BYTE, _QUAD = ir.IntType(8), ir.VectorType(I32T, 4)
 _SIZE = 144
 _SUMS, _SCALES, _PITCH = 512, 544, 576  # of two blocks' activations: int8, sums of 32 as int16, scales as float32
 
-# 6-bit scales and minima, from the words of d and dmin and of scales: four and four of both
-_SHIFTS, _LOW, _HIGH = [0, 0, 0, 4] * 2, [0x3F3F3F3F, 0x0F0F0F0F] * 4, [0, 0x30303030] * 4
 # bytes as int16 twice each: word i of a half is what the vectors of sub-blocks i % 2 + 4 * (i // 2) and two more take
 _SPREAD = [at for first in (0, 2) for i in (0, 1, 4, 5) for at in (first + i, 0x80) * 2]
-_TABLE = np.concatenate([np.array(_SPREAD, np.uint8), np.array([*_SHIFTS, *_LOW, *_HIGH], "<u4").view(np.uint8)])
+_TABLE = np.concatenate([np.array(_SPREAD, np.uint8), np.array(K4_SCALES, "<u4").ravel().view(np.uint8)])
 
 
 def _both(x: Value, y: Value, mask: list[int]) -> Value:
@@ -77,19 +75,16 @@ def _block(o: Value, q: Value, scales: Value) -> Value:
 def _scales(o0: Value, o1: Value, table: Value) -> tuple[Value, Value]:
     """Eight scales and eight minima of two blocks, a half each; then what d and dmin are, alternating."""
     b = o0.b
-    words = [o.load(_QUAD) for o in (o0, o1)]
-    both = unseen(join(*words))
-    low = (pick(both, [1, 3, 2, 3, 5, 7, 6, 7]) >> (table + 32).load(I32V)) & (table + 64).load(I32V)
-    high = (pick(both, [1, 1, 2, 2, 5, 5, 6, 6]) >> 2) & (table + 96).load(I32V)
+    scales = k4_scales(join(o0.load(_QUAD), o1.load(_QUAD)), table + 32)
     heads = unseen(_crosswise(*(Value(b, splat(b, o.load(I32T).v, 4)) for o in (o0, o1))))
-    return low | high, Value(b, b.fpext(b.bitcast(heads.v, ir.VectorType(F16T, 8)), F32V))
+    return scales, Value(b, b.fpext(b.bitcast(heads.v, ir.VectorType(F16T, 8)), F32V))
 
 
 def _minima(scales: Value) -> Value:
     """The last eight bytes of each half as int16."""
     nothing = zero(scales.b, I8V)
     picks = [at for half in (8, 24) for i in range(8) for at in (half + i, 32)]
-    return _both(scales.bits(I8V), nothing, picks).bits(I16V)
+    return _both(scales, nothing, picks).bits(I16V)
 
 
 def _emit_rows(w: Value, act: Value, out: Value, r0: Value, r1: Value, n: Value) -> None:
@@ -114,7 +109,7 @@ def _emit_rows(w: Value, act: Value, out: Value, r0: Value, r1: Value, n: Value)
             d = d * (at + _SCALES).load(F32V)
             found: list[Value] = []
             for k, o in enumerate((o0, o1)):
-                half = pick(scales, [*range(4 * k, 4 * k + 4)] * 2).bits(I8V)
+                half = pick(scales.bits(I32V), [*range(4 * k, 4 * k + 4)] * 2).bits(I8V)
                 spread = Value(b, emit_lookup(b, half.v, table.load(I8V).v))
                 found.append(_block(o, at + 256 * k, unseen(spread)))
             folded = _crosswise(found[0], found[1]) + _both(found[0], found[1], [*range(4, 12)])
