@@ -35,21 +35,23 @@ case $said in *"Bus error"*) printf '%s\\r\\n' "$2";; esac
 def guarded_terminal() -> Iterator[None]:
     """While this lasts a small process waits beside the app and sets the terminal back if the app dies of anything."""
     guard = _guard()
-    told = guard is not None and guard.stdin is not None and not faulthandler.is_enabled()
-    if told and guard is not None and guard.stdin is not None:
+    if guard is None or guard.stdin is None:
+        yield
+        return
+    told = not faulthandler.is_enabled()
+    if told:
         faulthandler.enable(guard.stdin.fileno(), all_threads=False)
     try:
         yield
     finally:
         if told:
             faulthandler.disable()
-        if guard is not None and guard.stdin is not None:
-            with suppress(OSError):
-                guard.stdin.write(DONE)
-            with suppress(OSError):
-                guard.stdin.close()
-            with suppress(subprocess.TimeoutExpired):
-                guard.wait(1.0)
+        with suppress(OSError):
+            guard.stdin.write(DONE)
+        with suppress(OSError):
+            guard.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            guard.wait(1.0)
 
 
 def _guard() -> subprocess.Popen[bytes] | None:
