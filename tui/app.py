@@ -250,6 +250,11 @@ class LocalMoeApp(KeepingApp):
         elif self.chat is None and not isinstance(self.screen, ErrorScreen):
             self.exit()
 
+    def action_sessions(self) -> None:
+        """Go on with another chat that was kept."""
+        if (chats := self._chats()) is not None:
+            self.push_screen(chats, self._session_chosen)
+
     async def _session_chosen(self, chosen: Chosen | None) -> None:
         chat = self.chat
         if chosen is None or chat is None or (record := self._resumed(chosen.key)) is None:

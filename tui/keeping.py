@@ -16,7 +16,7 @@ from .options import AppOptions
 from .parameters import checked
 from .screens.chat import ChatScreen
 from .screens.dialogs import NoticeScreen
-from .screens.sessions import Chosen, SessionsScreen
+from .screens.sessions import SessionsScreen
 from .widgets.turns import shown_line
 
 _UNSAVED = (
@@ -88,22 +88,18 @@ class KeepingApp(App[None]):
             return None
         return chat
 
-    def action_sessions(self) -> None:
-        """Show the chats that were kept; where none can be, try again, and then keep the one on the screen."""
+    def _chats(self) -> SessionsScreen | None:
+        """The chats that were kept; where none can be, try again, and then keep the one on the screen."""
         chat = self._idle_chat()
         if chat is None:
-            return
+            return None
         if self._options.sessions is None:
             self.notify("Chats are not kept in this run (--no-save).", timeout=3)
-            return
+            return None
         if self.store is None:
             self._open_store()
         if self.store is None:
             self._tell_trouble()
-            return
+            return None
         chat.record.keep_in(self.store)
-        self.push_screen(SessionsScreen(self.store, chat.record.key), self._session_chosen)
-
-    async def _session_chosen(self, chosen: Chosen | None) -> None:
-        """Go on with a chat."""
-        raise NotImplementedError
+        return SessionsScreen(self.store, chat.record.key)
