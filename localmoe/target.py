@@ -34,6 +34,7 @@ _COMPILED = (
 
 # What LLVM does not ask an Arm system for: its list of the host's features knows no dot product on Linux, and nothing
 # elsewhere. (feature, word of Linux's auxiliary vector, its bit as in asm/hwcap.h, macOS's name)
+_PASSING = "localmoe-jit-"  # how a folder's name begins that takes the cache's place for one process
 _HWCAP, _HWCAP2 = 16, 26
 _ARM_FEATURES = (
     ("dotprod", _HWCAP, 20, b"hw.optional.arm.FEAT_DotProd"),
@@ -147,6 +148,11 @@ def cache_dir() -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError:  # a read-only home: compile anew for this process
-        folder = Path(tempfile.mkdtemp(prefix="localmoe-jit-"))
+        folder = Path(tempfile.mkdtemp(prefix=_PASSING))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def cache_is_kept() -> bool:
+    """Whether what is compiled is there again the next time."""
+    return not cache_dir().name.startswith(_PASSING)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from localmoe.target import cache_dir, on_compile
+from localmoe.target import cache_is_kept, on_compile
 
 SAID = "compiling kernels for this CPU: once for each kind of weights, for about half a minute"
 UNKEPT = "; they cannot be kept, since the cache folder cannot be written (LOCALMOE_CACHE names another)"
-UNKEPT_NAME = "localmoe-jit-"
-"""How the folder is called that takes the cache's place for one process."""
 
 
 @contextmanager
@@ -22,7 +20,7 @@ def compiling_said(progress: Callable[[str], None] | None) -> Iterator[None]:
         nonlocal said
         if not said and progress is not None:
             said = True
-            progress(SAID + (UNKEPT if cache_dir().name.startswith(UNKEPT_NAME) else ""))
+            progress(SAID + ("" if cache_is_kept() else UNKEPT))
 
     on_compile.append(say)
     try:

@@ -44,7 +44,7 @@ def test_kernels_that_cannot_be_kept_are_said(monkeypatch: pytest.MonkeyPatch, t
     """A cache folder that cannot be made: a folder for this process takes its place."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("LOCALMOE_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr("localmoe.engine.compiling.cache_dir", target.cache_dir.__wrapped__)
+    monkeypatch.setattr(target, "cache_dir", target.cache_dir.__wrapped__)
 
     @numba.njit  # localmoe.jit would take it from the cache the second time
     def one(x):  # type: ignore[no-untyped-def]
