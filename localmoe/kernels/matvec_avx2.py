@@ -1,27 +1,44 @@
-"""A row times one activation vector on AVX2, for blocks of 32 weights: eight blocks at a time.
+"""Rows times one activation vector on AVX2, for blocks of 32 weights: eight blocks at a time.
 
 Such a processor has neither a dot product nor many instructions a cycle for vectors of 32 bytes, so their number is
-what counts. The sums of pairs of eight blocks are added up across each other, as a transposition does it: what comes
-out is one vector with a block a lane, whose offset, scale and conversion take one instruction each.
+what counts. Two blocks share their vectors, a half each: one has the first 16 weights of both, another the last 16, as
+nibbles lie in a block, and a copy of the activations is brought into that order once for many rows. The sums of eight
+blocks are then added up across each other, as a transposition does it: what comes out is one vector with a block a
+lane, whose offset, scale and conversion take one instruction each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
 
-from localmoe.kernels.grids import half_power_of_two, of_sixteen, pick
-from localmoe.kernels.simd import AHEAD, Vec, call, emit_dot2, emit_pair_sums, intrinsic, lanes, suffix
-from localmoe.kernels.tile import F16T, F32T, F32V, I8V, I16T, I16V, I32T, I32V, Cells, Value, fma, loop, zero
+from localmoe.kernels.grids import half_power_of_two, join, of_sixteen, pick
+from localmoe.kernels.simd import AHEAD, Vec, call, emit_dot2, emit_pair_sums, hidden, lanes, suffix
+from localmoe.kernels.tile import (
+    F16T,
+    F32T,
+    F32V,
+    I8V,
+    I16T,
+    I16V,
+    I32T,
+    I32V,
+    I64T,
+    Cells,
+    Value,
+    compiled,
+    fma,
+    loop,
+    zero,
+)
 
-_NIBBLES = [0] * 4 + [4] * 4
-_QUAD = ir.VectorType(I32T, 4)
+_QUAD, _PAIR = ir.VectorType(I32T, 4), ir.VectorType(I64T, 2)
 
-Pairs = Callable[[Value, Value], Value]
-"""int16 sums of pairs of 32 products: of a block's address and its activations'."""
+Weights = Callable[[Value, Value], tuple[Value, Value]]
+"""The first 16 weights of two blocks and the last 16, of the blocks' addresses."""
 
 
 def products(unsigned: Value, q: Value) -> Value:
@@ -62,43 +79,54 @@ def signed_products(x: Value, q: Value) -> Value:
     return Value(b, emit_pair_sums(b, magnitude, signed))
 
 
-def nibbles(at: Value) -> Value:
-    """The low nibbles of 16 bytes, then the high ones: each half of the vector is shifted by itself."""
-    twice = pick(at.load(_QUAD), [*range(4)] * 2)
-    return (twice >> Value(at.b, ir.Constant(I32V, _NIBBLES))).bits(I8V) & 0x0F
+def _nibbles(o0: Value, o1: Value) -> tuple[Value, Value]:
+    """The low nibbles at two addresses of 16 bytes each, and the high ones."""
+    both = join(o0.load(_QUAD), o1.load(_QUAD))
+    return both.bits(I8V) & 0x0F, (both.bits(I16V) >> 4).bits(I8V) & 0x0F
 
 
-def four_bits(at: int) -> Pairs:
-    return lambda o, q: products(nibbles(o + at), q)
+def four_bits(at: int) -> Weights:
+    return lambda o0, o1: _nibbles(o0 + at, o1 + at)
 
 
-def five_bits(at: int) -> Pairs:
+def five_bits(at: int) -> Weights:
     """Nibbles from byte `at` on, their fifth bits in the four bytes before."""
 
-    def pairs(o: Value, q: Value) -> Value:
-        b = q.b
-        fifth = (o + (at - 4)).load_splat(I32T).bits(I8V)
+    def weights(o0: Value, o1: Value) -> tuple[Value, Value]:
+        b = o0.b
+        fifths = join(*((o + (at - 4)).load(_QUAD) for o in (o0, o1))).bits(I8V)
         mask = Value(b, ir.Constant(I8V, [1 << i % 8 for i in range(32)]))
-        bits = pick(fifth, [i // 8 for i in range(32)]) & mask
-        met = Value(b, b.sext(b.icmp_unsigned("==", bits.v, mask.v), I8V))
-        return products(nibbles(o + at) | (met & 0x10), q)
+        found = []
+        for side, four in enumerate(_nibbles(o0 + at, o1 + at)):
+            bits = pick(fifths, [i // 16 * 16 + 2 * side + i % 16 // 8 for i in range(32)]) & mask
+            met = Value(b, b.sext(b.icmp_unsigned("==", bits.v, mask.v), I8V))
+            found.append(four | (met & 0x10))
+        return found[0], found[1]
 
-    return pairs
+    return weights
 
 
-def of_values(at: int, values: Sequence[int], *, signed: bool) -> Pairs:
+def of_values(at: int, values: Sequence[int]) -> Weights:
     """Nibbles that stand for 16 values."""
-    multiply = signed_products if signed else products
-    return lambda o, q: multiply(of_sixteen([value & 0xFF for value in values], nibbles(o + at)), q)
+    table = [value & 0xFF for value in values]
+
+    def weights(o0: Value, o1: Value) -> tuple[Value, Value]:
+        first, last = (of_sixteen(table, four) for four in _nibbles(o0 + at, o1 + at))
+        return first, last
+
+    return weights
 
 
 # --- eight blocks' sums -------------------------------------------------------------------------------------
 
 
+def _ones(b: Any) -> Value:
+    return Value(b, ir.Constant(I16V, [1] * 16))
+
+
 def _quads(pairs: Value) -> Value:
     """int32 sums of two int16 each."""
-    b = pairs.b
-    return dot2(zero(b, I32V), pairs, Value(b, ir.Constant(I16V, [1] * 16)))
+    return dot2(zero(pairs.b, I32V), pairs, _ones(pairs.b))
 
 
 def _packed(x: Value, y: Value) -> Value:
@@ -113,42 +141,96 @@ def _added(x: Value, y: Value) -> Value:
     return even + odd
 
 
-def _four_sums(blocks: list[Callable[[], Value]], small: bool) -> Value:
-    """Sums of four blocks' pairs, in both halves of a vector what that half's were."""
-    if len(blocks) == 1:
-        return blocks[0]() if small else _quads(blocks[0]())
-    half = len(blocks) // 2
-    x, y = _four_sums(blocks[:half], small), _four_sums(blocks[half:], small)
-    if not small:
-        return _added(x, y)
-    both = _packed(_quads(x), _quads(y))
-    return both if len(blocks) == 2 else _quads(both)
+def _two_sums(weights: tuple[Value, Value], q: Value, bits: int) -> Value:
+    """Two blocks' sums, a half each: of four products as int16 if weights have so few bits, else of eight as int32."""
+    if bits <= 5:
+        return products(weights[0], q) + products(weights[1], q + 32)
+    first, last = signed_products(weights[0], q), signed_products(weights[1], q + 32)
+    return dot2(_quads(first), last, _ones(q.b))
 
 
-def eight_sums(blocks: list[Callable[[], Value]], small: bool) -> Value:
-    """int32 sums of eight blocks, one a lane. Of `small` weights, up to 31, sums of eight products fit in int16."""
-    x, y = _four_sums(blocks[:4], small), _four_sums(blocks[4:], small)
-    low, high = (Value(x.b, lanes(x.b, x.v, y.v, [*range(i, i + 4), *range(8 + i, 12 + i)])) for i in (0, 4))
-    return low + high
+def _eight_sums(weights: Weights, blocks: list[Value], q: Value, bits: int) -> Value:
+    """int32 sums of eight blocks, one a lane, of weights of so many bits and activations from `_copy_blocks`.
+
+    The sum of 8 products with weights of 5 bits fits in int16, that of 16 with weights of 4.
+    """
+
+    def two(k: int) -> Value:
+        return _two_sums(weights(blocks[k], blocks[k + 4]), q + 64 * k, bits)
+
+    if bits > 5:
+        return _added(_added(two(0), two(1)), _added(two(2), two(3)))
+    x, y = (_quads(_packed(_quads(two(k)), _quads(two(k + 1)))) for k in (0, 2))
+    return _quads(_packed(x, y)) if bits == 4 else _added(x, y)
+
+
+# --- activations ----------------------------------------------------------------------------------------------
+
+
+def on_stack(b: Any, n_bytes: Value) -> Value:
+    """The address of so many bytes, of which LLVM knows nothing."""
+    place = b.alloca(ir.IntType(8), n_bytes.v)
+    place.align = 64
+    return Value(b, hidden(b, b.ptrtoint(place, I64T)))
+
+
+def _copy_blocks(act: Value, n_blocks: Value, to: Value) -> None:
+    """Eights of blocks in the order of `_eight_sums`; then each that is left over, 16 zeros behind every 16 bytes."""
+    b, eights = act.b, n_blocks >> 3
+    with loop(b, eights) as i:
+        for block, side in product(range(8), (0, 1)):
+            at = i * 256 + (32 * block + 16 * side)
+            (to + i * 256 + (64 * (block % 4) + 32 * side + 16 * (block // 4))).store((act + at).load(_QUAD))
+    with loop(b, n_blocks & 7) as k:
+        for side in (0, 1):
+            half = (act + (eights << 8) + k * 32 + 16 * side).load(_QUAD)
+            (to + (eights << 8) + k * 64 + 32 * side).store(join(half, zero(b, _QUAD)))
 
 
 # --- rows -----------------------------------------------------------------------------------------------------
 
 
-def _halves(addresses: list[Value]) -> Value:
-    """The float16 at eight addresses, as float32."""
-    b, words = addresses[0].b, ir.Constant(ir.VectorType(I16T, 8), ir.Undefined)
-    for i, address in enumerate(addresses):
-        words = b.insert_element(words, address.load(I16T).v, I32T(i))
-    return Value(b, b.fpext(b.bitcast(words, ir.VectorType(F16T, 8)), F32V))
+def _blended(addresses: list[Value], kind: Any) -> Value:
+    """A vector of what lies at the addresses, lanes of `kind` in their order.
+
+    Each comes with its neighbours, from as many bytes before as its lane is from the first: what lies there are blocks
+    before it.
+    """
+    b, n = addresses[0].b, len(addresses)
+    vector, size = ir.VectorType(kind, n), kind.width // 8
+    x = addresses[0].load(vector)
+    for i, address in enumerate(addresses[1:], 1):
+        mask = [n + lane if lane == i else lane for lane in range(n)]
+        x = Value(b, lanes(b, x.v, (address - size * i).load(vector).v, mask))
+    return x
 
 
-def _powers(addresses: list[Value]) -> Value:
-    """2 ** (e - 128) of the exponents at eight addresses."""
-    b, exponents = addresses[0].b, ir.Constant(ir.VectorType(ir.IntType(8), 8), ir.Undefined)
-    for i, address in enumerate(addresses):
-        exponents = b.insert_element(exponents, address.load(ir.IntType(8)).v, I32T(i))
-    return half_power_of_two(Value(b, b.zext(exponents, I32V)))
+def _floats(halves: Value) -> Value:
+    """The float16 in eight int16 lanes, as float32."""
+    return Value(halves.b, halves.b.fpext(halves.b.bitcast(halves.v, ir.VectorType(F16T, 8)), F32V))
+
+
+def _scales(blocks: list[Value]) -> list[Value]:
+    """Of eight blocks that lie one behind the other: the float16 at their start."""
+    b, words = blocks[0].b, ir.Constant(ir.VectorType(I16T, 8), ir.Undefined)
+    for i, block in enumerate(blocks):
+        words = b.insert_element(words, block.load(I16T).v, I32T(i))
+    return [_floats(Value(b, words))]
+
+
+def _scales_and_minima(blocks: list[Value]) -> list[Value]:
+    """The two float16 at their start."""
+    b = blocks[0].b
+    parts = [(_blended(blocks[i : i + 4], I32T)).bits(ir.VectorType(I16T, 8)) for i in (0, 4)]
+    x, y = (pick(part, [0, 2, 4, 6, 1, 3, 5, 7]).bits(_PAIR) for part in parts)
+    return [_floats(Value(b, lanes(b, x.v, y.v, [i, 2 + i])).bits(ir.VectorType(I16T, 8))) for i in (0, 1)]
+
+
+def _powers(blocks: list[Value]) -> list[Value]:
+    """2 ** (e - 128) of the exponents in their first byte."""
+    b = blocks[0].b
+    exponents = _blended(blocks, I16T) & 0xFF
+    return [half_power_of_two(Value(b, b.zext(exponents.v, I32V)))]
 
 
 def row_sum(x: Value) -> Value:
@@ -159,23 +241,26 @@ def row_sum(x: Value) -> Value:
     return Value(x.b, call(x.b, f"llvm.vector.reduce.{name}.{suffix(kind)}", x.v.type.element, [*start, x.v]))
 
 
-def make_row(
-    size: int, pairs: Pairs, *, offset: int = 0, minimum: bool = False, small: bool = True, power: bool = False
+def make_rows(
+    name: str, size: int, weights: Weights, bits: int, *, offset: int = 0, minimum: bool = False, power: bool = False
 ) -> Any:
-    """An intrinsic row(o, act, n): one row's product from blocks of `size` bytes.
+    """An intrinsic rows((w, act, out, r0, r1, n_cols)): a matvec of blocks of `size` bytes.
 
-    Weights stand `offset` too high, or have a `minimum`, the float16 behind the scale; a `power` of two may be the
-    scale.
+    Weights of up to 5 `bits` are not negative: they stand `offset` too high, or have a `minimum`, the float16 behind
+    the scale; a `power` of two may be the scale.
     """
+    scales = _powers if power else _scales_and_minima if minimum else _scales
 
-    def sums_and_scales(blocks: list[Value], q: Value) -> tuple[Value, Value]:
-        sums = eight_sums([lambda i=i, o=o: pairs(o, q + 32 * i) for i, o in enumerate(blocks)], small)  # type: ignore[misc]
-        return sums, (_powers if power else _halves)(blocks)
-
-    def emit(o: Value, act: Value, n: Value) -> Value:
+    def alone(o: Value) -> list[Value]:
+        """One block's scale and minimum."""
         b = o.b
-        n_blocks, nothing = n >> 5, zero(b, F32V)
-        ds = act + n
+        if power:
+            exponents = Value(b, b.zext(o.load_splat(ir.IntType(8)).v, I32V))
+            return [Value(b, b.extract_element(half_power_of_two(exponents).v, I32T(0)))]
+        return [Value(b, b.fpext((o + at).load(F16T).v, F32T)) for at in (0, 2)[: 1 + minimum]]
+
+    def row(o: Value, q: Value, ds: Value, n_blocks: Value) -> Value:
+        b, nothing = o.b, zero(o.b, F32V)
         ss = ds + n_blocks * 4
         totals = Cells([nothing, nothing])
         with loop(b, n_blocks >> 3) as i:
@@ -183,36 +268,39 @@ def make_row(
             for line in range(-(-8 * size // 64)):
                 (at + AHEAD + 64 * line).prefetch(near=True)
             blocks = [at + size * k for k in range(8)]
-            sums, d = sums_and_scales(blocks, act + i * 256)
+            sums = _eight_sums(weights, blocks, q + i * 256, bits)
             total, mins = totals.get()
             if offset:
                 sums = sums - (ss + i * 32).load(I32V) * offset
+            d, *m = scales(blocks)
             total = fma(sums.to_f32(), d * (ds + i * 32).load(F32V), total)
-            if minimum:
-                m = _halves([block + 2 for block in blocks])
-                mins = fma(m, (ss + n_blocks * 4 + i * 32).load(F32V), mins)
+            if m:
+                mins = fma(m[0], (ss + n_blocks * 4 + i * 32).load(F32V), mins)
             totals.put([total, mins])
         total, mins = totals.get()
         rest = Cells([row_sum(total + mins)])
         first = n_blocks & -8
-        with loop(b, n_blocks & 7) as k:
+        with loop(b, Value(b, hidden(b, (n_blocks & 7).v))) as k:
             i = first + k
             at = o + i * size
-            found = row_sum(_quads(pairs(at, act + i * 32)))
+            sums = _two_sums(weights(at, at), q + first * 32 + k * 64, bits)
+            found = row_sum(_quads(sums) if bits <= 5 else sums)
             if offset:
                 found = found - (ss + i * 4).load(I32T) * offset
-            d = _powers([at] * 8) if power else _halves([at] * 8)
-            term = Value(b, b.extract_element(d.v, I32T(0))) * (ds + i * 4).load(F32T)
-            term = Value(b, b.fmul(b.sitofp(found.v, F32T), term.v))
-            if minimum:
-                m = Value(b, b.extract_element(_halves([at + 2] * 8).v, I32T(0)))
-                term = term + m * (ss + n_blocks * 4 + i * 4).load(F32T)
+            d, *m = alone(at)
+            term = Value(b, b.fmul(b.sitofp(found.v, F32T), (d * (ds + i * 4).load(F32T)).v))
+            if m:
+                term = term + m[0] * (ss + n_blocks * 4 + i * 4).load(F32T)
             rest.put([rest.get()[0] + term])
         return rest.get()[0]
 
-    @intrinsic
-    def row(typingctx: Any, o: Any, act: Any, n: Any) -> Any:
-        signature = types.float32(types.int64, types.int64, types.int64)
-        return signature, lambda ctx, b, sig, args: emit(*(Value(b, arg) for arg in args)).v
+    def emit(w: Value, act: Value, out: Value, r0: Value, r1: Value, n: Value) -> None:
+        b, n_blocks = w.b, n >> 5
+        q = on_stack(b, n + (n_blocks & 7) * 32)
+        _copy_blocks(act, n_blocks, q)
+        with loop(b, r1 - r0) as index:
+            r = r0 + index
+            (out + r * 4).store(row(w + r * (n_blocks * size), q, act + n, n_blocks))
 
-    return row
+    emit.__qualname__ = name
+    return compiled(emit, 6)

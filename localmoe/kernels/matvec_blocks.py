@@ -20,8 +20,9 @@ from numba.core import types
 
 from localmoe.jit import njit
 from localmoe.kernels.grids import half_power_of_two, of_sixteen
-from localmoe.kernels.matvec_avx2 import five_bits, four_bits, make_row, of_values
+from localmoe.kernels.matvec_avx2 import five_bits, four_bits, make_rows, of_values
 from localmoe.kernels.matvec_near import make_near
+from localmoe.kernels.matvec_rows import by_row
 from localmoe.kernels.simd import (
     AHEAD,
     DOT4_BIAS,
@@ -50,7 +51,6 @@ from localmoe.kernels.simd import (
     make_splat,
     mul,
     prefetch,
-    st_f32,
     to_f32,
 )
 from localmoe.kernels.tile import Value
@@ -252,53 +252,48 @@ def _make_row(four: Any, weights: Any, size: int, scales: Any = _four_halves, ne
 
 
 _less_8, _less_16 = _make_symmetric(8, dot4), _make_symmetric(16, dot4)
-_row_q8_0 = _make_row(_make_symmetric(DOT4_BIAS, dot4_biased), _q8_0_weights, 34)
+_rows_q8_0 = by_row(_make_row(_make_symmetric(DOT4_BIAS, dot4_biased), _q8_0_weights, 34), 32, 34)
 if ISA == "avx2":
-    _row_q4_0 = make_row(18, four_bits(2), offset=8)
-    _row_q5_0 = make_row(22, five_bits(6), offset=16)
-    _row_iq4_nl = make_row(18, of_values(2, nonlinear().tolist(), signed=True), small=False)
-    _row_mxfp4 = make_row(17, of_values(1, (e2m1() + 16).tolist(), signed=False), offset=16, power=True)
-    _row_q4_1 = make_row(20, four_bits(4), minimum=True)
-    _row_q5_1 = make_row(24, five_bits(8), minimum=True)
+    _rows_q4_0 = make_rows("rows_q4_0", 18, four_bits(2), 4, offset=8)
+    _rows_q5_0 = make_rows("rows_q5_0", 22, five_bits(6), 5, offset=16)
+    _rows_iq4_nl = make_rows("rows_iq4_nl", 18, of_values(2, nonlinear().tolist()), 8)
+    _rows_mxfp4 = make_rows("rows_mxfp4", 17, of_values(1, (e2m1() + 16).tolist()), 5, offset=16, power=True)
+    _rows_q4_1 = make_rows("rows_q4_1", 20, four_bits(4), 4, minimum=True)
+    _rows_q5_1 = make_rows("rows_q5_1", 24, five_bits(8), 5, minimum=True)
 else:
-    _row_q4_0 = _make_row(_less_8, _q4_0_weights, 18, near=make_near(18, 1, 2))
-    _row_q5_0 = _make_row(_less_16, _q5_0_weights, 22, near=make_near(22, 1, 6, fifth=2))
-    _row_iq4_nl = _make_row(_make_symmetric(DOT4_BIAS, dot4 if DOT4_BIAS else dot4s), _iq4_nl_weights, 18)
-    _row_mxfp4 = _make_row(_less_16, _mxfp4_weights, 17, _four_powers)
-    _row_q4_1 = _make_row(_four_with_minimum, _q4_1_weights, 20, _four_pairs, make_near(20, 2, 4))
-    _row_q5_1 = _make_row(_four_with_minimum, _q5_1_weights, 24, _four_pairs, make_near(24, 2, 8, fifth=4))
+    _iq4_dot = dot4 if DOT4_BIAS else dot4s
+    _rows_q4_0 = by_row(_make_row(_less_8, _q4_0_weights, 18, near=make_near(18, 1, 2)), 32, 18)
+    _rows_q5_0 = by_row(_make_row(_less_16, _q5_0_weights, 22, near=make_near(22, 1, 6, fifth=2)), 32, 22)
+    _rows_iq4_nl = by_row(_make_row(_make_symmetric(DOT4_BIAS, _iq4_dot), _iq4_nl_weights, 18), 32, 18)
+    _rows_mxfp4 = by_row(_make_row(_less_16, _mxfp4_weights, 17, _four_powers), 32, 17)
+    _rows_q4_1 = by_row(_make_row(_four_with_minimum, _q4_1_weights, 20, _four_pairs, make_near(20, 2, 4)), 32, 20)
+    _near_q5_1 = make_near(24, 2, 8, fifth=4)
+    _rows_q5_1 = by_row(_make_row(_four_with_minimum, _q5_1_weights, 24, _four_pairs, _near_q5_1), 32, 24)
 
 
 def matvec_q8_0(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> None:
-    for r in range(r0, r1):
-        st_f32(out + 4 * r, _row_q8_0(w + r * (n_cols // 32 * 34), act, n_cols))
+    _rows_q8_0((w, act, out, r0, r1, n_cols))
 
 
 def matvec_q4_0(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> None:
-    for r in range(r0, r1):
-        st_f32(out + 4 * r, _row_q4_0(w + r * (n_cols // 32 * 18), act, n_cols))
+    _rows_q4_0((w, act, out, r0, r1, n_cols))
 
 
 def matvec_q4_1(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> None:
-    for r in range(r0, r1):
-        st_f32(out + 4 * r, _row_q4_1(w + r * (n_cols // 32 * 20), act, n_cols))
+    _rows_q4_1((w, act, out, r0, r1, n_cols))
 
 
 def matvec_q5_0(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> None:
-    for r in range(r0, r1):
-        st_f32(out + 4 * r, _row_q5_0(w + r * (n_cols // 32 * 22), act, n_cols))
+    _rows_q5_0((w, act, out, r0, r1, n_cols))
 
 
 def matvec_q5_1(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> None:
-    for r in range(r0, r1):
-        st_f32(out + 4 * r, _row_q5_1(w + r * (n_cols // 32 * 24), act, n_cols))
+    _rows_q5_1((w, act, out, r0, r1, n_cols))
 
 
 def matvec_iq4_nl(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> None:
-    for r in range(r0, r1):
-        st_f32(out + 4 * r, _row_iq4_nl(w + r * (n_cols // 32 * 18), act, n_cols))
+    _rows_iq4_nl((w, act, out, r0, r1, n_cols))
 
 
 def matvec_mxfp4(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> None:
-    for r in range(r0, r1):
-        st_f32(out + 4 * r, _row_mxfp4(w + r * (n_cols // 32 * 17), act, n_cols))
+    _rows_mxfp4((w, act, out, r0, r1, n_cols))

@@ -18,6 +18,7 @@ from typing import Any
 from localmoe.jit import njit
 from localmoe.kernels.matvec_k_avx2 import row_q2_k, row_q3_k, row_q5_k, row_q6_k
 from localmoe.kernels.matvec_k_pairs import rows_q4_k
+from localmoe.kernels.matvec_rows import by_row
 from localmoe.kernels.simd import (
     AHEAD,
     HAS_LOOKUP,
@@ -352,21 +353,11 @@ def _q2_pair(acc, o0, o1, q0, q1, s0, s1, da):  # type: ignore[no-untyped-def]
     return sub(acc, mul(to_f32(mins), _of_lanes_1_3(d)))
 
 
-_row_q4_k = make_matvec_row(_make_q45_pair(_make_q4_block), 144)
-
-
-@njit(fast=True, inline=True)
-def _one_by_one(args):  # type: ignore[no-untyped-def]
-    w, act, out, r0, r1, n_cols = args
-    for r in range(r0, r1):
-        st_f32(out + 4 * r, _row_q4_k(w + r * (n_cols // 256 * 144), act, n_cols))
-
-
 # --- the kernels ------------------------------------------------------------------------------------------------
 
 _row_q2_k = row_q2_k if ISA == "avx2" else make_matvec_row(_q2_pair, 84)
 _row_q3_k = row_q3_k if ISA == "avx2" else make_matvec_row(_q3_pair, 110)
-_rows_q4_k = rows_q4_k if ISA == "avx2" else _one_by_one
+_rows_q4_k = rows_q4_k if ISA == "avx2" else by_row(make_matvec_row(_make_q45_pair(_make_q4_block), 144), 256, 144)
 _row_q5_k = row_q5_k if ISA == "avx2" else make_matvec_row(_make_q45_pair(_make_q5_block), 176)
 _row_q6_k = row_q6_k if ISA == "avx2" else make_matvec_row(_q6_pair, 210)
 

@@ -20,7 +20,6 @@ from localmoe.kernels.matvec_avx2 import (
     K4_SCALES,
     dot2,
     k4_scales,
-    nibbles,
     products,
     row_sum,
     signed_products,
@@ -52,6 +51,11 @@ def _picks(*, high: bool) -> list[list[int]]:
 def _twice(at: Value) -> Value:
     """Sixteen bytes in both halves of a vector."""
     return pick(at.load(_QUAD), [*range(4)] * 2).bits(I8V)
+
+
+def _nibbles(at: Value) -> Value:
+    """The low nibbles of 16 bytes, then the high ones: each half of the vector is shifted by itself."""
+    return (_twice(at).bits(I32V) >> Value(at.b, ir.Constant(I32V, [0] * 4 + [4] * 4))).bits(I8V) & 0x0F
 
 
 def _down(x: Value, by: int) -> Value:
@@ -187,7 +191,7 @@ def _iq4_xs_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
     at = Value(b, in_memory(b, _bytes(scales.bits(I8V), (table + 160).load(I8V)).v))
     values = [int(value) & 0xFF for value in nonlinear()]
     for i in range(8):
-        pairs = signed_products(of_sixteen(values, nibbles(o + 8 + 16 * i)), q + 32 * i)
+        pairs = signed_products(of_sixteen(values, _nibbles(o + 8 + 16 * i)), q + 32 * i)
         total = dot2(total, pairs, (at + 4 * i).load_splat(I32T).bits(I16V))
     return total
 

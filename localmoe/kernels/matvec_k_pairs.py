@@ -16,11 +16,11 @@ import numpy as np
 from llvmlite import ir
 
 from localmoe.kernels.grids import join, pick, table_of
-from localmoe.kernels.matvec_avx2 import K4_SCALES, dot2, k4_scales, products, row_sum, unseen, word
+from localmoe.kernels.matvec_avx2 import K4_SCALES, dot2, k4_scales, on_stack, products, row_sum, unseen, word
 from localmoe.kernels.simd import AHEAD, emit_lookup, hidden, lanes, splat
-from localmoe.kernels.tile import F16T, F32T, F32V, I8V, I16V, I32T, I32V, I64T, Cells, Value, compiled, fma, loop, zero
+from localmoe.kernels.tile import F16T, F32T, F32V, I8V, I16V, I32T, I32V, Cells, Value, compiled, fma, loop, zero
 
-_BYTE, _QUAD = ir.IntType(8), ir.VectorType(I32T, 4)
+_QUAD = ir.VectorType(I32T, 4)
 _SIZE = 144
 _SUMS, _SCALES, _PITCH = 512, 544, 576  # of two blocks' activations: int8, sums of 32 as int16, scales as float32
 
@@ -90,9 +90,7 @@ def _minima(scales: Value) -> Value:
 def _emit_rows(w: Value, act: Value, out: Value, r0: Value, r1: Value, n: Value) -> None:
     b, n_blocks = w.b, n >> 8
     n_pairs, stride = (n_blocks + 1) >> 1, n_blocks * _SIZE
-    copy = b.alloca(_BYTE, (n_pairs * _PITCH).v)
-    copy.align = 64
-    q = Value(b, hidden(b, b.ptrtoint(copy, I64T)))
+    q = on_stack(b, n_pairs * _PITCH)
     _copy(act, n, q)
     constants = table_of(b, "k_pairs", _TABLE)
     with loop(b, r1 - r0) as index:
