@@ -84,6 +84,8 @@ def eighth_sign(sevens: Value) -> Value:
         name = f"llvm.x86.vgf2p8affineqb.{8 * n}"
         return Value(sevens.b, call(sevens.b, name, sevens.v.type, [sevens.v, matrix, I8(0)]))
     odd = sevens ^ (sevens >> 4)
+    if HAS_LOOKUP:
+        return sevens | of_sixteen([0x80 * (i.bit_count() % 2) for i in range(16)], odd & 0x0F)
     odd = odd ^ (odd >> 2)
     return sevens | ((odd ^ (odd >> 1)) << 7)
 

@@ -15,6 +15,15 @@ from numba.core import cgutils, types
 from localmoe.jit import njit
 from localmoe.kernels import blocks256
 from localmoe.kernels.blocks256 import Block256
+from localmoe.kernels.matvec_iq_avx2 import (
+    row_iq1_m,
+    row_iq1_s,
+    row_iq2_s,
+    row_iq2_xs,
+    row_iq2_xxs,
+    row_iq3_s,
+    row_iq3_xxs,
+)
 from localmoe.kernels.matvec_k import make_matvec_row, spreads
 from localmoe.kernels.matvec_k_avx2 import row_iq4_xs
 from localmoe.kernels.simd import (
@@ -115,13 +124,13 @@ def _make_row(kind: Block256) -> Any:
 
 
 _row_iq4_xs = row_iq4_xs if ISA == "avx2" else _make_row(blocks256.IQ4_XS)
-_row_iq3_s = _make_row(blocks256.IQ3_S)
-_row_iq3_xxs = _make_row(blocks256.IQ3_XXS)
-_row_iq2_s = _make_row(blocks256.IQ2_S)
-_row_iq2_xs = _make_row(blocks256.IQ2_XS)
-_row_iq2_xxs = _make_row(blocks256.IQ2_XXS)
-_row_iq1_s = _make_row(blocks256.IQ1_S)
-_row_iq1_m = _make_row(blocks256.IQ1_M)
+_row_iq3_s = row_iq3_s if ISA == "avx2" else _make_row(blocks256.IQ3_S)
+_row_iq3_xxs = row_iq3_xxs if ISA == "avx2" else _make_row(blocks256.IQ3_XXS)
+_row_iq2_s = row_iq2_s if ISA == "avx2" else _make_row(blocks256.IQ2_S)
+_row_iq2_xs = row_iq2_xs if ISA == "avx2" else _make_row(blocks256.IQ2_XS)
+_row_iq2_xxs = row_iq2_xxs if ISA == "avx2" else _make_row(blocks256.IQ2_XXS)
+_row_iq1_s = row_iq1_s if ISA == "avx2" else _make_row(blocks256.IQ1_S)
+_row_iq1_m = row_iq1_m if ISA == "avx2" else _make_row(blocks256.IQ1_M)
 _row_tq1_0 = _make_row(blocks256.TQ1_0)
 _row_tq2_0 = _make_row(blocks256.TQ2_0)
 

@@ -75,7 +75,7 @@ def _up(x: Value, by: int) -> Value:
     return (x.bits(I16V) << by).bits(I8V)
 
 
-def _of_bytes(rows: list[list[int]]) -> npt.NDArray[np.uint8]:
+def of_bytes(rows: list[list[int]]) -> npt.NDArray[np.uint8]:
     return np.array(rows, np.uint8).ravel()
 
 
@@ -136,7 +136,7 @@ def _q3_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
 
 # bytes as int16: four scales twice each, four more, and the minima beside two sums of 16 each
 _Q5_BYTES = [*([first + i // 2 for i in range(8)] * 2 for first in (0, 4)), [8 + i // 2 for i in range(16)]]
-_Q5_TABLE = [_of_bytes([[at for i in row for at in (i, _SKIP)] for row in _Q5_BYTES]), _of_words(K4_SCALES)]
+_Q5_TABLE = [of_bytes([[at for i in row for at in (i, _SKIP)] for row in _Q5_BYTES]), _of_words(K4_SCALES)]
 
 
 def _q5_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
@@ -156,7 +156,7 @@ def _q5_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
 
 # bytes as the high half of int16: even ones twice each in a low half and odd ones in a high half, eight of sixteen
 _Q6_PICKS = [[first + half + 2 * (i // 2) for half in (0, 1) for i in range(8)] for first in (0, 8)]
-_Q6_TABLE = [_of_bytes([[at for i in row for at in (_SKIP, i)] for row in _Q6_PICKS])]
+_Q6_TABLE = [of_bytes([[at for i in row for at in (_SKIP, i)] for row in _Q6_PICKS])]
 
 
 def _q6_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
@@ -199,12 +199,14 @@ def _iq4_xs_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
-def _make_row(
-    size: int, sums: Sums, scale_at: int, divisor: int, table: list[npt.NDArray[np.uint8]], *, minimum: bool = False
+def make_row(
+    size: int, sums: Sums, scale: int | Callable[[Value], Value], divisor: float, table: list[npt.NDArray[np.uint8]],
+    *, minimum: bool = False,
 ) -> Any:  # fmt: skip
     """An intrinsic row(o, act, n): one row's product from blocks of `size` bytes.
 
-    At `scale_at` is a block's float16 scale; with a `minimum`, that of what odd lanes of `sums` take away is behind it.
+    At `scale` is a block's float16 scale, or code gives its bits; with a `minimum`, that of what odd lanes of `sums`
+    take away is behind it.
     """
     kind = I32T if minimum else I16T
     signs = [1 / divisor, -1 / divisor if minimum else 1 / divisor] * 4
@@ -217,9 +219,10 @@ def _make_row(
             at = o + i * size
             for line in range(-(-size // 64)):
                 (at + AHEAD + 64 * line).prefetch(near=True)
-            halves = splat(b, (at + scale_at).load(kind).v, 128 // kind.width)
-            d = Value(b, b.fpext(b.bitcast(halves, ir.VectorType(F16T, 8)), F32V)) * (ds + i * 4).load_splat(F32T)
             found = sums(at, act + i * 256, ds + n_blocks * 4 + i * 32, Value(b, hidden(b, constants.v)))
+            bits = scale(at) if callable(scale) else (at + scale).load(kind)
+            halves = splat(b, bits.v, 128 // kind.width)
+            d = Value(b, b.fpext(b.bitcast(halves, ir.VectorType(F16T, 8)), F32V)) * (ds + i * 4).load_splat(F32T)
             total.put([fma(found.to_f32(), d, total.get()[0])])
         return row_sum(total.get()[0] * Value(b, ir.Constant(F32V, signs)))
 
@@ -233,8 +236,8 @@ def _make_row(
 
 _TWICE = [4 * (i // 4) % 16 + i % 2 for i in range(32)]  # the low half of each int32 of a half, as both halves
 
-row_q2_k = _make_row(84, _q2_sums, 80, 16, [_of_bytes(_picks(high=False))], minimum=True)
-row_q3_k = _make_row(110, _q3_sums, 108, 256, [_of_bytes(_picks(high=True)), _of_words(_Q3_SCALES)])
-row_q5_k = _make_row(176, _q5_sums, 0, 1, _Q5_TABLE, minimum=True)
-row_q6_k = _make_row(210, _q6_sums, 208, 1, _Q6_TABLE)
-row_iq4_xs = _make_row(136, _iq4_xs_sums, 0, 1, [_of_words(_IQ4_XS_SCALES), _of_bytes([_TWICE])])
+row_q2_k = make_row(84, _q2_sums, 80, 16, [of_bytes(_picks(high=False))], minimum=True)
+row_q3_k = make_row(110, _q3_sums, 108, 256, [of_bytes(_picks(high=True)), _of_words(_Q3_SCALES)])
+row_q5_k = make_row(176, _q5_sums, 0, 1, _Q5_TABLE, minimum=True)
+row_q6_k = make_row(210, _q6_sums, 208, 1, _Q6_TABLE)
+row_iq4_xs = make_row(136, _iq4_xs_sums, 0, 1, [_of_words(_IQ4_XS_SCALES), of_bytes([_TWICE])])

@@ -1,0 +1,217 @@
+"""A row times one activation vector on AVX2, for the IQ types with a code book.
+
+Entries of four or eight bytes are blended out of loads that each have another one in its place; a code book has room
+before it and behind it for their neighbours. What signs negate is activations, which takes two instructions. Scales
+come out of a register that has them in both halves, in the instruction that adds pairs. Layouts: ggml-common.h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from localmoe.kernels import blocks256
+from localmoe.kernels.blocks256 import Block256
+from localmoe.kernels.grids import eighth_sign, pick, sevens_of, table_of, truncate, zero_extend
+from localmoe.kernels.matvec_avx2 import dot2, unseen, word
+from localmoe.kernels.matvec_k_avx2 import make_row, of_bytes
+from localmoe.kernels.simd import emit_lookup, emit_pair_sums, hidden, in_memory, lanes
+from localmoe.kernels.tile import I8V, I16V, I32T, I32V, I64T, Value, zero
+from localmoe.quants.codebooks import grid
+
+_I8, _I16 = ir.IntType(8), ir.IntType(16)
+_OCTET, _WORDS8, _QUAD = ir.VectorType(_I8, 8), ir.VectorType(_I16, 8), ir.VectorType(I32T, 4)
+_DOUBLE = ir.DoubleType()
+_ROOM = 16
+_SPREADS = of_bytes([[2 * j + i % 16 // 8 for i in range(32)] for j in range(8)])
+
+Place = Callable[[int], tuple[Value, Any]]
+"""The address of an entry's index in a block, and the index's type."""
+
+
+def _met(spread: Value) -> Value:
+    """Bytes of ones where bit i % 8 of byte i is set."""
+    b, ones = spread.b, Value(spread.b, ir.Constant(I8V, [1 << i % 8 for i in range(32)]))
+    return Value(b, b.sext(b.icmp_unsigned("==", (spread & ones).v, ones.v), I8V))
+
+
+def _eighths(x: Value, table: Value) -> Callable[[int], Value]:
+    """Bytes 4 j to 4 j + 3 of 32, eight times each: by the shuffles at `table`, of x with the first two of every four
+    in its low half."""
+    apart = unseen(pick(x, [4 * j + 2 * half + i for half in (0, 1) for j in range(8) for i in (0, 1)]))
+    return lambda j: Value(x.b, emit_lookup(x.b, apart.v, (table + 32 * j).load(I8V).v))
+
+
+def _kept(x: Value) -> Value:
+    """The address of a copy of x."""
+    return Value(x.b, in_memory(x.b, x.v))
+
+
+# --- indices --------------------------------------------------------------------------------------------------------
+
+
+def _words(low: Value, high: Value) -> Place:
+    """Indices of 32 low bytes and 32 high ones, kept in the order in which those come together."""
+    kept = []
+    for first in (0, 8):
+        mask = [at + of for half in (0, 16) for at in range(first + half, first + half + 8) for of in (0, 32)]
+        kept.append(_kept(Value(low.b, lanes(low.b, low.v, high.v, mask))))
+    return lambda i: (kept[i % 16 // 8] + 2 * (i // 16 * 8 + i % 8), _I16)
+
+
+def _iq2_xs_places(o: Value) -> Place:
+    kept = [_kept((o + at).load(I16V) & 511) for at in (2, 34)]
+    return lambda i: (kept[i // 16] + 2 * (i % 16), _I16)
+
+
+def _iq2_s_places(o: Value) -> Place:
+    h = zero_extend((o + 66).load(_OCTET), 32)
+    high = (h | (h << 6) | (h << 12) | (h << 18)) & 0x03030303
+    return _words((o + 2).load(I8V), high.bits(I8V))
+
+
+def _iq3_s_places(o: Value) -> Place:
+    halves = []
+    for k in (0, 1):
+        bits = pick((o + (66 + 4 * k)).load_splat(I32T).bits(I8V), [16 * (i // 16) + i // 8 for i in range(32)])
+        halves.append(_words((o + (2 + 32 * k)).load(I8V), _met(bits) & 1))
+    return lambda i: halves[i // 32](i % 32)
+
+
+def _iq1_s_places(o: Value) -> Place:
+    h = zero_extend((o + 34).load(_WORDS8), 32)
+    parts = [(h << (5 * k)) & (7 << (8 * k)) for k in range(4)]
+    return _words((o + 2).load(I8V), (parts[0] | parts[1] | parts[2] | parts[3]).bits(I8V))
+
+
+def _iq1_m_nibbles(o: Value) -> Value:
+    """The high bits of an index in three bits, in the fourth whether its entry is lowered."""
+    wide = zero_extend((o + 32).load(ir.VectorType(_I8, 16)), 16)
+    return ((wide & 0x0F) | ((wide << 4) & 0x0F00)).bits(I8V)
+
+
+# --- signs ----------------------------------------------------------------------------------------------------------
+
+
+def _iq2_xxs_signs(o: Value) -> Value:
+    words = (o + 2).load(ir.VectorType(I32T, 16))
+    return eighth_sign(sevens_of(pick(words, range(1, 16, 2))))
+
+
+def _iq2_xs_signs(o: Value) -> Value:
+    low, high = ((o + at).load(I16V) >> 9 for at in (2, 34))
+    return eighth_sign(truncate(Value(o.b, lanes(o.b, low.v, high.v, range(32))), 8))
+
+
+# --- sums of a block ------------------------------------------------------------------------------------------------
+
+
+def _make_entries(name: str, values: np.ndarray, places: Callable[[Value], Place]) -> Any:
+    """of_block(o)(j): the 32 bytes of a sub-block, entries of the code book `values`."""
+    width = values.shape[1]
+    room, per = np.zeros(_ROOM, np.uint8), 16 // width
+    table = np.concatenate([room, values.astype(np.uint8).ravel(), room])
+
+    def of_block(o: Value) -> Callable[[int], Value]:
+        b, place = o.b, places(o)
+        base = Value(b, hidden(b, table_of(b, f"avx2.{name}", table).v)) + _ROOM
+
+        def entry(number: int) -> Value:
+            at, kind = place(number)
+            return base + Value(b, b.zext(at.load(kind).v, I64T)) * width
+
+        def sixteen(first: int) -> Value:
+            if width == 8:  # a load and a shuffle in one, and no load of two cache lines
+                both = [entry(first + k).load(_DOUBLE).v for k in (0, 1)]
+                pair = ir.Constant(ir.VectorType(_DOUBLE, 2), ir.Undefined)
+                for k in (0, 1):
+                    pair = b.insert_element(pair, both[k], I32T(k))
+                return Value(b, b.bitcast(pair, _QUAD))
+            found = entry(first).load(_QUAD)
+            for k in range(1, 4):
+                mask = [lane + 4 * (lane == k) for lane in range(4)]
+                found = Value(b, lanes(b, found.v, (entry(first + k) - 4 * k).load(_QUAD).v, mask))
+            return found
+
+        def of_sub_block(j: int) -> Value:
+            low, high = (sixteen((2 * j + half) * per) for half in (0, 1))
+            return Value(b, lanes(b, low.v, high.v, range(8))).bits(I8V)
+
+        return of_sub_block
+
+    return of_block
+
+
+def _scaled(kind: Block256, o: Value, total: Value, pairs: Callable[[int], Value]) -> Value:
+    """The total plus eight sub-blocks' sums of pairs times their scales."""
+    scales = kind.scales(o)
+    fours = [[first + 2 * i + half for half in (0, 1) for i in (0, 0, 1, 1, 2, 2, 3, 3)] for first in (0, 8)]
+    apart = [unseen(pick(scales, four)) for four in fours]
+    for j in range(8):
+        total = dot2(total, pairs(j), word(apart[j // 4], j % 4))
+    return total
+
+
+def _make_signed(kind: Block256, name: str, places: Callable[[Value], Place], signs: Callable[[Value], Value]) -> Any:
+    entries = _make_entries(name, grid(name), places)
+
+    def sums(o: Value, q: Value, act_sums: Value, table: Value) -> Value:
+        b, entry, negative = o.b, entries(o), _eighths(signs(o), table)
+
+        def pairs(j: int) -> Value:
+            met = unseen(_met(negative(j)))
+            turned = ((q + 32 * j).load(I8V) ^ met) - met
+            return Value(b, emit_pair_sums(b, entry(j).v, turned.v))
+
+        return _scaled(kind, o, zero(b, I32V), pairs)
+
+    sums.__name__ = f"{name}_sums"
+    return make_row(kind.size, sums, kind.half, 1 / kind.factor, [_SPREADS])
+
+
+def _iq1_s_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
+    """Entries plus 1, times 8; what that adds is taken away, and an eighth added or taken, by the sums of 16."""
+    b, entry = o.b, _iq1_s_entries(o)
+    lowered = pick((o + 34).load(_WORDS8), [i // 2 for i in range(16)])
+    lowered = Value(b, b.ashr(lowered.v, lowered.constant(15)))
+    away = blocks256.IQ1_S.scales(o) * ((lowered << 1) - 7)
+    total = dot2(zero(b, I32V), sums.load(I16V), away)
+    return _scaled(
+        blocks256.IQ1_S, o, total,
+        lambda j: Value(b, emit_pair_sums(b, entry(j).v, (q + 32 * j).load(I8V).v)),
+    )  # fmt: skip
+
+
+def _iq1_m_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
+    """The same, but an eighth is added or taken for each entry: 8 * entry + 10, or 2 less."""
+    b, nibbles = o.b, _iq1_m_nibbles(o)
+    entry = _make_entries("IQ1_M", 8 * grid("IQ1_S") + 10, lambda o: _words(o.load(I8V), nibbles & 7))(o)
+    lowered = _eighths((nibbles & 8) >> 2, table)
+
+    def pairs(j: int) -> Value:
+        values = entry(j) - lowered(j)
+        return Value(b, emit_pair_sums(b, values.v, (q + 32 * j).load(I8V).v))
+
+    away = blocks256.IQ1_M.scales(o) * -9
+    return _scaled(blocks256.IQ1_M, o, dot2(zero(b, I32V), sums.load(I16V), away), pairs)
+
+
+_iq1_s_entries = _make_entries("IQ1_S", 8 * grid("IQ1_S") + 8, _iq1_s_places)
+
+row_iq3_s = _make_signed(blocks256.IQ3_S, "IQ3_S", _iq3_s_places, lambda o: (o + 74).load(I8V))
+row_iq3_xxs = _make_signed(
+    blocks256.IQ3_XXS,
+    "IQ3_XXS",
+    lambda o: lambda i: (o + (2 + i), _I8),
+    lambda o: eighth_sign(sevens_of((o + 66).load(ir.VectorType(I32T, 8)))),
+)
+row_iq2_s = _make_signed(blocks256.IQ2_S, "IQ2_S", _iq2_s_places, lambda o: (o + 34).load(I8V))
+row_iq2_xs = _make_signed(blocks256.IQ2_XS, "IQ2_XS", _iq2_xs_places, _iq2_xs_signs)
+row_iq2_xxs = _make_signed(
+    blocks256.IQ2_XXS, "IQ2_XXS", lambda o: lambda i: (o + (2 + 8 * (i // 4) + i % 4), _I8), _iq2_xxs_signs
+)
+row_iq1_s = make_row(50, _iq1_s_sums, blocks256.IQ1_S.half, 8, [_SPREADS])
+row_iq1_m = make_row(56, _iq1_m_sums, blocks256.IQ1_M.half, 8, [_SPREADS])
