@@ -26,14 +26,13 @@ _UNMEASURED = ("token_embd", "output")  # llama-imatrix has no data for them, an
 def column_weights(matrix: Imatrix | None, choices: Sequence[Choice], file_type: str, label: str) -> Weights:
     """Weights by tensor, float32 (matrices, columns), for tensors that change their type and that `matrix` holds.
 
-    UsageError: the file type needs a matrix and there is none. BadInputError: a width or a number of experts is another
-    than the model's, nothing in it is of this model, or a tensor is missing that its type needs.
+    BadInputError: a width or a number of experts is another than the model's, nothing in it is of this model, or a
+    tensor is missing that its type needs.
     """
-    needed = None if file_type == COPY else find_recipe(file_type).needs_imatrix
     if matrix is None:
-        _check_unneeded(choices, needed, file_type, label)
         return {}
-    if not any(choice.tensor.name in matrix.entries for choice in choices):
+    needed = _needed_by(file_type)
+    if not any(choice.tensor.imatrix_name in matrix.entries for choice in choices):
         raise BadInputError(
             "an importance matrix of another model: it has none of this model's tensors",
             file=matrix.label, got=visible(next(iter(matrix.entries))), expected=f"tensors of {visible(label)}",
@@ -55,14 +54,17 @@ def notices(matrix: Imatrix | None, choices: Sequence[Choice], weights: Weights)
     """What to announce: tensors that are encoded without weights, and experts that no activation reached."""
     if matrix is None:
         return
-    names = [choice.tensor.name for choice in _changing(choices) if category(choice.tensor.name) not in _UNMEASURED]
+    tensors = [one.tensor for one in _changing(choices) if category(one.tensor.name) not in _UNMEASURED]
+    names = [tensor.name for tensor in tensors]
     missing = [name for name in names if name not in weights]
     if missing:
         yield f"no importances for {len(missing)} of {len(names)} tensors, the first of them {missing[0]}"
-    for name in names:
-        unseen = matrix.entries[name].unseen if name in weights and not matrix.legacy else []
+    for tensor in tensors:
+        measured = tensor.name in weights and not matrix.legacy
+        unseen = matrix.entries[tensor.imatrix_name].unseen if measured else []
         if unseen:
-            yield f"{name}: no importances for experts {', '.join(map(str, unseen))}: all their columns weigh the same"
+            experts = ", ".join(map(str, unseen))
+            yield f"{tensor.name}: no importances for experts {experts}: all their columns weigh the same"
 
 
 def matrices(shape: Sequence[int]) -> int:
@@ -82,18 +84,25 @@ def _needs(choice: Choice, needed: Type | None) -> bool:
     return low and category(choice.tensor.name) not in _UNMEASURED
 
 
-def _check_unneeded(choices: Sequence[Choice], needed: Type | None, file_type: str, label: str) -> None:
+def lacks_matrix(choices: Sequence[Choice], file_type: str, label: str) -> UsageError | None:
+    """What there is to say of writing `file_type` without an importance matrix, None where none is needed."""
+    needed = _needed_by(file_type)
     for choice in _changing(choices):
         if _needs(choice, needed):
-            raise UsageError(
+            return UsageError(
                 f"{choice.type.name} in {file_type} needs an importance matrix: --imatrix FILE", file=label,
                 item=visible(choice.tensor.name),
             )  # fmt: skip
+    return None
+
+
+def _needed_by(file_type: str) -> Type | None:
+    return None if file_type == COPY else find_recipe(file_type).needs_imatrix
 
 
 def _weights(matrix: Imatrix, choice: Choice) -> np.ndarray | None:
     tensor = choice.tensor
-    weights = matrix.weights(tensor.name)
+    weights = matrix.weights(tensor.imatrix_name)
     if weights is None:
         return None
     shape = (matrices(tensor.shape), tensor.n_columns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -19,6 +19,7 @@ from localmoe.model.legacy_experts import expert_name, stacked_name
 from localmoe.model.weights import decodable_types, tensor_problems
 from localmoe.quants.formats import stored_format
 
+from .edits import override
 from .source import MetaValue, Piece, SourceModel, SourceTensor, row_runs
 
 _PIECE_BYTES = 16 << 20  # small enough that two threads end together, large enough to hide Python
@@ -27,13 +28,18 @@ _Held = deque[tuple[mmap.mmap, int, int]]
 _VIEWS = {Type.F32: np.float32, Type.F16: np.float16, Type.BF16: np.uint16}
 
 
-def gguf_source(gguf: GGUFFile, *, keep_split: bool = False, to_run: bool = False) -> SourceModel:
+def gguf_source(
+    gguf: GGUFFile, *, keep_split: bool = False, to_run: bool = False, user_keys: Mapping[str, MetaValue] | None = None
+) -> SourceModel:
     """Describe an open file, which must stay open until the model is written; `keep_split` keeps tensors in its order.
+
+    `user_keys` are set in the open file's metadata first (see `edits.override`).
 
     BadInputError: a key or tensor that its architecture needs is missing or wrong, as far as localmoe knows the
     architecture. With `to_run` also what localmoe could not compute with, as biases; without it such a model is
     rewritten for the programs that can.
     """
+    override(gguf, user_keys or {})
     label = visible(str(gguf.path))
     arch = gguf.metadata.get("general.architecture")
     if not isinstance(arch, str):
@@ -53,6 +59,7 @@ def gguf_source(gguf: GGUFFile, *, keep_split: bool = False, to_run: bool = Fals
         origin="gguf",
         files=gguf.parts,
         keep_order=keep_split,
+        user_keys=user_keys or {},
     )
 
 

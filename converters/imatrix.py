@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
-from localmoe.errors import BadInputError
+from localmoe.errors import BadInputError, UsageError
 from localmoe.gguf_file import GGUFFile, map_file, open_gguf, visible
 from localmoe.output_file import Notify, check_target, replacing, unheard
 
@@ -54,6 +54,21 @@ class Imatrix:
     chunk_size: int = 0
     legacy: bool = False
     label: str = ""
+
+    def only(self, include: Sequence[str], exclude: Sequence[str]) -> Imatrix:
+        """The entries whose names have one of `include` (any, without it) and none of `exclude` in them.
+
+        UsageError: nothing is left.
+        """
+        kept = {
+            name: entry
+            for name, entry in self.entries.items()
+            if (not include or any(part in name for part in include)) and not any(part in name for part in exclude)
+        }
+        if not kept:
+            option = "--include-weights" if include else "--exclude-weights"
+            raise UsageError("nothing is left of the importance matrix", file=visible(self.label), item=option)
+        return replace(self, entries=kept)
 
     def weights(self, name: str) -> np.ndarray | None:
         """Mean squared activations, float32 (matrices, columns), or None without an entry.

@@ -25,7 +25,7 @@ from localmoe.output_file import Notify, OutputFile, check_target, replacing_all
 from localmoe.progress import Progress, Silent
 from localmoe.quants.formats import FORMATS, format_of, stored_format
 
-from .column_weights import Weights, column_weights, matrices
+from .column_weights import Weights, column_weights, lacks_matrix, matrices
 from .column_weights import notices as weights_notices
 from .convert_rows import Rows, convert, prepare
 from .imatrix import Imatrix
@@ -106,10 +106,11 @@ def write_model(
     options = options or parse_options(pure=pure, overrides=overrides)
     name, work = _plan(model, file_type, options, imatrix, progress or Silent(), _threads(n_threads))
     choices, rows, weights = work.choices, work.rows, work.weights
+    _check(lacks_matrix(choices, name, model.label) if imatrix is None else None, dry_run, notify)
     ranges = cut([row.n_bytes for row in rows], [choice.tensor.part for choice in choices], split)
     paths = part_paths(out, len(ranges), split)
-    targets = [check_target(path, _inputs(model, imatrix), file=str(path)) for path in paths]
-    _check_requantizing(rows, allow_requantize, model.label)
+    targets = [check_target(path, [*_inputs(model, imatrix), *options.files], file=str(path)) for path in paths]
+    _check(None if allow_requantize else _requantizing(rows, model.label), dry_run, notify)
     notices = (*(c.notice for c in choices if c.notice), *weights_notices(imatrix, choices, weights))
     for line in notices:
         notify(line)
@@ -191,13 +192,22 @@ def _row(choice: Choice, label: str) -> WrittenTensor:
     return WrittenTensor(tensor.name, tensor.shape, tensor.type, choice.type, *sizes)
 
 
-def _check_requantizing(rows: Sequence[WrittenTensor], allowed: bool, label: str) -> None:
+def _check(problem: UsageError | None, dry_run: bool, notify: Notify) -> None:
+    """Raise what keeps the model from being written; where it will not be, only tell."""
+    if problem is not None and not dry_run:
+        raise problem
+    if problem is not None:
+        notify(str(problem))
+
+
+def _requantizing(rows: Sequence[WrittenTensor], label: str) -> UsageError | None:
     for row in rows:
-        if row.type != row.source_type and FORMATS[row.source_type].quantized and not allowed:
-            raise UsageError(
+        if row.type != row.source_type and FORMATS[row.source_type].quantized:
+            return UsageError(
                 "is quantized already, and quantizing it again loses quality: --allow-requantize does it anyway",
                 file=label, item=row.name, got=row.source_type.name, expected="F32, F16 or BF16",
             )  # fmt: skip
+    return None
 
 
 def _metadata(model: SourceModel, file_type: str, imatrix: Imatrix | None) -> dict[str, MetaValue]:
@@ -213,7 +223,8 @@ def _metadata(model: SourceModel, file_type: str, imatrix: Imatrix | None) -> di
             meta.pop(key, None)
     for key, value in numbers.items():
         meta[key] = MetaValue(value, GGUFValueType.UINT32)
-    for key, entry in (imatrix.quantize_keys() if imatrix else {}).items():
+    measured = imatrix.quantize_keys() if imatrix else {}
+    for key, entry in (*model.user_keys.items(), *measured.items(), *model.last_keys.items()):
         meta.pop(key, None)
         meta[key] = entry
     return meta

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType as Type
@@ -60,7 +61,10 @@ _70B_LAYERS = {"llama": 80, "qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may change: see `localmoe quantize --help`. `overrides` are (regular expression, type)."""
+    """What a user may change: see `localmoe quantize --help`. `overrides` are (regular expression, type).
+
+    `files` are those that this was read from, none of which may be written over.
+    """
 
     pure: bool = False
     overrides: tuple[tuple[re.Pattern[str], Type], ...] = ()
@@ -68,6 +72,7 @@ class Options:
     token_embedding_type: Type | None = None
     leave_output: bool = False
     has_imatrix: bool = False
+    files: tuple[Path, ...] = ()
 
     @property
     def named(self) -> list[str]:
@@ -122,6 +127,7 @@ def parse_options(
     output_type: str | None = None,
     token_embedding_type: str | None = None,
     leave_output: bool = False,
+    files: Sequence[Path] = (),
 ) -> Options:
     """Options from what a command line holds; UsageError for a type or expression that is none."""
     compiled = []
@@ -137,6 +143,7 @@ def parse_options(
         output_type=parse_type(output_type) if output_type else None,
         token_embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
         leave_output=leave_output,
+        files=tuple(files),
     )
 
 

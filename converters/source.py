@@ -5,8 +5,8 @@ Checkpoints, merge recipes and GGUF files are each turned into a `SourceModel`; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -33,7 +33,8 @@ class SourceTensor:
     """One tensor under its GGUF name: shape in NumPy order (slowest axis first) and the pieces that cover it in order.
 
     An expert stack has at least one piece an expert; no piece holds more than about `PIECE_BYTES`. `part` is the number
-    of the source's file that holds it, where that is split.
+    of the source's file that holds it, where that is split. `measured_as` is its name in an importance matrix, where
+    that is another.
     """
 
     name: str
@@ -41,11 +42,17 @@ class SourceTensor:
     type: GGMLQuantizationType
     pieces: Sequence[Piece]
     part: int = 0
+    measured_as: str = ""
 
     @property
     def n_columns(self) -> int:
         """Elements in a row: the fastest axis."""
         return self.shape[-1]
+
+    @property
+    def imatrix_name(self) -> str:
+        """Its name in an importance matrix."""
+        return self.measured_as or self.name
 
     @property
     def n_rows(self) -> int:
@@ -65,6 +72,7 @@ class SourceModel:
     the converter (tensors that are never quantized become F32, and F32, F16, BF16 and Q8_0 keep this order), from a
     "gguf" llama-quantize (those tensors keep their type, and the order is by layer, then by name). `files` are the
     files that pieces read, none of which may be written over. `keep_order` keeps tensors in this order in any case.
+    `user_keys` are keys that a user set, which come behind the file type, and `last_keys` come last.
     """
 
     metadata: dict[str, MetaValue]
@@ -75,6 +83,8 @@ class SourceModel:
     origin: Literal["checkpoint", "gguf"] = "checkpoint"
     files: tuple[Path, ...] = ()
     keep_order: bool = False
+    user_keys: Mapping[str, MetaValue] = field(default_factory=dict)
+    last_keys: Mapping[str, MetaValue] = field(default_factory=dict)
 
 
 def row_runs(n_rows: int, row_bytes: int, limit: int = PIECE_BYTES) -> Iterator[tuple[int, int]]:

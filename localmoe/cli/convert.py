@@ -12,12 +12,16 @@ from localmoe.cli.output_path import output_path
 from localmoe.cli.quantize import SplitMaxSize, SplitMaxTensors, summary, table
 from localmoe.cli.type_options import (
     AllowPickle,
+    ExcludeWeights,
     ImatrixFile,
+    IncludeWeights,
     LeaveOutputTensor,
     OutputTensorType,
     Pure,
     TensorType,
+    TensorTypeFile,
     TokenEmbeddingType,
+    importances,
     type_options,
 )
 
@@ -50,10 +54,13 @@ def convert(
     ] = None,
     pure: Pure = False,
     tensor_type: TensorType = None,
+    tensor_type_file: TensorTypeFile = None,
     output_tensor_type: OutputTensorType = None,
     token_embedding_type: TokenEmbeddingType = None,
     leave_output_tensor: LeaveOutputTensor = False,
     imatrix: ImatrixFile = None,
+    include_weights: IncludeWeights = None,
+    exclude_weights: ExcludeWeights = None,
     allow_pickle: AllowPickle = False,
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Quantize a GGUF that is quantized already; it loses quality.")
@@ -64,15 +71,16 @@ def convert(
     threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Threads that encode.")] = None,
 ) -> None:
     """Convert a checkpoint (or a GGUF) to a quantized GGUF in one pass; its path is printed when it is written."""
-    from localmoe.converters.imatrix import read_imatrix
     from localmoe.converters.split import parse_split
     from localmoe.errors import UsageError
     from localmoe.progress import TerminalProgress
 
     options: dict[str, Any] = {
         "split": parse_split(split_max_size, split_max_tensors), "dry_run": dry_run, "progress": TerminalProgress(),
-        "options": type_options(pure, tensor_type, output_tensor_type, token_embedding_type, leave_output_tensor),
-        "n_threads": threads, "imatrix": read_imatrix(imatrix) if imatrix is not None else None,
+        "options": type_options(
+        pure, tensor_type, tensor_type_file, output_tensor_type, token_embedding_type, leave_output_tensor
+    ),
+        "n_threads": threads, "imatrix": importances(imatrix, include_weights, exclude_weights),
     }  # fmt: skip
     if source.is_dir():
         report = _convert_folder(source, out, file_type, pre, allow_pickle, options)

@@ -13,12 +13,16 @@ from localmoe.cli.output_path import output_path
 from localmoe.cli.quantize import SplitMaxSize, SplitMaxTensors, summary, table
 from localmoe.cli.type_options import (
     AllowPickle,
+    ExcludeWeights,
     ImatrixFile,
+    IncludeWeights,
     LeaveOutputTensor,
     OutputTensorType,
     Pure,
     TensorType,
+    TensorTypeFile,
     TokenEmbeddingType,
+    importances,
     type_options,
 )
 
@@ -52,10 +56,13 @@ def franken(
     ] = None,
     pure: Pure = False,
     tensor_type: TensorType = None,
+    tensor_type_file: TensorTypeFile = None,
     output_tensor_type: OutputTensorType = None,
     token_embedding_type: TokenEmbeddingType = None,
     leave_output_tensor: LeaveOutputTensor = False,
     imatrix: ImatrixFile = None,
+    include_weights: IncludeWeights = None,
+    exclude_weights: ExcludeWeights = None,
     allow_pickle: AllowPickle = False,
     allow_requantize: Annotated[
         bool,
@@ -99,15 +106,16 @@ def franken(
     """
     from localmoe.converters.franken import build
     from localmoe.converters.franken_recipe import read_recipe
-    from localmoe.converters.imatrix import read_imatrix
     from localmoe.converters.split import parse_split
     from localmoe.errors import UsageError
     from localmoe.progress import TerminalProgress
 
     if report not in ("text", "json", "none"):
         raise UsageError("unknown form of report", item="--report", got=repr(report), expected="text, json or none")
-    options = type_options(pure, tensor_type, output_tensor_type, token_embedding_type, leave_output_tensor)
-    matrix = read_imatrix(imatrix) if imatrix is not None else None
+    options = type_options(
+        pure, tensor_type, tensor_type_file, output_tensor_type, token_embedding_type, leave_output_tensor
+    )
+    matrix = importances(imatrix, include_weights, exclude_weights)
     split = parse_split(split_max_size, split_max_tensors)
     built = build(
         read_recipe(recipe, _note), out, file_type, seed=seed, pre=pre, allow_pickle=allow_pickle, options=options,

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from localmoe.cli.output_path import output_path
+from localmoe.cli.quantize_arguments import place
 from localmoe.cli.type_options import (
+    ExcludeWeights,
     ImatrixFile,
+    IncludeWeights,
     LeaveOutputTensor,
     OutputTensorType,
     Pure,
     TensorType,
+    TensorTypeFile,
     TokenEmbeddingType,
+    importances,
     type_options,
 )
 
@@ -37,16 +41,24 @@ def quantize(
     source: Annotated[
         Path, typer.Argument(metavar="IN.gguf", help="The model to quantize (any part of a split one).", readable=False)
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="The file to write.", parser=output_path)],
+    out: Annotated[
+        str | None,
+        typer.Argument(metavar="OUT.gguf", help="The file to write; without it ggml-model-TYPE.gguf beside IN.gguf."),
+    ] = None,
     file_type: Annotated[
-        str, typer.Argument(metavar="TYPE", help="Q4_K_M, Q6_K, Q8_0, F16, ...; COPY keeps all types as they are.")
-    ],
+        str | None,
+        typer.Argument(metavar="TYPE", help="Q4_K_M, Q6_K, Q8_0, F16, ...; COPY keeps all types as they are."),
+    ] = None,
+    n_threads: Annotated[str | None, typer.Argument(metavar="THREADS", help="As --threads.")] = None,
     pure: Pure = False,
     tensor_type: TensorType = None,
+    tensor_type_file: TensorTypeFile = None,
     output_tensor_type: OutputTensorType = None,
     token_embedding_type: TokenEmbeddingType = None,
     leave_output_tensor: LeaveOutputTensor = False,
     imatrix: ImatrixFile = None,
+    include_weights: IncludeWeights = None,
+    exclude_weights: ExcludeWeights = None,
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Quantize tensors that are quantized already; they lose quality.")
     ] = False,
@@ -55,24 +67,43 @@ def quantize(
     keep_split: Annotated[
         bool, typer.Option("--keep-split", help="Write as many parts as the input has, with the same tensors each.")
     ] = False,
+    prune_layers: Annotated[
+        str | None, typer.Option("--prune-layers", metavar="L0,L1,...", help="Leave layers out. Use with care.")
+    ] = None,
+    override_kv: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--override-kv", metavar="KEY=TYPE:VALUE", help="Set a key of the metadata; TYPE: int, float, bool, str."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show sizes and types.")] = False,
+    max_buffer_size: Annotated[  # noqa: ARG001  less is used in any case
+        int | None, typer.Option(min=1, hidden=True, help="llama-quantize's; pieces are of 16 MB in any case.")
+    ] = None,
     threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Threads that encode.")] = None,
-) -> None:
+) -> None:  # fmt: skip
     """Quantize a GGUF, byte for byte as llama-quantize does; COPY merges the parts of a split one."""
+    from localmoe.converters.edits import parse_layers, parse_overrides, prune
     from localmoe.converters.gguf_source import gguf_source
-    from localmoe.converters.imatrix import read_imatrix
     from localmoe.converters.pipeline import write_model
     from localmoe.converters.split import parse_split
     from localmoe.gguf_file import open_gguf, visible
     from localmoe.progress import TerminalProgress
 
-    options = type_options(pure, tensor_type, output_tensor_type, token_embedding_type, leave_output_tensor)
+    target, file_type, n_last = place(source, out, file_type, n_threads)
+    options = type_options(
+        pure, tensor_type, tensor_type_file, output_tensor_type, token_embedding_type, leave_output_tensor
+    )
     split = parse_split(split_max_size, split_max_tensors, keep=keep_split)
-    matrix = read_imatrix(imatrix) if imatrix is not None else None
+    matrix = importances(imatrix, include_weights, exclude_weights)
+    keys = parse_overrides(override_kv or ())
+    layers = parse_layers(prune_layers) if prune_layers is not None else None
     with open_gguf(source) as gguf:
+        model = gguf_source(gguf, keep_split=keep_split, user_keys=keys)
         report = write_model(
-            gguf_source(gguf, keep_split=keep_split), out, file_type, options=options, imatrix=matrix, split=split,
-            allow_requantize=allow_requantize, dry_run=dry_run, progress=TerminalProgress(), n_threads=threads,
+            model if layers is None else prune(model, layers), target, file_type, options=options, imatrix=matrix,
+            split=split, allow_requantize=allow_requantize, dry_run=dry_run, progress=TerminalProgress(),
+            n_threads=threads or n_last,
         )  # fmt: skip
     if dry_run:
         print(table(report))
