@@ -18,7 +18,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
 from localmoe.errors import BadInputError, UsageError
-from localmoe.gguf_file import GGUFFile, map_file, open_gguf, visible
+from localmoe.gguf_file import GGUFFile, map_file, open_gguf, trimmed, visible
 from localmoe.output_file import Notify, check_target, replacing, unheard
 
 from .output import TensorHeader, header_bytes, padded
@@ -216,7 +216,7 @@ def write_imatrix(matrix: Imatrix, out: Path, notify: Notify = unheard) -> None:
         CHUNK_SIZE: MetaValue(matrix.chunk_size, GGUFValueType.UINT32),
     }
     tensors = list(_tensors(matrix))
-    headers = [TensorHeader(name, x.shape, GGMLQuantizationType.F32, x.nbytes) for name, x in tensors]
+    headers = [TensorHeader(name, trimmed(x.shape), GGMLQuantizationType.F32, x.nbytes) for name, x in tensors]
     with replacing(check_target(out, [], file=str(out)), notify) as file:
         file.write(header_bytes(metadata, headers))
         for _, x in tensors:

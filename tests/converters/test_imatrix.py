@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from localmoe.converters.imatrix import Entry, Imatrix, read_imatrix, write_imatrix
+from localmoe.converters.imatrix_combine import combine, write_legacy
 from localmoe.errors import BadInputError, FileError
 from localmoe.gguf_file import open_gguf
 
@@ -43,12 +44,12 @@ def test_the_gguf_form_comes_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_the_gguf_form_is_laid_out_as_llama_imatrix_does(tmp_path: Path) -> None:
-    """Tensors by name; sums {columns, matrices}, counts {1, matrices}, both F32 (save_imatrix)."""
+    """By name; sums {columns, matrices}, counts {1, matrices}, a last axis of 1 left out, F32 (save_imatrix)."""
     write_imatrix(matrix(), tmp_path / "m.gguf")
     with open_gguf(tmp_path / "m.gguf") as gguf:
         assert gguf.metadata["general.type"] == "imatrix"
         assert [(t.name, t.dims, t.type.name) for t in gguf.tensors.values()] == [
-            ("blk.0.attn_q.weight.in_sum2", (8, 1), "F32"), ("blk.0.attn_q.weight.counts", (1, 1), "F32"),
+            ("blk.0.attn_q.weight.in_sum2", (8,), "F32"), ("blk.0.attn_q.weight.counts", (1,), "F32"),
             ("blk.1.ffn_up_exps.weight.in_sum2", (6, 4), "F32"), ("blk.1.ffn_up_exps.weight.counts", (1, 4), "F32"),
         ]  # fmt: skip
 
@@ -119,3 +120,43 @@ def test_gguf_files_that_are_none_are_refused(tmp_path: Path) -> None:
             read_imatrix(path)
     with pytest.raises(FileError, match="cannot be opened"):
         read_imatrix(tmp_path / "none")
+
+
+def wide(seed: int, n: int = 2) -> dict[str, Entry]:
+    random = np.random.RandomState(seed)
+    return {
+        "blk.0.ffn_up_exps.weight": Entry(random.random_sample((n, 4)).astype(np.float32), random.randint(1, 99, n)),
+        "blk.0.attn_q.weight": Entry(random.random_sample((1, 3)).astype(np.float32), np.array([99])),
+        f"blk.{seed}.attn_k.weight": Entry(random.random_sample((1, 3)).astype(np.float32), np.array([0])),
+    }
+
+
+def test_matrices_add_up_and_keep_what_only_one_has() -> None:
+    a, b = Imatrix(wide(1), ("a.txt",), 3, 32), Imatrix(wide(2), ("b.txt",), 3, 32)
+    both = combine([a, b], 32)
+    assert (both.datasets, both.chunk_count, both.chunk_size) == (("a.txt", "b.txt"), 198 // 32, 32)
+    assert sorted(both.entries) == sorted(a.entries | b.entries)
+    for name, entry in both.entries.items():
+        parts = [m.entries[name] for m in (a, b) if name in m.entries]
+        np.testing.assert_array_equal(entry.counts, sum(part.counts for part in parts))
+        np.testing.assert_array_equal(entry.sums, sum(part.sums for part in parts))
+    with pytest.raises(BadInputError, match=r"another model, got 3 x 4, expected 2 x 4"):
+        combine([a, Imatrix(wide(1, 3), label="c")], 32)
+
+
+def test_the_older_form_counts_calls_of_a_chunk_each_for_all_experts(tmp_path: Path) -> None:
+    """As llama-imatrix: `ceil(most / chunk)` calls, nothing of a tensor without data, the last text's name."""
+    a = Imatrix(wide(1), ("a.txt", "b.txt"), 4, 32)
+    write_legacy(a, tmp_path / "a.dat")
+    back = read_imatrix(tmp_path / "a.dat")
+    assert (back.legacy, back.datasets, back.chunk_count) == (True, ("b.txt",), 4)
+    assert sorted(back.entries) == ["blk.0.attn_q.weight", "blk.0.ffn_up_exps.weight"]
+    for name, entry in back.entries.items():
+        counts = a.entries[name].counts
+        assert entry.counts.tolist() == [-(-int(counts.max()) // 32)]
+        np.testing.assert_allclose(back.weights(name).ravel(), a.weights(name).ravel(), rtol=1e-6)  # type: ignore[union-attr]
+    both = combine([a, back], 32)
+    up = both.entries["blk.0.ffn_up_exps.weight"]
+    calls = back.entries["blk.0.ffn_up_exps.weight"].counts[0]
+    np.testing.assert_array_equal(up.counts, a.entries["blk.0.ffn_up_exps.weight"].counts + 32 * calls)
+    assert up.sums.shape == (2, 4)

@@ -128,3 +128,36 @@ def test_the_command_writes_a_matrix_and_names_experts_without_data(
     before = path.read_bytes()
     assert main([*command, "-o", str(path)]) == 2
     assert path.read_bytes() == before
+
+
+def test_the_command_adds_matrices_up_and_leaves_chunks_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, text = write_tiny(tmp_path / "m.gguf"), tmp_path / "text"
+    text.write_text(TEXT)
+    out, total, rest = (str(tmp_path / name) for name in ("first.gguf", "both,2.gguf", "rest.dat"))
+    command = ["imatrix", "-m", str(path), "-f", str(text), "-c", str(N_CTX), "--no-ppl"]
+    assert main([*command, "--chunks", "2", "-o", out, "--output-frequency", "1"]) == 0
+    assert main([*command, "--chunk", "2", "--chunks", "2", "-o", total, "--in-file", out]) == 0
+    assert main([*command, "--chunks", "4", "-o", str(tmp_path / "whole.gguf")]) == 0
+    added, whole = read_imatrix(Path(total)), read_imatrix(tmp_path / "whole.gguf")
+    assert (added.chunk_count, added.datasets) == (4, (str(text), str(text)))
+    for name, entry in whole.entries.items():
+        np.testing.assert_array_equal(added.entries[name].counts, entry.counts)
+        np.testing.assert_allclose(added.entries[name].sums, entry.sums, rtol=1e-5)
+    joined = ["imatrix", "-c", str(N_CTX), "--in-file", f'{out},"{total}"', "--output-format", "dat", "-o", rest]
+    assert main(joined) == 0
+    assert read_imatrix(Path(rest)).chunk_count == 6
+    before = Path(out).read_bytes()
+    for arguments, said in {
+        ("--chunk", "99", "-m", str(path), "-f", str(text)): "error: --chunk: leaves too little of the text",
+        ("--in-file", out, "-o", out): f"error: {out}: input and output are the same file",
+        ("--output-format", "x"): "error: --output-format: no such form, got 'x', expected gguf or dat",
+        ("-m", str(path)): "error: a text is needed",
+        ("-f", str(text)): "error: which model?",
+        ("--in-file", out, "-c", "0"): "error: --ctx-size: the size of a chunk is needed",
+        ("--process-output",): "error: No such option: --process-output",
+    }.items():
+        capsys.readouterr()
+        assert main(["imatrix", "-o", str(tmp_path / "none"), "-c", str(N_CTX), *arguments]) == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith(said)
+    assert Path(out).read_bytes() == before
+    assert not (tmp_path / "none").exists()
