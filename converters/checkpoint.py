@@ -115,12 +115,13 @@ def find_file(folder: Path, name: str) -> Path | None:
 
 
 def read_text(folder: Path, name: str) -> str | None:
-    """A UTF-8 text file of the folder, or None when it does not exist."""
+    """A UTF-8 text file of the folder with "\\n" at the ends of lines, or None when it does not exist."""
     path = find_file(folder, name)
     if path is None:
         return None
     try:
-        return read_bounded(path, folder / name).decode("utf-8")
+        text = read_bounded(path, folder / name).decode("utf-8")
+        return text.replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise BadInputError("is not UTF-8", file=folder / name, item=f"byte {error.start}") from error
     except OSError as error:

@@ -115,7 +115,10 @@ class HParams:
 def read_hparams(config: dict[str, Any], file: Path, warn: Warn) -> HParams:
     """The validated hyperparameters in `config`, the content of `file`; BadInputError names the key that is wrong."""
     family = _family(config, file)
-    values = {**COMMON_DEFAULTS, **FAMILIES[family], **{k: v for k, v in config.items() if v is not None}}
+    given = {key: value for key, value in config.items() if value is not None}
+    if family == "mixtral" and "num_experts" in given:  # another name that transformers has for it
+        given.setdefault("num_local_experts", given["num_experts"])
+    values = {**COMMON_DEFAULTS, **FAMILIES[family], **given}
     _refuse_unsupported(values, file)
     size = _SizeReader(values, file)
     head_dim_given = "head_dim" in values or family != "mixtral"
@@ -244,6 +247,8 @@ def _rope(values: dict[str, Any], file: Path, warn: Warn) -> dict[str, Any]:
     rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise BadInputError("is not a table", file=file, item="rope_parameters", got=rope)
+    if isinstance(rope.get("full_attention"), dict):  # parameters of each kind of layer, of which one is kept
+        rope = rope["full_attention"]
     rope = {key: value for key, value in rope.items() if value is not None}
     rope.setdefault("rope_theta", values["rope_theta"])
     kind = rope.setdefault("rope_type", rope.get("type", "default"))

@@ -51,6 +51,8 @@ def open_layout(folder: Path, allow_pickle: bool, warn: Warn) -> Layout:
     """Open a checkpoint folder; BadInputError where it is none, or is pickled and that is not allowed."""
     names = _names(folder)
     config = read_json(folder, "config.json")
+    if config is not None and isinstance(config.get("text_config"), dict):
+        config |= config["text_config"]
     hugging_face = [kind for kind in (SAFETENSORS, PICKLED) if any(map(kind.has, names)) or kind.index in names]
     own = [name for name in names if name.startswith(MISTRALS.prefix) and name.endswith(_MISTRALS_SUFFIXES)]
     if config is not None and hugging_face:

@@ -183,6 +183,8 @@ def _template_keys(files: TokenizerFiles) -> dict[str, MetaValue]:
         template, file = _template_file(files)
     if template is None:
         return {}
+    if isinstance(template, dict):  # as transformers has them once they are read
+        template = [{"name": name, "template": text} for name, text in template.items()]
     entries = [{"name": "default", "template": template}] if isinstance(template, str) else template
     if not isinstance(entries, list) or not all(_is_named_template(entry) for entry in entries):
         raise BadInputError("is neither a text nor a list of named templates", file=file, item="chat_template")

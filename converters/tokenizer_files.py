@@ -107,12 +107,25 @@ def unnormalized_tokens(files: TokenizerFiles) -> set[str]:
 
 
 def listed_tokens(files: TokenizerFiles) -> list[tuple[int, str, bool]]:
-    """(id, content, special) of tokenizer.json's added tokens, in its order; [] without the file."""
+    """(id, content, special) of tokenizer.json's added tokens, in its order; [] without the file.
+
+    As tokenizers reads them: an empty one is none, and the second of two of one text has the first one's id.
+    BadInputError: two texts of one id.
+    """
     entries = (files.tokenizer or {}).get("added_tokens") or []
     file = files.folder / "tokenizer.json"
     if not isinstance(entries, list):
         raise BadInputError("is not a list", file=file, item="added_tokens")
-    return [_added_entry(entry, entry.get("id") if isinstance(entry, dict) else None, file) for entry in entries]
+    found: dict[int, tuple[int, str, bool]] = {}
+    ids: dict[str, int] = {}
+    for entry in entries:
+        token_id, token, special = _added_entry(entry, entry.get("id") if isinstance(entry, dict) else None, file)
+        token_id = ids.setdefault(token, token_id)
+        if token_id in found and found[token_id][1] != token:
+            raise BadInputError("two added tokens share an id", file=file, item=repr(token)[:80], got=token_id)
+        if token:
+            found[token_id] = (token_id, token, special)
+    return list(found.values())
 
 
 def configured_tokens(files: TokenizerFiles) -> list[tuple[int, str, bool]]:
@@ -122,7 +135,8 @@ def configured_tokens(files: TokenizerFiles) -> list[tuple[int, str, bool]]:
     if not isinstance(decoder, dict):
         raise BadInputError("is not a table", file=file, item="added_tokens_decoder")
     ids = {key: int(key) if key.isdecimal() and len(key) < 10 else None for key in decoder}
-    return [_added_entry(entry, ids[key], file) for key, entry in decoder.items()]
+    found = [_added_entry(entry, ids[key], file) for key, entry in decoder.items()]
+    return [entry for entry in found if entry[1]]
 
 
 def added_tokens_json(files: TokenizerFiles) -> dict[str, int]:

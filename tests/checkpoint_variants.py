@@ -182,4 +182,22 @@ VARIANTS: dict[str, Tiny] = {
         texts={"README.md": "---\nlicense: [mit, apache-2.0]\nbase_model: a/B-13B-v1.2\nlanguage: fr\ntags: t\n---\n"},
     ),
     "key-value-heads-absent": Tiny("llama", n_head_kv=4, config={"num_key_value_heads": None}),
+    "added-empty-and-twice": Tiny(
+        "llama",
+        n_vocab=_ROWS + 4,
+        texts={
+            "tokenizer.json": bpe_tokenizer(
+                added_tokens=[
+                    added_token(_ROWS - 1 + i, token, special=i < 2)
+                    for i, token in enumerate(("<|end|>", "<a>", "", "<a>"))
+                ]
+            ),
+            "tokenizer_config.json": _FAST | {"added_tokens_decoder": {f"{_ROWS + 1}": {"content": ""}}},
+        },
+    ),
+    "template-with-carriage-returns": Tiny("llama", texts={"chat_template.jinja": "{{ a }}\r\nb\rc\n"}),
+    "rope-of-each-kind-of-layer": Tiny(
+        "llama", version=5, config={"rope_parameters": {"full_attention": {"rope_theta": 5e5, "rope_type": "default"}}}
+    ),
+    "num-experts": Tiny(n_expert=5, config={"num_local_experts": None, "num_experts": 5}),
 }

@@ -65,7 +65,7 @@ def write_checkpoint(folder: Path, tiny: Tiny | None = None, **fields: Any) -> P
         texts["tokenizer_config.json"] = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}
     texts |= tiny.texts
     for name, text in texts.items():
-        (folder / name).write_text(text if isinstance(text, str) else json.dumps(text), encoding="utf-8")
+        (folder / name).write_bytes((text if isinstance(text, str) else json.dumps(text)).encode())
     tensors = {name: encode(dtype_of(name, tiny), x) for name, x in checkpoint_weights(tiny).items()}
     write_shards(folder, tensors, tiny.shards)
     return folder

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from localmoe.converters.tokenizer_files import decoded
+from localmoe.errors import BadInputError
 from tests.checkpoints import added_token, bpe_tokenizer, bpe_vocab
 
 from .test_vocab import keys
@@ -65,3 +66,23 @@ def test_a_class_has_names_of_its_own(
     )  # fmt: skip
     assert found["tokens"][FIRST : FIRST + len(tokens)] == tokens
     assert found["token_type"][FIRST:] == [3] * len(tokens) + [5] * (3 - len(tokens))
+
+
+def test_two_added_tokens_of_one_id_are_refused_and_of_one_text_are_one(tmp_path: Path) -> None:
+    """As tokenizers, which gives the second of one text the first one's id, and takes an empty one for none."""
+    twice = [added_token(FIRST, "<a>"), added_token(FIRST, "<b>")]
+    with pytest.raises(BadInputError, match=rf"'<b>': two added tokens share an id, got {FIRST}"):
+        keys(tmp_path / "twice", FIRST + 1, tokenizer=bpe_tokenizer(added_tokens=twice))
+    added = [added_token(FIRST, "<a>"), added_token(FIRST + 1, ""), added_token(FIRST + 2, "<a>")]
+    found = keys(
+        tmp_path / "once", FIRST + 3, tokenizer=bpe_tokenizer(added_tokens=added), tokenizer_config={"eos_token": "<a>"}
+    )
+    assert found["tokens"][FIRST:] == ["<a>", f"[PAD{FIRST + 1}]", f"[PAD{FIRST + 2}]"]
+    assert {name: value for name, value in found.items() if name.endswith("_token_id")} == {"eos_token_id": FIRST}
+
+
+def test_templates_in_a_table_are_named_ones(tmp_path: Path) -> None:
+    """As transformers has them once they are read."""
+    templates = {"chat_template": {"default": "A", "tool_use": "B"}}
+    found = keys(tmp_path, FIRST + 1, tokenizer=bpe_tokenizer(), tokenizer_config=templates)
+    assert (found["chat_template"], found["chat_template.tool_use"]) == ("A", "B")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 from localmoe.converters.hparams import HParams, model_keys, read_hparams, rope_factors
+from localmoe.converters.huggingface import load_source
 from localmoe.errors import BadInputError
-from tests.checkpoints import Tiny, config_json
+from tests.checkpoints import Tiny, config_json, write_checkpoint
 
 FILE = Path("config.json")
 
@@ -169,3 +171,13 @@ def test_configs_that_are_refused(config: dict[str, Any], message: str) -> None:
     """Each names its key."""
     with pytest.raises(BadInputError, match=message):
         read(tiny(**config))
+
+
+def test_the_numbers_of_a_text_config_are_the_models(tmp_path: Path) -> None:
+    """What llama.cpp's converter moves to the top."""
+    folder = write_checkpoint(tmp_path, Tiny("llama"))
+    numbers = json.loads((folder / "config.json").read_text())
+    outer = {"architectures": numbers.pop("architectures"), "text_config": numbers, "hidden_size": 1}
+    whole = load_source(folder, warn=lambda _: None)
+    (folder / "config.json").write_text(json.dumps(outer))
+    assert load_source(folder, warn=lambda _: None).metadata == whole.metadata
