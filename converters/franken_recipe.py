@@ -137,7 +137,7 @@ def _recipe(reader: _Reader, table: dict[str, Any]) -> Recipe:
     base = reader.source(table, "", "base_model")
     experts = _experts(reader, table.get("experts"), mode)
     n_used = table.get("experts_per_token")
-    n_used = 2 if n_used is None else n_used
+    n_used = 2 if n_used is None else _whole(n_used)
     if not isinstance(n_used, int) or isinstance(n_used, bool) or not 1 <= n_used <= len(experts):
         raise reader.error(
             "is not a usable number of experts", "experts_per_token", _shown(n_used), f"1 to {len(experts)}"
@@ -188,6 +188,13 @@ def _expert(reader: _Reader, value: Any, where: str, mode: str) -> RecipeExpert:
         residual_scale=reader.number(table, where, "residual_scale", 1.0),
         label=_shortened(label),
     )
+
+
+def _whole(value: Any) -> Any:
+    """A whole number that is spelled as text or with a point, as mergekit takes it; anything else as it is."""
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
+        return int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _shortened(text: str) -> str:

@@ -83,6 +83,12 @@ def test_a_number_that_yaml_reads_as_text(folder: Path) -> None:
     assert read(folder, text).experts[1].noise_scale == 0.001
 
 
+@pytest.mark.parametrize("spelled", ["'1'", "' 1 '", "1.0", "0x1", "!!str 1"])
+def test_a_number_of_experts_that_yaml_reads_as_another_kind(folder: Path, spelled: str) -> None:
+    """As mergekit-moe takes it."""
+    assert read(folder, yaml.safe_dump(fields()) + f"experts_per_token: {spelled}\n").n_used == 1
+
+
 def test_a_long_prompt_makes_a_short_label(folder: Path) -> None:
     label = read(folder, fields(experts=expert(positive_prompts=["word " * 40]))).experts[1].label
     assert len(label) <= 40
@@ -120,6 +126,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"experts_per_token": 3}, "experts_per_token: is not a usable number of experts, got 3, expected 1 to 2"),
     ({"experts_per_token": 0}, "experts_per_token"),
     ({"experts_per_token": True}, "experts_per_token"),
+    ({"experts_per_token": 1.5}, "experts_per_token: is not a usable number of experts, got 1.5"),
+    ({"experts_per_token": "two"}, "experts_per_token: is not a usable number of experts, got 'two'"),
+    ({"experts_per_token": float("inf")}, "experts_per_token: is not a usable number of experts, got inf"),
     ({"base_model": None}, "base_model: is not the path of a model"),
     ({"base_model": {"model": "other.gguf", "lora": "x"}}, "base_model.lora: LoRA"),
     ({"experts": None}, "experts: is not a list of experts, got nothing"),
