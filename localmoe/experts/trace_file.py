@@ -61,7 +61,7 @@ def save_recording(recording: Recording, path: str | os.PathLike[str]) -> None:
                 np.lib.format.write_array(member, np.ascontiguousarray(values, kind), allow_pickle=False)
     target = check_target(Path(path), [], file=str(path))
     with replacing(target) as out:
-        out.write(packed.getbuffer())
+        out.write(packed.getvalue())  # of a view that an error holds on to Python 3.13 complains
 
 
 @dataclass(frozen=True)
