@@ -13,7 +13,6 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from localmoe.errors import BadInputError, FileError, UsageError
-from localmoe.quants.transpose import transpose
 
 from . import names, pretokenizers
 from .card import general_keys
@@ -260,6 +259,8 @@ def _by_rows(matrix: Array) -> Array:
     """The matrix, its rows one after the other in memory: a transposed one is copied."""
     if matrix.ndim != 2 or matrix.flags.c_contiguous or not matrix.T.flags.aligned:
         return matrix
+    from localmoe.quants.transpose import transpose  # compiled: a folder that is refused needs no compiler
+
     bits = matrix.T.view(f"<u{matrix.itemsize}")
     out = np.empty(matrix.shape, bits.dtype)
     transpose(bits, out)

@@ -95,9 +95,10 @@ def _convert_folder(
     source: Path, out: Path, file_type: str, pre: str | None, allow_pickle: bool, options: dict[str, Any]
 ) -> WriteReport:
     from localmoe.converters.huggingface import load_source
-    from localmoe.converters.pipeline import write_model
 
     model = load_source(source, pre=pre, allow_pickle=allow_pickle, warn=_warn)
+    from localmoe.converters.pipeline import write_model  # later: it imports the compiler, 65 MB of memory
+
     return write_model(model, out, file_type, **options)
 
 
