@@ -46,7 +46,7 @@ CPUS = {
     "apple-m1": Cpu("neon", "+dotprod,+fullfp16,+lse", r"\bsdot\b", ARM_FOREIGN, ARM),
     "alderlake": Cpu("avxvnni", HASWELL + ",+avxvnni", r"\bvpdp(?:bu|ws)sd\b", AVX512),
     "haswell": Cpu("avx2", HASWELL, r"\bvpmaddubsw\b", AVX512 + r"|\bvpdp"),
-    "ivybridge": Cpu("generic", OLD, r"\bvpmul|\bvpmadd", AVX512 + r"|\bvpdp|\bvfn?m(?:add|sub)|\bvp.*%ymm"),
+    "ivybridge": Cpu("generic", OLD, r"\bvpmul|\bvpmadd", AVX512 + r"|\bvpdp|\bvfn?m(?:add|sub)|\bvp(?!ermil).*%ymm"),
 }
 
 

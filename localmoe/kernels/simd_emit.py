@@ -148,10 +148,15 @@ def plain_dot(b: Any, acc: Any, widen: Any, x: Any, y: Any) -> Any:
     return acc
 
 
+def _accumulated(b: Any, name: str, acc: Any, x: Any, y: Any) -> Any:
+    """VNNI's instruction, with bytes and int16 as int32: LLVM takes no others before 22, and since then both."""
+    return call(b, f"llvm.x86.avx512.{name}", acc.type, [acc, b.bitcast(x, acc.type), b.bitcast(y, acc.type)])
+
+
 def _dot4(b: Any, acc: Any, unsigned: Any, signed: Any) -> Any:
     n = acc.type.count
     if (ISA == "avx512vnni" and n in (4, 8, 16)) or (ISA == "avxvnni" and n in (4, 8)):
-        return call(b, f"llvm.x86.avx512.vpdpbusd.{32 * n}", acc.type, [acc, unsigned, signed])
+        return _accumulated(b, f"vpdpbusd.{32 * n}", acc, unsigned, signed)
     if ISA == "avx2" and n == 8:
         return _dot2(b, acc, _pair_sums(b, unsigned, signed), ir.Constant(ir.VectorType(I16T, 16), [1] * 16))
     if ISA == "neon" and n == 4:  # bytes up to 127 are the same signed
@@ -177,7 +182,7 @@ def _dot4s(b: Any, acc: Any, x: Any, y: Any) -> Any:
 def _dot2(b: Any, acc: Any, x: Any, y: Any) -> Any:
     n = acc.type.count
     if (ISA == "avx512vnni" and n in (4, 8, 16)) or (ISA == "avxvnni" and n in (4, 8)):
-        return call(b, f"llvm.x86.avx512.vpdpwssd.{32 * n}", acc.type, [acc, x, y])
+        return _accumulated(b, f"vpdpwssd.{32 * n}", acc, x, y)
     if ISA == "avx2" and n == 8:
         return b.add(acc, call(b, "llvm.x86.avx2.pmadd.wd", acc.type, [x, y]))
     return plain_dot(b, acc, b.sext, x, y)
