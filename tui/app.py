@@ -15,6 +15,7 @@ from textual import on
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 from textual.command import Provider
+from textual.driver import Driver
 from textual.screen import Screen
 
 from localmoe.errors import LocalMoeError, UsageError
@@ -228,6 +229,15 @@ class LocalMoeApp(KeepingApp):
     ) -> str | None:
         """Save a picture of the screen where the app was started: a folder for downloads may not be there."""
         return super().deliver_screenshot(filename, path or str(Path.cwd()), time_format)
+
+    def get_driver_class(self) -> type[Driver]:
+        """On Linux one without threads of its own, unless the environment names another."""
+        found = super().get_driver_class()
+        if sys.platform == "linux" and found.__module__ == "textual.drivers.linux_driver":
+            from .driver import LoopDriver
+
+            return LoopDriver
+        return found
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
         if action == "open_before":
