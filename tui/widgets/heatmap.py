@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -321,16 +320,20 @@ class Heatmap(OwnLines, Widget):
         self.post_message(self.Pointed(None, None))
 
 
-def _runs(
-    row: NDArray[np.integer[Any]], cell: int, apart: NDArray[np.bool_] | None = None
-) -> Iterator[tuple[int, int]]:
+def _runs(row: NDArray[np.integer[Any]], cell: int, apart: NDArray[np.bool_] | None = None) -> list[tuple[int, int]]:
     """Values of a row of cells and the columns they take; equal neighbours together, unless they stand `apart`."""
-    new = row[1:] != row[:-1]
-    if apart is not None:
-        new |= apart[1:] | apart[:-1]
-    starts = np.concatenate(([0], np.flatnonzero(new) + 1))
-    widths = np.diff(starts, append=row.size) * cell
-    return zip(row[starts].tolist(), widths.tolist(), strict=True)
+    alone = [False] * row.size if apart is None else apart.tolist()
+    runs: list[tuple[int, int]] = []
+    last, closed, width = -1, False, 0
+    for value, lone in zip(row.tolist(), alone, strict=True):
+        if value == last and not (lone or closed):
+            width += cell
+        else:
+            if width:
+                runs.append((last, width))
+            last, width = value, cell
+        closed = lone
+    return [*runs, (last, width)]
 
 
 def _same(one: NDArray[np.bool_] | None, other: NDArray[np.bool_] | None) -> bool:
