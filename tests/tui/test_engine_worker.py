@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import sys
 import threading
 import time
 from typing import Any
@@ -67,4 +69,21 @@ def test_a_stop_reaches_into_a_batch_of_the_prompt():
     assert model.interrupted
     model.gate.release()
     assert ended(news).stop_reason == "cancelled"
+    worker.close()
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.sched_getscheduler(0) != os.SCHED_OTHER, reason="Linux's scheduling policies"
+)
+def test_the_engines_thread_gives_way_and_others_are_as_they_were():
+    seen: queue.Queue[int] = queue.Queue()
+
+    def load(_: Any) -> FakeModel:
+        seen.put(os.sched_getscheduler(0))
+        return FakeModel()
+
+    worker = EngineWorker(load, lambda _: None)
+    worker.start()
+    assert seen.get(timeout=60) == os.SCHED_BATCH
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
     worker.close()
