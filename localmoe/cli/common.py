@@ -16,6 +16,7 @@ import typer
 from numpy.typing import NDArray
 
 from localmoe.cli.app import one_line
+from localmoe.cli.cut_off import tell_when_cut_off
 from localmoe.cli.text_input import read_utf8
 from localmoe.engine.sampling import INTEGERS, SamplingParams
 from localmoe.errors import UsageError
@@ -176,6 +177,7 @@ def open_model(path: Path, load: dict[str, Any]) -> Model:
     import localmoe
 
     model = localmoe.load(str(path), progress=say, **load)
+    tell_when_cut_off(path)
     trained = model.config.n_ctx_train
     if model.n_ctx > trained:
         say(f"note: a context of {model.n_ctx} is more than the {trained} tokens the model was trained on")

@@ -94,20 +94,24 @@ def convert(
 def _convert_folder(
     source: Path, out: Path, file_type: str, pre: str | None, allow_pickle: bool, options: dict[str, Any]
 ) -> WriteReport:
+    from localmoe.cli.cut_off import tell_when_cut_off
     from localmoe.converters.huggingface import load_source
 
     model = load_source(source, pre=pre, allow_pickle=allow_pickle, warn=_warn)
     from localmoe.converters.pipeline import write_model  # later: it imports the compiler, 65 MB of memory
 
+    tell_when_cut_off(source)
     return write_model(model, out, file_type, **options)
 
 
 def _convert_gguf(source: Path, out: Path, file_type: str, options: dict[str, Any]) -> WriteReport:
+    from localmoe.cli.cut_off import tell_when_cut_off
     from localmoe.converters.gguf_source import gguf_source
     from localmoe.converters.pipeline import write_model
     from localmoe.gguf_file import open_gguf
 
     with open_gguf(source) as gguf:
+        tell_when_cut_off(source)
         return write_model(gguf_source(gguf), out, file_type, **options)
 
 

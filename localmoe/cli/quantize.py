@@ -83,6 +83,7 @@ def quantize(
     threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Threads that encode.")] = None,
 ) -> None:  # fmt: skip
     """Quantize a GGUF, byte for byte as llama-quantize does; COPY merges the parts of a split one."""
+    from localmoe.cli.cut_off import tell_when_cut_off
     from localmoe.converters.edits import parse_layers, parse_overrides, prune
     from localmoe.converters.gguf_source import gguf_source
     from localmoe.converters.pipeline import write_model
@@ -99,6 +100,7 @@ def quantize(
     keys = parse_overrides(override_kv or ())
     layers = parse_layers(prune_layers) if prune_layers is not None else None
     with open_gguf(source) as gguf:
+        tell_when_cut_off(source)
         model = gguf_source(gguf, keep_split=keep_split, user_keys=keys)
         report = write_model(
             model if layers is None else prune(model, layers), target, file_type, options=options, imatrix=matrix,

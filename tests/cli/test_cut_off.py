@@ -1,0 +1,109 @@
+"""A model's file that is cut off or replaced while a command has it open, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from localmoe.cli.cut_off import WHY
+from localmoe.cli.default_model import tiny_model_path
+
+from ..tiny import write_tiny
+from ..tui.settling import DEADLINE
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="/proc says which files are mapped")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return Path(shutil.copy(tiny_model_path(), tmp_path / "m.gguf"))
+
+
+def plain_env() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONFAULTHANDLER"}
+
+
+class Command:
+    """A command that waits for standard input once its model is open."""
+
+    def __init__(self, *arguments: str, model: Path) -> None:
+        program = [sys.executable, "-m", "localmoe", *arguments]
+        self.process = subprocess.Popen(
+            program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=plain_env()
+        )
+        maps, end = Path(f"/proc/{self.process.pid}/maps"), time.monotonic() + DEADLINE
+        while str(model) not in maps.read_text():
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    def answer(self, text: str = "") -> tuple[int, str, str]:
+        """Exit code, standard output and error after it is given this text, and no more."""
+        out, err = self.process.communicate(text.encode(), DEADLINE)
+        return self.process.returncode, out.decode(), err.decode()
+
+
+def test_a_chat_whose_file_is_cut_off_says_so(model: Path) -> None:
+    write_tiny(model, vocab="bpe")
+    command = Command("chat", "--no-save", "-m", str(model), "-n", "5", model=model)
+    time.sleep(2.0)  # open, it waits for a message
+    os.truncate(model, 4096)
+    code, _, err = command.answer("The keeper\n")
+    assert (code, err.splitlines()[-1]) == (4, f"error: {model}: {WHY}")
+
+
+def test_a_measurement_whose_file_is_cut_off_says_so_once(model: Path) -> None:
+    """Several threads come to the end of the file at the same time."""
+    command = Command("bench", "-m", str(model), "-r", "1000", "-t", "2", model=model)
+    time.sleep(2.0)
+    os.truncate(model, 4096)
+    code, out, err = command.answer()
+    assert code == 4
+    assert err.count("error:") == 1
+    assert err.endswith(f"error: {model}: {WHY}\n")
+    assert "error" not in out
+
+
+def test_a_file_that_is_replaced_is_read_on_as_it_was(model: Path) -> None:
+    write_tiny(model, vocab="bpe")
+    command = Command("chat", "--no-save", "-m", str(model), "-n", "5", "--temp", "0", model=model)
+    (model.parent / "new").write_bytes(b"not a model")
+    os.replace(model.parent / "new", model)
+    code, out, _ = command.answer("The keeper\n")
+    assert code == 0
+    assert out.strip()
+
+
+CUT = """
+import os, sys
+from localmoe.cli.app import main
+from localmoe.converters import pipeline
+write_model = pipeline.write_model
+def cut(*arguments, **options):
+    os.truncate(sys.argv[1], 4096)
+    return write_model(*arguments, **options)
+pipeline.write_model = cut
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("after", [["OUT", "Q8_0"], ["-o", "OUT", "--type", "Q8_0"]], ids=["quantize", "convert"])
+def test_a_source_that_is_cut_off_leaves_the_older_output(
+    model: Path, tmp_path: Path, request: pytest.FixtureRequest, after: list[str]
+) -> None:
+    """What a command writes stands under another name until it is whole."""
+    (out := tmp_path / "out.gguf").write_bytes(b"as it was")
+    name = request.node.callspec.id
+    options = [str(out) if option == "OUT" else option for option in after]
+    ended = subprocess.run(
+        [sys.executable, "-c", CUT, str(model), name, "--allow-requantize", str(model), *options],
+        capture_output=True, text=True, env=plain_env(), timeout=DEADLINE, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (4, f"error: {model}: {WHY}")
+    assert out.read_bytes() == b"as it was"
