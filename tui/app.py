@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from textual import on
+from textual import events, on
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
 from textual.command import Provider
@@ -229,6 +229,14 @@ class LocalMoeApp(KeepingApp):
     ) -> str | None:
         """Save a picture of the screen where the app was started: a folder for downloads may not be there."""
         return super().deliver_screenshot(filename, path or str(Path.cwd()), time_format)
+
+    @on(events.DeliveryFailed)
+    def picture_failed(self, event: events.DeliveryFailed) -> None:
+        """Say which folder it was and what is wrong with it, which Textual does not."""
+        event.prevent_default()
+        error = event.exception
+        said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        self.notify(shown_line(said), title="No picture was saved", severity="error", timeout=8, markup=False)
 
     def get_driver_class(self) -> type[Driver]:
         """On Linux one without threads of its own, unless the environment names another."""

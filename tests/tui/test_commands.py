@@ -46,3 +46,12 @@ async def test_a_picture_is_saved_where_the_app_was_started(tmp_path: Path, monk
         await pilot.press("enter")
         await until(pilot, lambda: [*tmp_path.glob("*.svg")], "the picture")
     assert "SmolLM2" in next(tmp_path.glob("*.svg")).read_text()
+
+
+async def test_a_picture_that_cannot_be_saved_says_why(tmp_path):
+    """The folder and what is wrong with it, as for a working folder that may not be written."""
+    (tmp_path / "a [b] file").write_text("no folder")
+    async with running(FakeModel()) as (app, pilot):
+        app.deliver_screenshot("shot.svg", str(tmp_path / "a [b] file"))
+        await until(pilot, lambda: [*app._notifications], "what is wrong")
+        assert [note.message for note in app._notifications] == [f"{tmp_path}/a [b] file/shot.svg: Not a directory"]
