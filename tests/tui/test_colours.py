@@ -166,3 +166,18 @@ async def test_every_theme_is_legible_on_its_own_grounds():
                     text,
                     ground,
                 )
+
+
+@pytest.mark.parametrize("theme", ["ansi-dark", "ansi-light"])
+async def test_a_theme_of_the_terminals_own_colours_is_drawn(theme):
+    """Its colours have names that no number can be made of; what only explains is dim then."""
+    async with running(FakeModel(n_layer=6, n_expert=8)) as (app, pilot):
+        app.theme = theme
+        await ask(app, pilot)
+        for key, screen in (("f7", TokensScreen), ("f8", RulesScreen), ("f10", FiguresScreen)):
+            await pilot.press(key)
+            await until(pilot, lambda screen=screen: isinstance(app.screen, screen), "the screen")
+            await pilot.press("escape")
+            await until(pilot, lambda: app.screen is app.screen_stack[1], "the chat")
+        dim = [s.text for s in chat(app).experts.query_one(Heatmap).render_line(1) if s.style and s.style.dim]
+        assert dim

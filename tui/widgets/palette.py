@@ -17,6 +17,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.app import App
 from textual.color import Color as TextualColor
+from textual.color import ColorParseError
 
 Levels = NDArray[np.uint8]
 RGB = tuple[int, int, int]
@@ -48,7 +49,10 @@ def few_colours(app: App[Any]) -> bool:
 
 def muted(app: App[Any]) -> Style:
     """What text that only explains has: the theme's colour for it, or dim letters where colours are few."""
-    colour = TextualColor.parse(app.theme_variables.get("foreground-muted", "#0000"))
+    try:
+        colour = TextualColor.parse(app.theme_variables.get("foreground-muted", "#0000"))
+    except ColorParseError:  # "ansi_default 50%", of the themes that have the terminal's own colours
+        return Style(dim=True)
     own = few_colours(app) or colour.a < 1 or colour.ansi is not None
     return Style(dim=True) if own else Style(color=colour.rich_color)
 
