@@ -9,6 +9,8 @@ from rich.color import Color
 from rich.style import Style
 from textual.app import App, ComposeResult
 
+from localmoe.errors import UsageError
+from localmoe.tui.screens.dialogs import AskScreen, ChooseScreen, NoticeScreen
 from localmoe.tui.screens.figures import FiguresScreen
 from localmoe.tui.screens.help import HelpScreen
 from localmoe.tui.screens.models import ModelsScreen
@@ -111,18 +113,43 @@ async def test_everything_written_is_legible(theme, key, screen):
             await pilot.press(key)
             await until(pilot, lambda: isinstance(app.screen, screen), "the screen")
         await pilot.pause(0.1)
-        panel = app.screen.children[0].region if app.screen.is_modal else app.screen.region
-        dimmed = [place for line in app.screen.query(KeyLine) for key, place in line.places if not key.enabled]
-        for y, row in enumerate(app.screen._compositor.render_strips()):
-            x = 0
-            for text, style, _ in row:
-                x += cell_len(text)
-                if not panel.contains(x - 1, y) or any(key.contains(x - 1, y) for key in dimmed):
-                    continue
-                if style and style.color and style.bgcolor and any(c.isalnum() for c in text):
-                    shown = Style(color=style.color, bgcolor=style.bgcolor)
-                    shown = Style(color=style.bgcolor, bgcolor=style.color) if style.reverse else shown
-                    assert contrast(shown) >= LEGIBLE - 0.02, (theme, y, text, str(style))
+        assert_legible(app)
+
+
+@pytest.mark.parametrize("theme", [*THEMES, "solarized-light", "catppuccin-latte", "nord"])
+async def test_every_dialog_is_legible(theme):
+    """What is asked, what the keys do, and what was wrong."""
+
+    def refuse(value: str) -> None:
+        raise UsageError("not that", got=value)
+
+    async with running(FakeModel()) as (app, pilot):
+        app.theme = theme
+        asked = AskScreen("A name", "value", refuse)
+        for dialog in (asked, ChooseScreen("Which?", ["one", "two"]), NoticeScreen("Not saved", "Why")):
+            app.push_screen(dialog)
+            await until(pilot, lambda dialog=dialog: app.screen is dialog, "the dialog")
+            if dialog is asked:
+                await pilot.press("enter")
+            await pilot.pause(0.1)
+            assert_legible(app)
+            await pilot.press("escape")
+
+
+def assert_legible(app: App[None]) -> None:
+    """Everything on the screen, or on the panel that is over it, but for keys that do nothing now."""
+    panel = app.screen.children[0].region if app.screen.is_modal else app.screen.region
+    dimmed = [place for line in app.screen.query(KeyLine) for key, place in line.places if not key.enabled]
+    for y, row in enumerate(app.screen._compositor.render_strips()):
+        x = 0
+        for text, style, _ in row:
+            x += cell_len(text)
+            if not panel.contains(x - 1, y) or any(key.contains(x - 1, y) for key in dimmed):
+                continue
+            if style and style.color and style.bgcolor and any(c.isalnum() for c in text):
+                shown = Style(color=style.color, bgcolor=style.bgcolor)
+                shown = Style(color=style.bgcolor, bgcolor=style.color) if style.reverse else shown
+                assert contrast(shown) >= LEGIBLE - 0.02, (app.theme, y, text, str(style))
 
 
 @pytest.mark.parametrize("kind", ["sixteen", "none"])
