@@ -145,3 +145,12 @@ def test_other_texts_compare_loads_alone_and_other_models_not_at_all() -> None:
     assert np.isnan(difference(a, a, DECODE).moved).all()
     with pytest.raises(UsageError, match="different models"):
         difference(a, recording([[[0, 1]]], n_expert=8))
+
+
+def test_the_page_is_printed_whole_and_in_its_colours():
+    """On paper nothing can be scrolled or pointed at, and browsers leave out grounds unless they are told not to."""
+    page = files("localmoe.experts").joinpath("page.html").read_text(encoding="utf-8")
+    rules = re.search(r"@media print \{((?:[^{}]|\{[^}]*\})*)\}", page)
+    assert rules
+    assert "#map td, #text span, .key i { print-color-adjust: exact" in rules[1]
+    assert "#text { max-height: none; overflow: visible" in rules[1]
