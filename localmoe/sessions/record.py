@@ -52,6 +52,7 @@ class Record:
         self.title = ""
         self.trouble: str | None = None
         self._late: list[Turn] = []  # replies whose end was not kept
+        self._gone: list[int] = []  # turns that were taken out, and are still in the file
 
     @classmethod
     def resumed(cls, store: Store, saved: Saved) -> Record:
@@ -105,9 +106,15 @@ class Record:
         """Take the last turn out."""
         turn = self.conversation.remove_last()
         if turn.key:
-            self._store(lambda store: store.remove(turn.key))
+            self._late = [late for late in self._late if late is not turn]
+            self._remove(turn.key)
             self._look()
         return turn
+
+    def _remove(self, key: int) -> None:
+        self._store(lambda store: store.remove(key))
+        if self.trouble is not None:
+            self._gone.append(key)
 
     def step(self, turn: Turn, by: int) -> Turn:
         """Go to another version of a turn."""
@@ -145,6 +152,9 @@ class Record:
         if self.store is None or self.trouble is None:
             return
         self.trouble = None
+        gone, self._gone = self._gone, []
+        for key in gone:
+            self._remove(key)
         for turn in self.conversation.all_turns():
             if not turn.key and self.trouble is None:
                 self._add(turn)

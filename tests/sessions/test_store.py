@@ -296,6 +296,24 @@ def test_what_a_store_refused_is_kept_with_the_next_question(path: Path) -> None
         ]  # fmt: skip
 
 
+def test_what_was_taken_back_while_a_store_refused_is_no_branch_later(path: Path) -> None:
+    """A question and its reply, whose end was lost: they leave the file with the next question."""
+    with Store(path) as store:
+        record = talk(store, "one")
+        record.ask("two")
+        reply = record.begin_reply()
+        store._connection.execute("ALTER TABLE turns RENAME TO away")
+        record.end_reply(reply, "cancelled")
+        assert record.remove_last() is reply
+        assert record.remove_last().text == "two"
+        record.rename("still refused")
+        store._connection.execute("ALTER TABLE away RENAME TO turns")
+        record.ask("three")
+        assert record.trouble is None
+        saved = store.load(record.key or 0).conversation
+        assert [turn.text for turn in saved.all_turns()] == ["one", "re one", "three"]
+
+
 def test_rows_of_nobodys_making_do_no_harm(path: Path) -> None:
     """Turns without a parent, of no role, parameters that are no object, a leaf that is not there."""
     with Store(path) as store:
