@@ -28,7 +28,7 @@ from .engine_worker import EngineWorker, Loader, Progress
 from .guard import guarded_terminal
 from .keeping import KeepingApp
 from .keys import binding_ids, keys_path, read_keys
-from .legible import legible
+from .legible import legible, of_16
 from .messages import EngineDied, LoadFailed, LoadProgress, ModelReady, ReplyDone
 from .options import AppOptions
 from .parameters import changed
@@ -56,14 +56,6 @@ Opener = Callable[[Path, Mapping[str, Any]], Loader]
 
 SWITCH = 0.0005
 """Seconds after which drawing gives the interpreter to the engine's thread, which needs it between two tokens."""
-ON_WHITE = {
-    **dict.fromkeys(("foreground", "text-accent", "text-warning", "text-success"), "#000000"),
-    "foreground-muted": "#555555",
-    "text-primary": "#0000aa",
-    "text-secondary": "#aa00aa",
-    "text-error": "#aa0000",
-}
-"""Colours of 16 that are dark enough on white, by Textual's names."""
 COLLECT, TIDY = (2000, 20, 1_000_000), 0.5
 """The garbage collector's thresholds, and seconds from a reply to a full collection: one held up keys for 45 ms."""
 
@@ -215,7 +207,7 @@ class LocalMoeApp(KeepingApp):
         """A theme's colours so that they can be read: of 16 on a terminal's white no yellow and no light grey."""
         variables = super().get_css_variables()
         if self.console.color_system in (None, "standard"):
-            return variables | ({} if self.current_theme.dark else ON_WHITE)
+            return variables | of_16(dark=self.current_theme.dark)
         self.theme_variables = variables | legible(variables)
         return self.theme_variables
 

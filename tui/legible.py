@@ -18,6 +18,35 @@ _TEXTS = ("foreground", "foreground-muted", *(f"text-{kind}" for kind in (
     "primary", "secondary", "accent", "warning", "success", "error")))  # fmt: skip
 _FOOTER = ("footer-foreground", "footer-key-foreground", "footer-description-foreground")
 
+_BLACK, _WHITE, _BLUE, _GREY = "#000000", "#ffffff", "#0000aa", "#aaaaaa"
+_ON_WHITE = {
+    **dict.fromkeys(("foreground", "text-accent", "text-warning", "text-success", "block-cursor-foreground"), _BLACK),
+    "foreground-muted": "#555555",
+    **dict.fromkeys(("text-primary", "primary", "markdown-h1-color", "markdown-h2-color", "markdown-h3-color"), _BLUE),
+    "text-secondary": "#aa00aa",
+    "text-error": "#aa0000",
+    **dict.fromkeys(("block-cursor-background", "block-cursor-blurred-background"), _GREY),
+    "block-cursor-blurred-foreground": _BLACK,
+    "footer-background": _WHITE,
+    "footer-key-foreground": _BLUE,
+    **dict.fromkeys(("footer-foreground", "footer-description-foreground"), _BLACK),
+}
+_ON_BLACK = {
+    **dict.fromkeys(("block-cursor-background", "block-cursor-blurred-background"), _BLUE),
+    **dict.fromkeys(("block-cursor-foreground", "block-cursor-blurred-foreground"), _WHITE),
+    "footer-background": _BLACK,
+    "footer-key-foreground": "#ffff55",
+    **dict.fromkeys(("footer-foreground", "footer-description-foreground"), _WHITE),
+}
+
+
+def of_16(*, dark: bool) -> dict[str, str]:
+    """What to put in place of a theme's variables where a terminal has 16 colours, by whether its own ground is dark.
+
+    What a theme says falls on whichever is nearest: the keys were red on grey, a chosen row's letters white on cyan.
+    """
+    return _ON_BLACK if dark else _ON_WHITE
+
 
 def legible(variables: Mapping[str, str]) -> dict[str, str]:
     """What to put in place of a theme's variables, by Textual's names; {} where its colours are the terminal's own."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from rich.cells import cell_len
 from rich.color import Color, ColorSystem
 from rich.style import Style
-from textual.widgets import Footer
 
+from localmoe.tui.options import AppOptions
+from localmoe.tui.screens.chat import ChatScreen
 from localmoe.tui.screens.tokens import TokensScreen
 from localmoe.tui.widgets.heatmap import Heatmap
 from localmoe.tui.widgets.prompt import Prompt
@@ -54,14 +57,14 @@ def seen(color: Color, way: dict[str, str]) -> Color:
 
 
 def shown(app, way):
-    """Every letter or digit on the screen but for the footer's, which are Textual's own: place, text, style."""
-    footers = [footer.region for footer in app.screen.query(Footer)]
+    """Every letter or digit on the screen, or on the panel that is over it: place, text, style."""
+    panel = app.screen.children[0].region if app.screen.is_modal else app.screen.region
     for y, row in enumerate(app.screen._compositor.render_strips()):
         x = 0
         for text, style, _ in row:
             x += cell_len(text)
             written = style and style.color and style.bgcolor and any(char.isalnum() for char in text)
-            if written and not any(footer.contains(x - 1, y) for footer in footers):
+            if written and panel.contains(x - 1, y):
                 front, back = (seen(color, way) for color in (style.color, style.bgcolor))
                 front, back = (back, front) if style.reverse else (front, back)
                 yield y, text, Style(color=front, bgcolor=back)
@@ -94,6 +97,22 @@ async def test_everything_written_about_tokens_is_legible(way):
         await pilot.pause(0.1)
         for y, text, style in shown(app, way):
             assert contrast(style) >= 2.4, (y, text, str(style))
+
+
+@pytest.mark.parametrize("keys", [["ctrl+o"], ["f6"], ["f8"], ["f9"], ["f3", "f3", "tab", "tab", "down", "enter"]])
+async def test_everything_written_in_lists_and_forms_is_legible(way, keys):
+    """The chosen row too, and what the keys do."""
+    options = AppOptions(models=[("demo", Path("demo.gguf"))])
+    model = FakeModel(n_layer=6, n_expert=8, answer=["word "] * 20)
+    async with running(model, options=options) as (app, pilot):
+        if "theme" in way:
+            app.theme = way["theme"]
+        await ask(app, pilot)
+        await pilot.press(*keys)
+        await until(pilot, lambda: not isinstance(app.screen, ChatScreen), "the screen")
+        await pilot.pause(0.2)
+        for y, text, style in shown(app, way):
+            assert contrast(style) >= 3.0, (y, text, str(style))
 
 
 async def test_nothing_is_told_by_colour_alone(way):
