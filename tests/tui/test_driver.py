@@ -180,6 +180,7 @@ def test_an_app_that_was_suspended_goes_on():
     terminal.output = b""
     terminal.process.send_signal(signal.SIGCONT)
     terminal.read_until(ENTERED)
+    terminal.read_until(b"Message")  # what comes before that may be taken for a line still, and Enter for its end
     os.write(terminal.end, b"hello\r")
     terminal.read_until(b"word")
     terminal.process.send_signal(signal.SIGTERM)
