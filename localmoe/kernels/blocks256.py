@@ -88,7 +88,7 @@ def _half_at(at: int) -> Callable[[Value], Value]:
     return lambda o: (o + at).load(I16)
 
 
-def _interleaved_nibbles(x: Value) -> Value:
+def interleaved_nibbles(x: Value) -> Value:
     """Bytes as twice as many: each one's low half, then its high one."""
     wide = zero_extend(x, 16)
     return ((wide & 0x0F) | ((wide << 4) & 0x0F00)).bits(ir.VectorType(I8, 2 * x.v.type.count))
@@ -130,7 +130,7 @@ def _iq4_xs_weights(o: Value) -> list[Value]:
 
 
 def _iq4_xs_scales(o: Value) -> Value:
-    low = zero_extend(_interleaved_nibbles((o + 4).load(_U8X4)), 16)
+    low = zero_extend(interleaved_nibbles((o + 4).load(_U8X4)), 16)
     word = (o + 2).load(ir.VectorType(I16, 1))
     high = pick(word, [0] * 8)
     high = (high >> constant(high, range(0, 16, 2))) & 3
@@ -153,7 +153,7 @@ def _signed_at(at: int, offset: int) -> Callable[[Value, list[Value]], list[Valu
 
 
 def _iq3_s_scales(o: Value) -> Value:
-    return _odd(pick(zero_extend(_interleaved_nibbles((o + 106).load(_U8X4)), 16), _EACH_TWICE))
+    return _odd(pick(zero_extend(interleaved_nibbles((o + 106).load(_U8X4)), 16), _EACH_TWICE))
 
 
 def _iq3_xxs_index(o: Value) -> Index:
@@ -201,13 +201,13 @@ def _iq2_xs_signed(o: Value, vectors: list[Value]) -> list[Value]:
 
 def _nibble_scales(at: int) -> Callable[[Value], Value]:
     """Sixteen scales of 4 bits in 8 bytes."""
-    return lambda o: _odd(zero_extend(_interleaved_nibbles((o + at).load(_U8X8)), 16))
+    return lambda o: _odd(zero_extend(interleaved_nibbles((o + at).load(_U8X8)), 16))
 
 
 # --- IQ2_S: d qs[32] signs[32] qh[8] scales[8] ----------------------------------------------------------------
 
 
-def _iq2_s_index(o: Value) -> Index:
+def iq2_s_index(o: Value) -> Index:
     h = zero_extend((o + 66).load(_U8X8), 32)
     return (o + 2).load(U8X32), ((h | (h << 6) | (h << 12) | (h << 18)) & 0x03030303).bits(U8X32)
 
@@ -215,7 +215,7 @@ def _iq2_s_index(o: Value) -> Index:
 # --- IQ1_S: d qs[32] qh[8] of 16 bits; IQ1_M: qs[32] qh[16] scales[4] of 16 bits; bytes are 8 * entry +- 1, plus 9 ---
 
 
-def _iq1_s_index(o: Value) -> Index:
+def iq1_s_index(o: Value) -> Index:
     h = zero_extend((o + 34).load(_U16X8), 32)
     parts = [(h << (5 * k)) & (7 << (8 * k)) for k in range(4)]
     return (o + 2).load(U8X32), (parts[0] | parts[1] | parts[2] | parts[3]).bits(U8X32)
@@ -230,12 +230,12 @@ def _iq1_s_scales(o: Value) -> Value:
     return _odd(pick(((o + 34).load(_U16X8) >> 12) & 7, _EACH_TWICE))
 
 
-def _iq1_m_index(o: Value) -> Index:
-    return o.load(U8X32), _interleaved_nibbles((o + 32).load(_U8X16)) & 7
+def iq1_m_index(o: Value) -> Index:
+    return o.load(U8X32), interleaved_nibbles((o + 32).load(_U8X16)) & 7
 
 
 def _iq1_m_lowered(o: Value, vectors: list[Value]) -> list[Value]:
-    eighth = _interleaved_nibbles((o + 32).load(_U8X16)) & 8
+    eighth = interleaved_nibbles((o + 32).load(_U8X16)) & 8
     met = o.b.icmp_unsigned("!=", eighth.v, eighth.constant(0))
     return _lowered(vectors, Value(o.b, o.b.sext(met, U8X32)))
 
@@ -282,11 +282,11 @@ def _ones(o: Value) -> Value:
 
 _iq3_s = _of_grid("IQ3_S", _iq3_s_index, _signed_at(74, 15), 1, 15)
 _iq3_xxs = _of_grid("IQ3_XXS", _iq3_xxs_index, _iq3_xxs_signed, 1, 62)
-_iq2_s = _of_grid("IQ2_S", _iq2_s_index, _signed_at(34, 43), 1, 43)
+_iq2_s = _of_grid("IQ2_S", iq2_s_index, _signed_at(34, 43), 1, 43)
 _iq2_xs = _of_grid("IQ2_XS", _iq2_xs_index, _iq2_xs_signed, 1, 43)
 _iq2_xxs = _of_grid("IQ2_XXS", _iq2_xxs_index, _iq2_xxs_signed, 1, 43)
-_iq1_s = _of_grid("IQ1_S", _iq1_s_index, _iq1_s_lowered, 8, 10)
-_iq1_m = _of_grid("IQ1_S", _iq1_m_index, _iq1_m_lowered, 8, 10)
+_iq1_s = _of_grid("IQ1_S", iq1_s_index, _iq1_s_lowered, 8, 10)
+_iq1_m = _of_grid("IQ1_S", iq1_m_index, _iq1_m_lowered, 8, 10)
 
 # size, weights, scales, d, factor, offset, most, sub
 IQ4_XS = Block256(136, _each(_iq4_xs_weights), _iq4_xs_scales, _half_at(0), 1.0, DOT4_BIAS, 255, 32)

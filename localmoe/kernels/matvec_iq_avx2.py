@@ -15,7 +15,7 @@ from llvmlite import ir
 
 from localmoe.kernels import blocks256
 from localmoe.kernels.blocks256 import Block256
-from localmoe.kernels.grids import eighth_sign, pick, sevens_of, table_of, truncate, zero_extend
+from localmoe.kernels.grids import Index, eighth_sign, pick, sevens_of, table_of, truncate
 from localmoe.kernels.matvec_avx2 import dot2, unseen, word
 from localmoe.kernels.matvec_k_avx2 import make_row, of_bytes
 from localmoe.kernels.simd import emit_lookup, emit_pair_sums, hidden, in_memory, lanes
@@ -23,7 +23,7 @@ from localmoe.kernels.tile import I8V, I16V, I32T, I32V, I64T, Value, zero
 from localmoe.quants.codebooks import grid
 
 _I8, _I16 = ir.IntType(8), ir.IntType(16)
-_OCTET, _WORDS8, _QUAD = ir.VectorType(_I8, 8), ir.VectorType(_I16, 8), ir.VectorType(I32T, 4)
+_WORDS8, _QUAD = ir.VectorType(_I16, 8), ir.VectorType(I32T, 4)
 _DOUBLE = ir.DoubleType()
 _ROOM = 16
 _SPREADS = of_bytes([[2 * j + i % 16 // 8 for i in range(32)] for j in range(8)])
@@ -62,15 +62,20 @@ def _words(low: Value, high: Value) -> Place:
     return lambda i: (kept[i % 16 // 8] + 2 * (i // 16 * 8 + i % 8), _I16)
 
 
+def _two_bytes(index: Callable[[Value], Index]) -> Callable[[Value], Place]:
+    """Where the indices are kept whose low and high bytes `index` gives."""
+
+    def places(o: Value) -> Place:
+        low, high = index(o)
+        assert high is not None
+        return _words(low, high)
+
+    return places
+
+
 def _iq2_xs_places(o: Value) -> Place:
     kept = [_kept((o + at).load(I16V) & 511) for at in (2, 34)]
     return lambda i: (kept[i // 16] + 2 * (i % 16), _I16)
-
-
-def _iq2_s_places(o: Value) -> Place:
-    h = zero_extend((o + 66).load(_OCTET), 32)
-    high = (h | (h << 6) | (h << 12) | (h << 18)) & 0x03030303
-    return _words((o + 2).load(I8V), high.bits(I8V))
 
 
 def _iq3_s_places(o: Value) -> Place:
@@ -79,18 +84,6 @@ def _iq3_s_places(o: Value) -> Place:
         bits = pick((o + (66 + 4 * k)).load_splat(I32T).bits(I8V), [16 * (i // 16) + i // 8 for i in range(32)])
         halves.append(_words((o + (2 + 32 * k)).load(I8V), _met(bits) & 1))
     return lambda i: halves[i // 32](i % 32)
-
-
-def _iq1_s_places(o: Value) -> Place:
-    h = zero_extend((o + 34).load(_WORDS8), 32)
-    parts = [(h << (5 * k)) & (7 << (8 * k)) for k in range(4)]
-    return _words((o + 2).load(I8V), (parts[0] | parts[1] | parts[2] | parts[3]).bits(I8V))
-
-
-def _iq1_m_nibbles(o: Value) -> Value:
-    """The high bits of an index in three bits, in the fourth whether its entry is lowered."""
-    wide = zero_extend((o + 32).load(ir.VectorType(_I8, 16)), 16)
-    return ((wide & 0x0F) | ((wide << 4) & 0x0F00)).bits(I8V)
 
 
 # --- signs ----------------------------------------------------------------------------------------------------------
@@ -187,8 +180,8 @@ def _iq1_s_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
 
 def _iq1_m_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
     """The same, but an eighth is added or taken for each entry: 8 * entry + 10, or 2 less."""
-    b, nibbles = o.b, _iq1_m_nibbles(o)
-    entry = _make_entries("IQ1_M", 8 * grid("IQ1_S") + 10, lambda o: _words(o.load(I8V), nibbles & 7))(o)
+    b, entry = o.b, _iq1_m_entries(o)
+    nibbles = blocks256.interleaved_nibbles((o + 32).load(ir.VectorType(_I8, 16)))
     lowered = _eighths((nibbles & 8) >> 2, table)
 
     def pairs(j: int) -> Value:
@@ -199,7 +192,8 @@ def _iq1_m_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
     return _scaled(blocks256.IQ1_M, o, dot2(zero(b, I32V), sums.load(I16V), away), pairs)
 
 
-_iq1_s_entries = _make_entries("IQ1_S", 8 * grid("IQ1_S") + 8, _iq1_s_places)
+_iq1_s_entries = _make_entries("IQ1_S", 8 * grid("IQ1_S") + 8, _two_bytes(blocks256.iq1_s_index))
+_iq1_m_entries = _make_entries("IQ1_M", 8 * grid("IQ1_S") + 10, _two_bytes(blocks256.iq1_m_index))
 
 row_iq3_s = _make_signed(blocks256.IQ3_S, "IQ3_S", _iq3_s_places, lambda o: (o + 74).load(I8V))
 row_iq3_xxs = _make_signed(
@@ -208,7 +202,7 @@ row_iq3_xxs = _make_signed(
     lambda o: lambda i: (o + (2 + i), _I8),
     lambda o: eighth_sign(sevens_of((o + 66).load(ir.VectorType(I32T, 8)))),
 )
-row_iq2_s = _make_signed(blocks256.IQ2_S, "IQ2_S", _iq2_s_places, lambda o: (o + 34).load(I8V))
+row_iq2_s = _make_signed(blocks256.IQ2_S, "IQ2_S", _two_bytes(blocks256.iq2_s_index), lambda o: (o + 34).load(I8V))
 row_iq2_xs = _make_signed(blocks256.IQ2_XS, "IQ2_XS", _iq2_xs_places, _iq2_xs_signs)
 row_iq2_xxs = _make_signed(
     blocks256.IQ2_XXS, "IQ2_XXS", lambda o: lambda i: (o + (2 + 8 * (i // 4) + i % 4), _I8), _iq2_xxs_signs
