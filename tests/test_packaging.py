@@ -19,7 +19,18 @@ from tests.tiny import write_tiny
 ROOT = Path(__file__).parents[1]
 
 # who may import whom; a package may always import itself, and everyone the base
-BASE = {"errors", "jit", "ggml", "native", "target", "gguf_file", "gguf_cursor", "output_file", "progress"}
+BASE = {
+    "errors",
+    "jit",
+    "ggml",
+    "native",
+    "target",
+    "gguf_file",
+    "gguf_cursor",
+    "output_file",
+    "progress",
+    "scheduling",
+}
 MAY_IMPORT = {
     "base": {"base"},
     "quants": {"kernels"},  # the SIMD vocabulary alone: see test_quants_use_only_the_simd_vocabulary

@@ -5,19 +5,18 @@ The screen polls `drain()` at its own pace, so a fast model cannot flood it with
 
 from __future__ import annotations
 
-import os
 import queue
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from textual.message import Message
 
 from localmoe.errors import LocalMoeError
+from localmoe.scheduling import giving_way
 from localmoe.sessions.record import Pieces
 
 from .alternatives import N_PROBS, Alternatives
@@ -41,13 +40,6 @@ DRAWN = 0.3
 """Seconds that a reply waits at most for its question to be drawn, which takes twice as long beside a busy engine."""
 PART_EVERY = 0.1
 """Seconds between two messages about how far a comparison is."""
-
-
-def _give_way() -> None:
-    """Make the calling thread one that waits its turn for a core, as the engine otherwise does for every token."""
-    if sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_OTHER:
-        with suppress(OSError):  # forbidden in some containers
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 class Closing(Exception):
@@ -162,10 +154,10 @@ class EngineWorker:
             return replace(self._state, text=text)
 
     def _main(self) -> None:
-        _give_way()
         finished = False
         try:
-            self._serve()
+            with giving_way():  # once: for each token it takes two calls of the system's
+                self._serve()
             finished = True
         finally:
             error = sys.exc_info()[1]

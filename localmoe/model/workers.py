@@ -10,36 +10,17 @@ core from whoever is there, as the thread that draws a screen, but fetches the o
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 
 import numpy as np
 
 from localmoe.kernels.waits import HAS_FUTEX, yield_address
 from localmoe.model.plan import CALL, LINE, STOP, WANTED, WORKER
 from localmoe.native import address, function
+from localmoe.scheduling import giving_way
 
 IDLE_YIELDS = 4000  # where it yields, a worker sleeps after so many: some milliseconds
 _FORWARD_ARGS = 6
-
-
-@contextmanager
-def giving_way() -> Iterator[None]:
-    """While this lasts, the calling thread, if it is an ordinary one of Linux's, waits its turn for a core."""
-    if sys.platform != "linux" or os.sched_getscheduler(0) != os.SCHED_OTHER:
-        yield
-        return
-    ordinary = os.sched_param(0)
-    with suppress(OSError):  # forbidden in some containers
-        os.sched_setscheduler(0, os.SCHED_BATCH, ordinary)
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_OTHER, ordinary)
 
 
 class Workers:

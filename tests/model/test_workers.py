@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import localmoe
-from localmoe.model.workers import giving_way
+from localmoe.scheduling import giving_way
 from tests import tiny
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's scheduling policies")
