@@ -9,12 +9,14 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 from numba.core import config as numba_config
-from numba.core import types
+from numba.core import sigutils, types
+from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.event import Listener, register
 from numba.core.types.misc import unliteral
 
+from localmoe.jit_cache import SignatureCache
 from localmoe.target import cache_dir, chosen_cpu, on_compile
 
 # never nnan or ninf: a NaN in a model must come out as a NaN, not as anything
@@ -73,12 +75,12 @@ class _Tell(Listener):  # type: ignore[misc]
 register("numba:compile", _Tell())
 
 
-def _cached(decorate: Callable[[], Any]) -> Any:
-    """Run a Numba decorator with its cache pointed at `cache_dir()`: Numba picks the place while decorating."""
+def _cache_of(function: Callable[..., Any]) -> SignatureCache:
+    """A cache in `cache_dir()`: Numba picks the place while it is made."""
     before = numba_config.CACHE_DIR
     numba_config.CACHE_DIR = str(cache_dir())
     try:
-        return decorate()
+        return SignatureCache(function)
     finally:
         numba_config.CACHE_DIR = before
 
@@ -95,7 +97,9 @@ def njit(function: Any = None, *, fast: bool = False, inline: bool = False) -> A
         if inline:
             return numba.njit(**options, inline="always")(f)
         part = numba.njit(**options, no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=_PartCompiler)(f)
-        return _called_as(part, _cached(lambda: numba.njit(**options, cache=True)(f)))
+        dispatcher = numba.njit(**options)(f)
+        dispatcher._cache = _cache_of(f)
+        return _called_as(part, dispatcher)
 
     return decorate if function is None else decorate(function)
 
@@ -117,7 +121,10 @@ def compile_c(function: Callable[..., None], n_args: int, *, in_cache: bool = Tr
     """`function(int64 * n_args) -> void` as a compiled C function, Numba's object, from the cache where it is there."""
     signature = types.void(*[types.int64] * n_args)
     plain = getattr(function, "py_func", function)
-    compiled = _cached(lambda: numba.cfunc(signature, nopython=True, cache=in_cache, fastmath=FASTMATH)(plain))
+    compiled: Any = CFunc(plain, sigutils.normalize_signature(signature), {}, {"nopython": True, "fastmath": FASTMATH})
+    if in_cache:
+        compiled._cache = _cache_of(plain)
+    compiled.compile()
     _ALIVE.append(compiled)
     return compiled
 

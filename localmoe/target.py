@@ -29,7 +29,8 @@ on_compile: list[Callable[[], None]] = []  # called when Numba begins to compile
 ISAS = ("avx512vnni", "avxvnni", "avx2", "neon", "generic")
 ARM_TRIPLES = ("aarch64", "arm64")
 _COMPILED = (
-    "jit.py", "native.py", "target.py", "kernels/*.py", "quants/*.py", "model/forward*.py", "model/plan.py",
+    "jit.py", "jit_cache.py", "native.py", "target.py",
+    "kernels/*.py", "quants/*.py", "model/forward*.py", "model/plan.py",
 )  # fmt: skip
 
 # What LLVM does not ask an Arm system for: its list of the host's features knows no dot product on Linux, and nothing

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 BASE = {
     "errors",
     "jit",
+    "jit_cache",
     "ggml",
     "native",
     "target",

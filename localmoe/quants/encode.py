@@ -86,7 +86,7 @@ def needs_compiling(kinds: Collection[tuple[Type, bool]]) -> bool:
     ]
     names = [encoder.__name__ for encoder in encoders if encoder is not None]
     names += [_COMPILED[type_] for type_, _ in kinds if type_ in _COMPILED]
-    return not all(any(cache_dir().rglob(f"*.{name}-*.nbi")) for name in names)
+    return not all(any(cache_dir().rglob(f"*.{name}-*.nbc")) for name in names)
 
 
 def encode(type_: Type, x: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
