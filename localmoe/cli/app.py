@@ -5,16 +5,13 @@ Exit codes: 0 done, 1 a bug, 2 usage, 3 bad input, 4 I/O, 5 memory, 130 interrup
 
 from __future__ import annotations
 
-import _thread
 import importlib
 import io
 import os
 import signal
 import sys
-import threading
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Annotated, Any, cast
 
@@ -24,6 +21,7 @@ import typer.main
 
 from localmoe import __version__
 from localmoe.cli.examples import epilog
+from localmoe.cli.lost_signals import no_lost_signals
 from localmoe.cli.values import use_plain_values
 from localmoe.errors import LocalMoeError, UsageError
 
@@ -110,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _ready_streams()
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
-        with _no_lost_interrupts():
+        with no_lost_signals():
             code = _run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -131,39 +129,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # the process ends here, and a Ctrl-C while Python takes itself down must not change its code
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     return code if _flushed() else code or BROKEN_PIPE
-
-
-@contextmanager
-def _no_lost_interrupts() -> Iterator[None]:
-    """Let every Ctrl-C end in a KeyboardInterrupt.
-
-    One that lands in a callback from C, as the compiler's, or in a finalizer cannot be raised there: Python shows a
-    traceback, forgets it, and the compiler fails for want of the callback's result. It is sent again a moment later;
-    a failure that comes first is an interrupt too.
-    """
-    again: list[threading.Timer] = []
-
-    def on_unraisable(lost: Any) -> None:
-        if not issubclass(lost.exc_type, KeyboardInterrupt):
-            sys.__unraisablehook__(lost)
-            return
-        again.append(threading.Timer(0.05, _thread.interrupt_main))
-        again[-1].daemon = True
-        again[-1].start()
-
-    before, sys.unraisablehook = sys.unraisablehook, on_unraisable
-    try:
-        yield
-    except (Exception, KeyboardInterrupt) as error:
-        if not again and not isinstance(error, KeyboardInterrupt):
-            raise
-        sys.unraisablehook = lambda _: None  # objects of the compiler's that were cut off half made
-        traceback.clear_frames(error.__traceback__)
-        raise KeyboardInterrupt from None
-    finally:
-        for timer in again:
-            timer.cancel()
-        sys.unraisablehook = before
 
 
 def _ready_streams() -> None:
