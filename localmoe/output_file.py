@@ -187,8 +187,8 @@ def scratch(target: Path) -> Iterator[OutputFile]:
     What SIGKILL leaves where the system has no unnamed files, the next writer of the target removes. FileError: the
     system refused to write.
     """
-    file = OutputFile(target, secrets.token_hex(6), 0)
     with _terminating():
+        file = OutputFile(target, secrets.token_hex(6), 0)
         try:
             yield file
         finally:
@@ -294,15 +294,21 @@ def _lock(descriptor: int) -> bool:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait."""
-    if not hasattr(signal, "pthread_sigmask"):
+    """Let Ctrl-C and SIGTERM wait, whichever thread the system gives them to: their handlers run in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        for number in handlers:
+            signal.signal(number, lambda received, _frame: came.append(received))
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def _open_unnamed(hidden: Path) -> tuple[int, bool]:

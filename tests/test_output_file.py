@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from localmoe.output_file import replacing
+from localmoe.output_file import OutputFile, replacing
 from tests.acceptance.command import localmoe
 from tests.acceptance.writers import OLD, Writers
 from tests.tiny import write_tiny
@@ -84,6 +86,34 @@ def test_row_19_killed_before_every_call(tmp_path: Path, before: str, unnamed: s
         assert n_left == (1 if before == "old" else 0)
     else:
         assert n_left > 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no kill")
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_waits_until_the_file_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[BaseException]
+) -> None:
+    """Also one that the system gives to another thread, as any that the main one does not take."""
+    appear, done = OutputFile.appear, threading.Event()
+
+    def signalled(file: OutputFile) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(0.2)
+        appear(file)
+
+    monkeypatch.setattr(OutputFile, "appear", signalled)
+    before = signal.getsignal(number)
+    other = threading.Thread(target=done.wait)
+    other.start()
+    try:
+        with pytest.raises(error), replacing(tmp_path / "out.gguf") as file:
+            file.write(b"new")
+    finally:
+        done.set()
+        other.join()
+    assert (tmp_path / "out.gguf").read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["out.gguf"]
+    assert signal.getsignal(number) == before
 
 
 def test_a_command_says_what_it_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
