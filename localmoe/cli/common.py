@@ -176,8 +176,8 @@ def open_model(path: Path, load: dict[str, Any]) -> Model:
     """Open a model; what it waits for, and a context beyond what it was trained for, is said on stderr."""
     import localmoe
 
-    model = localmoe.load(str(path), progress=say, **load)
     tell_when_cut_off(path)
+    model = localmoe.load(str(path), progress=say, **load)
     trained = model.config.n_ctx_train
     if model.n_ctx > trained:
         say(f"note: a context of {model.n_ctx} is more than the {trained} tokens the model was trained on")
