@@ -176,7 +176,7 @@ def test_an_app_that_was_suspended_goes_on():
     terminal.read_until(b"Message")
     terminal.process.send_signal(signal.SIGTSTP)
     terminal.read_until(LEFT)
-    terminal.read_for(0.3)
+    terminal.wait_until_stopped()
     terminal.output = b""
     terminal.process.send_signal(signal.SIGCONT)
     terminal.read_until(ENTERED)

@@ -104,6 +104,13 @@ class Terminal:
             assert time.monotonic() < end, f"no {what!r} in {self.output[-500:]!r}"
             self._read(0.1)
 
+    def wait_until_stopped(self) -> None:
+        """Return when the app sleeps until SIGCONT; one that comes before is lost."""
+        end = time.monotonic() + DEADLINE
+        while not os.WIFSTOPPED(os.waitpid(self.process.pid, os.WUNTRACED | os.WNOHANG)[1]):
+            assert time.monotonic() < end, f"still runs after {self.output[-500:]!r}"
+            self._read(0.02)
+
     def read_for(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -215,7 +222,10 @@ def test_nothing_is_left_of_an_app_that_ended_by_itself():
     os.write(terminal.end, b"\x11")
     terminal.ends(0)
     assert terminal.output.count(LEFT) == 1
-    assert not any(_runs(pid) for pid in waiting)
+    end = time.monotonic() + DEADLINE
+    while any(_runs(pid) for pid in waiting):  # its last moments come after those of the terminal's descriptor
+        assert time.monotonic() < end, f"{waiting} are still there"
+        time.sleep(0.02)
 
 
 def _runs(pid: str) -> bool:
@@ -336,10 +346,12 @@ def test_no_key_is_lost_from_the_start_to_the_chat(tmp_path):
     terminal = Terminal("slow", str(tmp_path / "heard"))
     typed = ""
     for number in range(400):
+        if number >= 350:  # the last ones into the chat; and a line that nobody has read yet holds 4,095 letters
+            terminal.read_until(b"reply")
         os.write(terminal.end, (piece := f"{number} ").encode())
         typed += piece
         terminal.read_for(0.01)
-        if b"reply" in terminal.output and number % 50 == 49:  # the chat is there
+        if b"reply" in terminal.output and number % 50 == 49:
             break
     os.write(terminal.end, b"\r")
     end = time.monotonic() + DEADLINE
