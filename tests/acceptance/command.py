@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.slowness import slowness
 
@@ -94,14 +95,24 @@ def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**os.environ, "PYTHONUTF8": "1", "COLUMNS": "120", **(changes or {})}
 
 
-def start(*arguments: object, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+class Child(subprocess.Popen[bytes]):
+    """A process that a block waits for, unless something goes wrong in it."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: Any) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, error, where)
+
+
+def start(*arguments: object, env: Mapping[str, str] | None = None) -> Child:
     """A command whose program has begun and heeds signals, in a group of its own, as a shell starts it."""
-    child = subprocess.Popen(
+    child = Child(
         [sys.executable, "-c", _BEGIN, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env=environment(env), start_new_session=True,
     )  # fmt: skip
     assert child.stderr is not None
-    assert child.stderr.readline() == b"begun\n"
+    first = child.stderr.readline()
+    assert first == b"begun\n", first + child.communicate(timeout=PATIENCE)[1]
     return child
 
 
@@ -126,7 +137,9 @@ def localmoe(
                 out, err = child.communicate(stdin, timeout_s)
             except subprocess.TimeoutExpired:
                 os.killpg(child.pid, signal.SIGKILL)
-                raise AssertionError(f"no answer within {timeout_s} s: {' '.join(command[5:])}") from None
+                err = child.communicate()[1]
+                raise AssertionError(f"no answer within {timeout_s} s: {' '.join(command[5:])}: {err!r}") from None
+        assert report.exists(), f"ended by {child.returncode}: {err!r}"
         code, seconds, peak = json.loads(report.read_text())
     peak_bytes = peak if sys.platform == "darwin" else peak * 1024
     return Answer(code, out.decode(errors="replace"), err.decode(errors="replace"), seconds, peak_bytes)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from localmoe.cli import main
 from localmoe.converters import output, pipeline
 from tests.acceptance.command import contents
 from tests.acceptance.writers import NAMES, OLD, Writers
+from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="uses Linux's tmpfs and unnamed files")
 PAGE = 4096
@@ -36,13 +36,10 @@ def writers(tmp_path_factory: pytest.TempPathFactory) -> Writers:
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file system of DISK bytes."""
     folder = tmp_path_factory.mktemp("disk")
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    try:
+    with small_disk(folder, DISK) as there:
+        if not there:
+            pytest.skip("a small file system cannot be mounted here")
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def fails(

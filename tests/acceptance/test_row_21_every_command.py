@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from localmoe.cli import main
 from tests.acceptance.command import contents
 from tests.acceptance.writers import NAMES, Writers
+from tests.small_disk import mounted
 from tests.tiny import write_tiny
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="uses links and pipes")
@@ -48,13 +48,10 @@ def bound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("bound")
     (folder / "real").mkdir()
     (folder / "shown").mkdir()
-    mount = ["mount", "--bind", str(folder / "real"), str(folder / "shown")]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a folder cannot be bound to another name here")
-    try:
+    with mounted(folder / "shown", "--bind", str(folder / "real")) as there:
+        if not there:
+            pytest.skip("a folder cannot be bound to another name here")
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder / "shown")], check=True)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -146,15 +143,10 @@ def places(tmp_path: Path) -> Iterator[dict[str, tuple[Path, str]]]:
         "a loop": (folder / "loop", os.strerror(40)),
         "a long name": (folder / ("x" * 300), os.strerror(36)),
     }
-    mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder / "folder")]
-    mounted = os.geteuid() == 0 and not subprocess.run(mount, capture_output=True, check=False).returncode
-    if mounted:
-        found["read-only"] = (folder / "folder" / "x", os.strerror(30))
-    try:
+    with mounted(folder / "folder", "-t", "tmpfs", "-o", "ro", "tmpfs") as there:
+        if there:
+            found["read-only"] = (folder / "folder" / "x", os.strerror(30))
         yield found
-    finally:
-        if mounted:
-            subprocess.run(["umount", "-l", str(folder / "folder")], check=True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="numbers of errors are Linux's")
