@@ -180,7 +180,7 @@ def test_row_3_impossible_counts_fail_at_once(tmp_path: Path, which: str, count:
     message = refused(tmp_path, build(**{which: count}))
     assert f"number of {which[2:]} impossible" in message
     assert str(count) in message
-    assert time.thread_time() - start < 0.5
+    assert time.thread_time() - start < 0.5 * slowness()
 
 
 def test_row_3_count_that_a_large_file_would_hold_is_bounded(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_row_4_metadata_has_a_limit_even_in_a_huge_file(tmp_path: Path) -> None:
     start = time.thread_time()
     with pytest.raises(BadInputError, match=r"the\.key: the array makes the metadata too large"):
         open_gguf(path)
-    assert time.thread_time() - start < 0.5
+    assert time.thread_time() - start < 0.5 * slowness()
 
 
 def test_row_4_too_many_strings(tmp_path: Path) -> None:
@@ -377,7 +377,7 @@ def test_damaged_files_give_our_errors_only(tmp_path: Path) -> None:
         slowest = max(slowest, time.thread_time() - start)
     assert len(messages) > 100
     assert all(map(str.isprintable, messages))
-    assert slowest < 2.0
+    assert slowest < 2.0 * slowness()
 
 
 def test_tensor_types_are_gguf_pys(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tests.checkpoints import (
     write_raw_safetensors,
     write_safetensors,
 )
+from tests.slowness import slowness
 
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 INDEX = "model.safetensors.index.json"
@@ -101,7 +102,7 @@ def test_a_header_longer_than_allowed_is_refused_at_once(tmp_path: Path, n_heade
     began = time.thread_time()
     with pytest.raises(BadInputError, match=message):
         read_safetensors(path, path)
-    assert time.thread_time() - began < 0.5
+    assert time.thread_time() - began < 0.5 * slowness()
 
 
 @pytest.mark.parametrize("size", [0, 7])

@@ -296,7 +296,7 @@ def test_reading_encoding_and_writing_overlap(tmp_path: Path, monkeypatch: pytes
     """While a piece is written, the next is encoded and the one after it read, with one thread for each."""
     n_pieces = 40
     ahead, done = {"write": 0, "encode": 1, "read": 2}, dict.fromkeys(("write", "encode", "read"), 0)
-    all_three = [threading.Barrier(3, timeout=60) for _ in range(n_pieces - 2)]
+    all_three = [threading.Barrier(3, timeout=240) for _ in range(n_pieces - 2)]
 
     def meet(stage: str) -> None:
         at = done[stage] - ahead[stage]

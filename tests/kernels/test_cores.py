@@ -123,12 +123,13 @@ def second(sync: np.ndarray, *, busy: bool) -> Iterator[int]:
 
 
 def test_who_shares_a_core_parts_for_another_that_it_may_use() -> None:
-    allowed, sync = os.sched_getaffinity(0), new_sync()
+    allowed, sync, moved = os.sched_getaffinity(0), new_sync(), 0
     for _ in range(20):
         here = where()
         sync[LAST_CORE // 8] = here
-        assert (part_from(sync.ctypes.data) != here) == (len(allowed) > 1)
+        moved += part_from(sync.ctypes.data) != here
         assert os.sched_getaffinity(0) == allowed
+    assert (moved >= 15) if len(allowed) > 1 else not moved  # the system may move it back at once
 
 
 def test_a_thread_of_one_core_stays_there() -> None:
@@ -145,10 +146,13 @@ def test_the_time_of_a_thread_grows_while_it_runs_and_not_while_it_sleeps() -> N
     assert before > 0
     assert ran(threading.get_native_id()) > before
     with second(new_sync(), busy=False) as number:
-        time.sleep(0.05)
-        before = ran(number)
-        time.sleep(0.02)
-        assert ran(number) == before
+        end = time.monotonic() + 60
+        while True:  # it may have to wait for a core before it comes to its sleep
+            before = ran(number)
+            time.sleep(0.02)
+            if ran(number) == before:
+                break
+            assert time.monotonic() < end, "its time grows all the time"
     assert ran(1 + (1 << 22)) == -1  # more than a system counts to
 
 
