@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from localmoe.errors import FileError, UsageError
+from localmoe.late_signals import signals_wait
 
 Notify = Callable[[str], None]
 
@@ -171,7 +172,7 @@ def replacing_all(targets: Sequence[Path], notify: Notify = unheard) -> Iterator
             yield open_next
             for file in opened:
                 file.settle()
-            with _undisturbed():
+            with signals_wait():
                 _show(opened, token)
         finally:
             for file in opened:
@@ -290,25 +291,6 @@ def _lock(descriptor: int) -> bool:
     except OSError:  # this file system has none
         return True
     return True
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait, whichever thread the system gives them to: their handlers run in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        for number in handlers:
-            signal.signal(number, lambda received, _frame: came.append(received))
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        for late in came:
-            signal.raise_signal(late)
 
 
 def _open_unnamed(hidden: Path) -> tuple[int, bool]:

@@ -29,6 +29,7 @@ BASE = {
     "gguf_file",
     "gguf_cursor",
     "output_file",
+    "late_signals",
     "progress",
     "scheduling",
 }
