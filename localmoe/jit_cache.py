@@ -20,6 +20,8 @@ import numba
 from numba.core.caching import FunctionCache
 from numba.core.serialize import dumps
 
+from localmoe.late_signals import signals_wait
+
 
 class SignatureCache(FunctionCache):  # type: ignore[misc]  # numba has no types
     """Numba's cache of a function, with a file for each signature in place of its index."""
@@ -28,6 +30,11 @@ class SignatureCache(FunctionCache):  # type: ignore[misc]  # numba has no types
         super().__init__(function)
         stamp = numba.__version__, self._impl.locator.get_source_stamp()
         self._cache_file = _SignatureFiles(Path(self.cache_path), self._impl.filename_base, stamp)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """As Numba's; what a signal cuts off in LLVM's question for the code, Numba uses all the same, and crashes."""
+        with signals_wait():
+            return super().load_overload(sig, target_context)
 
 
 class _SignatureFiles:

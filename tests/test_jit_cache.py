@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +116,37 @@ def test_a_c_function_is_kept(folder: Path) -> None:
     again = jit.compile_c(store, 1)
     assert (before._cache_hits, again._cache_hits) == (0, 1)
     assert len(files(folder)) == 1
+
+
+INTERRUPTED = """
+import os, signal
+from numba.core.codegen import CPUCodeLibrary
+told, armed = CPUCodeLibrary._object_getbuffer_hook.__func__, []
+
+def interrupted(library, module):
+    if armed:
+        armed.clear()
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+    return told(library, module)
+
+CPUCodeLibrary._object_getbuffer_hook = classmethod(interrupted)
+from tests.test_jit_cache import process
+assert process()(3) == 1.5
+armed.append(1)
+try:
+    process()(5)
+except KeyboardInterrupt:
+    print(process()(7), armed)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no kill")
+def test_a_signal_while_code_is_loaded_waits(tmp_path: Path) -> None:
+    """Raised in a callback of LLVM's it was lost, and left a library without its code."""
+    env = {**os.environ, "LOCALMOE_CACHE": str(tmp_path)}
+    program = [sys.executable, "-c", INTERRUPTED]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(program, env=env, cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == "3.5 []\n", done.stderr
