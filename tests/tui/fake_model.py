@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .settling import DEADLINE
+
 ANSWER = (
     "A **mixture of experts** has several feed-forward networks in each layer.\n\n"
     "- a *router* scores them for every token\n"
@@ -198,7 +200,7 @@ class FakeModel:
             return
         for index, text in enumerate(self.pieces):
             if self.gate is not None:
-                self.gate.acquire(timeout=120)
+                self.gate.acquire(timeout=DEADLINE)
             time.sleep(self.delay)
             if cancel.is_set():
                 none = np.zeros((self.config.n_layer, 0))

@@ -92,7 +92,7 @@ async def test_the_model_is_closed_at_the_end():
     model = FakeModel()
     async with running(model) as (app, pilot):
         await pilot.press("ctrl+q")
-    app.worker._thread.join(60)
+    app.worker._thread.join(DEADLINE)
     assert model.closed
 
 

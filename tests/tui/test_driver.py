@@ -18,6 +18,7 @@ if sys.platform != "linux":
 from localmoe.tui import driver
 from localmoe.tui.driver import Output
 
+from .settling import DEADLINE
 from .test_terminal import ENTERED, LEFT, Terminal
 
 LONG = "".join(f"{number} " for number in range(40_000))  # 230 KB: a pipe holds 64
@@ -83,7 +84,7 @@ def test_a_slow_terminal_holds_nothing_up_and_gets_everything(pipe):
         await asyncio.sleep(0.05)
         return await read_all(pipe[0], len(LONG) + 4)
 
-    assert asyncio.run(asyncio.wait_for(write_on(), 60)) == LONG.encode() + b"last"
+    assert asyncio.run(asyncio.wait_for(write_on(), DEADLINE)) == LONG.encode() + b"last"
 
 
 def test_the_end_waits_until_all_is_sent(pipe):
@@ -141,7 +142,7 @@ def test_a_terminal_that_has_gone_is_no_error(pipe):
         output.stop()
         os.close(spare)
 
-    asyncio.run(asyncio.wait_for(write_into_nothing(), 30))
+    asyncio.run(asyncio.wait_for(write_into_nothing(), DEADLINE))
 
 
 NAMES = """

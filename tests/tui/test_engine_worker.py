@@ -16,12 +16,13 @@ from localmoe.tui.engine_worker import EngineWorker, Request
 from localmoe.tui.messages import ReplyDone
 
 from .fake_model import FakeModel
+from .settling import DEADLINE
 
 REQUEST = Request([{"role": "user", "content": "hi"}], None, {})
 
 
 def ended(news: queue.Queue[Any]) -> ReplyDone:
-    while not isinstance(message := news.get(timeout=60), ReplyDone):
+    while not isinstance(message := news.get(timeout=DEADLINE), ReplyDone):
         pass
     return message
 
@@ -84,6 +85,6 @@ def test_the_engines_thread_gives_way_and_others_are_as_they_were():
 
     worker = EngineWorker(load, lambda _: None)
     worker.start()
-    assert seen.get(timeout=60) == os.SCHED_BATCH
+    assert seen.get(timeout=DEADLINE) == os.SCHED_BATCH
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
     worker.close()

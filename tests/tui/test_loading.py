@@ -19,6 +19,7 @@ from localmoe.tui.widgets.prompt import Prompt
 
 from .driving import chat, running, screen_text, until
 from .fake_model import FakeModel
+from .settling import DEADLINE
 
 
 def waiting(
@@ -28,7 +29,7 @@ def waiting(
     ready = threading.Event()
 
     def load(progress: object) -> FakeModel:
-        assert ready.wait(120)
+        assert ready.wait(DEADLINE)
         if errors:
             raise errors.pop(0)
         return model

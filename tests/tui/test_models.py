@@ -22,6 +22,7 @@ from tests.tiny import STR, U32, write_tiny
 
 from .driving import chat, lines, running, screen_text, until
 from .fake_model import FakeModel
+from .settling import DEADLINE
 
 Q8_0 = GGMLQuantizationType.Q8_0
 COMPILING = 480.0  # seconds at most, where no test has needed the kernels before
@@ -305,7 +306,7 @@ async def test_the_demo_model_is_built_from_the_picker(home: Path):
         notify("fetching weights")
         progress.start(100, "converting")
         progress.advance(40)
-        assert gate.wait(120)
+        assert gate.wait(DEADLINE)
         write_tiny(home / "cache" / "demo.gguf", n_expert=4, n_expert_used=2)
         progress.finish()
 
@@ -358,4 +359,4 @@ async def test_leaving_while_the_demo_is_built_stops_that(home: Path):
     async with running(path=None, options=demo(home, build)) as (app, pilot):
         await choose_demo(app, pilot)
         await until(pilot, lambda: "converting" in screen_text(app))
-    assert ended.wait(60)
+    assert ended.wait(DEADLINE)

@@ -17,6 +17,7 @@ from tests.tiny import write_tiny
 
 from .driving import ask, chat, lines, running, screen_text, until
 from .fake_model import FakeModel
+from .settling import DEADLINE
 
 
 def refusing(*answers: Exception | None) -> Any:
@@ -99,7 +100,7 @@ async def test_what_a_file_is_is_said_while_it_is_opened(tmp_path: Path) -> None
 
     def load(progress: Any) -> FakeModel:
         progress(SAID)
-        assert ready.wait(120)
+        assert ready.wait(DEADLINE)
         return FakeModel()
 
     async with running(loader=load, path=path, size=(80, 24)) as (app, pilot):
