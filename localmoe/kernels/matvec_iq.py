@@ -26,6 +26,7 @@ from localmoe.kernels.matvec_iq_avx2 import (
 )
 from localmoe.kernels.matvec_k import make_matvec_row, spreads
 from localmoe.kernels.matvec_k_avx2 import row_iq4_xs
+from localmoe.kernels.matvec_tq_avx2 import row_tq1_0, row_tq2_0
 from localmoe.kernels.simd import (
     ISA,
     Vec,
@@ -131,8 +132,8 @@ _row_iq2_xs = row_iq2_xs if ISA == "avx2" else _make_row(blocks256.IQ2_XS)
 _row_iq2_xxs = row_iq2_xxs if ISA == "avx2" else _make_row(blocks256.IQ2_XXS)
 _row_iq1_s = row_iq1_s if ISA == "avx2" else _make_row(blocks256.IQ1_S)
 _row_iq1_m = row_iq1_m if ISA == "avx2" else _make_row(blocks256.IQ1_M)
-_row_tq1_0 = _make_row(blocks256.TQ1_0)
-_row_tq2_0 = _make_row(blocks256.TQ2_0)
+_row_tq1_0 = row_tq1_0 if ISA == "avx2" else _make_row(blocks256.TQ1_0)
+_row_tq2_0 = row_tq2_0 if ISA == "avx2" else _make_row(blocks256.TQ2_0)
 
 
 def matvec_iq4_xs(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> None:

@@ -7,7 +7,7 @@ take their scale in the instruction that adds up pairs. Layouts: ggml-common.h.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from localmoe.kernels.matvec_avx2 import (
     word,
 )
 from localmoe.kernels.simd import AHEAD, emit_lookup, hidden, in_memory, intrinsic, lanes, splat
-from localmoe.kernels.tile import F16T, F32T, F32V, I8V, I16T, I16V, I32T, I32V, Cells, Value, fma, loop, zero
+from localmoe.kernels.tile import F16T, F32T, F32V, I8V, I16T, I16V, I32T, I32V, I64T, Cells, Value, fma, loop, zero
 from localmoe.quants.codebooks import nonlinear
 
 _QUAD, _OCTET = ir.VectorType(I32T, 4), ir.VectorType(I16T, 8)
@@ -200,8 +200,8 @@ def _iq4_xs_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
 
 
 def make_row(
-    size: int, sums: Sums, scale: int | Callable[[Value], Value], divisor: float, table: list[npt.NDArray[np.uint8]],
-    *, minimum: bool = False,
+    size: int, sums: Sums, scale: int | Callable[[Value], Value], divisor: float,
+    table: Sequence[npt.NDArray[np.uint8]] = (), *, minimum: bool = False,
 ) -> Any:  # fmt: skip
     """An intrinsic row(o, act, n): one row's product from blocks of `size` bytes.
 
@@ -213,7 +213,7 @@ def make_row(
 
     def emit(o: Value, act: Value, n: Value) -> Value:
         b, n_blocks, ds = o.b, n >> 8, act + n
-        constants = table_of(b, f"{sums.__name__}", np.concatenate(table))
+        constants = table_of(b, f"{sums.__name__}", np.concatenate(table)) if table else zero(b, I64T)
         total = Cells([zero(b, F32V)])
         with loop(b, n_blocks) as i:
             at = o + i * size
