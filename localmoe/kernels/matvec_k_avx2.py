@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 
 from localmoe.kernels.grids import of_sixteen, pick, table_of
 from localmoe.kernels.matvec_avx2 import (
@@ -33,8 +33,13 @@ from localmoe.quants.codebooks import nonlinear
 _QUAD, _OCTET = ir.VectorType(I32T, 4), ir.VectorType(I16T, 8)
 _SKIP = 0x80  # an index of a byte shuffle that gives 0
 
-Sums = Callable[[Value, Value, Value, Value], Value]
-"""int32 sums of a block: of its address, its activations', that of their sums of 16, and that of a table."""
+Sums = Callable[..., Value]
+"""int32 sums of a block: of its address, its activations', that of their sums of 16, that of a table and, where there
+is something, that of what was made early."""
+
+
+Early = Callable[[Value], list[Value]]
+"""Vectors of a block, of its address: a power of two of them."""
 
 
 def _bytes(x: Value, picks: Value) -> Value:
@@ -199,9 +204,34 @@ def _iq4_xs_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
+def _make_early(first: Value, early: Early, last: Value) -> Callable[[Value], list[Value]]:
+    """of(next): where the vectors of a block are, after those of the one behind it have been made; `last` has none."""
+    b = first.b
+    vectors = early(first)
+    room = 32 * len(vectors)
+    place = cgutils.alloca_once(b, ir.ArrayType(ir.IntType(8), 2 * room))
+    place.align = 2 * room
+    slots = Cells([Value(b, hidden(b, b.ptrtoint(place, I64T)))])
+
+    def keep(vectors: list[Value], at: Value) -> None:
+        for k, vector in enumerate(vectors):
+            (at + 32 * k).store(vector)
+
+    keep(vectors, slots.get()[0])
+
+    def of(o: Value) -> list[Value]:
+        slot = slots.get()[0]
+        other = slot ^ room
+        keep(early((o < last).choose(o, last)), other)
+        slots.put([other])
+        return [Value(b, hidden(b, slot.v))]
+
+    return of
+
+
 def make_row(
     size: int, sums: Sums, scale: int | Callable[[Value], Value], divisor: float,
-    table: Sequence[npt.NDArray[np.uint8]] = (), *, minimum: bool = False,
+    table: Sequence[npt.NDArray[np.uint8]] = (), *, minimum: bool = False, early: Early | None = None,
 ) -> Any:  # fmt: skip
     """An intrinsic row(o, act, n): one row's product from blocks of `size` bytes.
 
@@ -215,11 +245,13 @@ def make_row(
         b, n_blocks, ds = o.b, n >> 8, act + n
         constants = table_of(b, f"{sums.__name__}", np.concatenate(table)) if table else zero(b, I64T)
         total = Cells([zero(b, F32V)])
+        early_of = _make_early(o, early, o + (n_blocks - 1) * size) if early else lambda _: []
         with loop(b, n_blocks) as i:
             at = o + i * size
+            kept = early_of(at + size)
             for line in range(-(-size // 64)):
                 (at + AHEAD + 64 * line).prefetch(near=True)
-            found = sums(at, act + i * 256, ds + n_blocks * 4 + i * 32, Value(b, hidden(b, constants.v)))
+            found = sums(at, act + i * 256, ds + n_blocks * 4 + i * 32, Value(b, hidden(b, constants.v)), *kept)
             bits = scale(at) if callable(scale) else (at + scale).load(kind)
             halves = splat(b, bits.v, 128 // kind.width)
             d = Value(b, b.fpext(b.bitcast(halves, ir.VectorType(F16T, 8)), F32V)) * (ds + i * 4).load_splat(F32T)
