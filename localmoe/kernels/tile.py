@@ -151,8 +151,10 @@ def in_order(b: Any, sums: list[Any], count: int) -> list[Any]:
     """
     if ISA != "avx2" or count < 8:
         return sums
+    tied = [v is not None and not (isinstance(v, ir.Constant) and v.type == I32V) for v in sums]  # 0 adds nothing
+    kinds = [ir.FunctionType(v.type, [v.type]) if tie else None for v, tie in zip(sums, tied, strict=True)]
     text = "=x,0,~{memory}"
-    return [v and b.asm(ir.FunctionType(v.type, [v.type]), "", text, [v], side_effect=True) for v in sums]
+    return [b.asm(kind, "", text, [v], side_effect=True) if kind else v for v, kind in zip(sums, kinds, strict=True)]
 
 
 def zero(b: Any, kind: Any) -> Value:
