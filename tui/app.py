@@ -366,8 +366,7 @@ def run_app(path: Path | None, options: AppOptions | None = None, loader: Loader
             app.run()
     finally:
         app.worker.close()
-        if app.store is not None:
-            app.store.close()
+        app.close_store()
     if app.failure is not None:
         sys.stderr.write(f"error: {shown_line(app.failure.reason)}\n")
     return app.return_code or 0

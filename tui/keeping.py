@@ -8,7 +8,7 @@ from pathlib import Path
 
 from textual.app import App
 
-from localmoe.errors import BadInputError, LocalMoeError
+from localmoe.errors import BadInputError, FileError, LocalMoeError
 from localmoe.sessions.record import Record
 from localmoe.sessions.store import Store
 
@@ -26,12 +26,16 @@ _STAYS = " The file is left as it is: move it away to start a new one, or choose
 
 
 class KeepingApp(App[None]):
-    """Has a store where one can be opened; without one every chat goes on unsaved, and Ctrl+S tries again."""
+    """Has a store where one can be opened; without one every chat goes on unsaved, and Ctrl+S tries again.
+
+    `readable` is the store, or one that may not be written: its chats are listed and gone on with.
+    """
 
     def __init__(self, options: AppOptions) -> None:
         super().__init__()
         self._options = options
         self.store: Store | None = None
+        self.readable: Store | None = None
         self._trouble: LocalMoeError | None = None
 
     @property
@@ -43,10 +47,22 @@ class KeepingApp(App[None]):
         self._trouble = None
         if self._options.sessions is None:
             return
+        self.close_store()
         try:
-            self.store = Store(self._options.sessions)
+            self.readable = Store(self._options.sessions)
         except LocalMoeError as error:
             self._trouble = error
+            return
+        if self.readable.read_only:
+            self._trouble = FileError("the saved chats may be read, but not written", file=self.readable.path)
+        else:
+            self.store = self.readable
+
+    def close_store(self) -> None:
+        """Let the file of chats go."""
+        if self.readable is not None:
+            self.readable.close()
+        self.store = self.readable = None
 
     def _tell_trouble(self) -> None:
         """Say why chats are not kept, and what to do: nothing about a file that is sound or is not there."""
@@ -57,10 +73,10 @@ class KeepingApp(App[None]):
 
     def _resumed(self, key: int | None) -> Record | None:
         """A chat that was kept, with the parameters that are possible; None where it cannot be read."""
-        if key is None or self.store is None:
+        if key is None or self.readable is None:
             return None
         try:
-            record = Record.resumed(self.store, self.store.load(key))
+            record = Record.resumed(self.store, self.readable.load(key))
         except LocalMoeError as error:
             self.notify(shown_line(str(error)), severity="error", markup=False)
             return None
@@ -76,9 +92,9 @@ class KeepingApp(App[None]):
                 self.store.opened(str(path.absolute()))
 
     def _recent_models(self) -> list[str]:
-        if self.store is not None:
+        if self.readable is not None:
             with contextlib.suppress(LocalMoeError):
-                return self.store.recent_models()
+                return self.readable.recent_models()
         return []
 
     def _idle_chat(self) -> ChatScreen | None:
@@ -98,8 +114,9 @@ class KeepingApp(App[None]):
             return None
         if self.store is None:
             self._open_store()
-        if self.store is None:
+        if self.readable is None:
             self._tell_trouble()
             return None
-        chat.record.keep_in(self.store)
-        return SessionsScreen(self.store, chat.record.key)
+        if self.store is not None:
+            chat.record.keep_in(self.store)
+        return SessionsScreen(self.readable, chat.record.key)

@@ -175,7 +175,7 @@ def chat(
             if kept is not None:
                 show_last(record)
             _talk(state)
-            if sys.stdin.isatty() and state.record.key is not None:
+            if sys.stdin.isatty() and state.record.store is not None and state.record.key is not None:
                 say(f"kept as chat {state.record.key}: `localmoe chat --continue` goes on with it")
 
 

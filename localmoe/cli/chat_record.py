@@ -52,9 +52,13 @@ def open_record(path: Path, kept: Saved | None, system: str, parameters: Mapping
             if kept is not None:
                 raise
             say(f"note: this chat is not kept: {error}")
-    if kept is None or store is None:
+    if store is not None and store.read_only:
+        say(f"note: this chat is not kept: {store.path} may not be written")
+        store.close()
+        store = None
+    if kept is None:
         return Record(store, str(path.absolute()), system, changed(parameters))
-    record = Record.resumed(store, store.load(kept.entry.key))
+    record = Record.resumed(store, kept)
     settings = dict.fromkeys(record.parameters) | changed(parameters)
     record.configure(model=str(path.absolute()), system=system or None, **settings)
     return record

@@ -39,6 +39,14 @@ def open_store() -> Store:
     return Store(path)
 
 
+def _to_read() -> Store:
+    """The user's chats, with a line where they can be read alone."""
+    store = open_store()
+    if store.read_only:
+        say(f"note: {store.path} may not be written: chats are read as they were kept")
+    return store
+
+
 def kept_chat(number: int | None, model: Path | None, tiny: bool = False) -> tuple[int, Path | None]:
     """A chat to go on with (None: the newest) and the model for it; UsageError where one is missing."""
     with open_store() as store:
@@ -64,7 +72,7 @@ def list_sessions(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False,
 ) -> None:
     """Chats, the newest first: number, last change, turns, title."""
-    with open_store() as store:
+    with _to_read() as store:
         entries = store.entries(search)
     if as_json:
         print(json.dumps([vars(entry) for entry in entries], ensure_ascii=sys.stdout.encoding != "utf-8", indent=2))
@@ -93,7 +101,7 @@ def export(
     """Write a chat as Markdown or JSON."""
     from localmoe.sessions.export import format_of, render, write
 
-    with open_store() as store:
+    with _to_read() as store:
         saved, kept = store.load(_number(store, chat)), store.path
     if out is None:
         sys.stdout.write(render(saved, format_of(Path(), kind or "md")))

@@ -55,8 +55,8 @@ class Record:
         self._gone: list[int] = []  # turns that were taken out, and are still in the file
 
     @classmethod
-    def resumed(cls, store: Store, saved: Saved) -> Record:
-        """Go on with a chat that was kept."""
+    def resumed(cls, store: Store | None, saved: Saved) -> Record:
+        """Go on with a chat that was kept; without a store its next turns are not."""
         record = cls(store, saved.entry.model, saved.conversation.system, saved.parameters)
         record.routing = {name: text for name, text in saved.routing.items() if isinstance(text, str)}
         record.conversation, record.key, record.title = saved.conversation, saved.entry.key, saved.entry.title

@@ -12,6 +12,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 from localmoe.errors import BadInputError, FileError
 
@@ -97,7 +98,38 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+def only_readable(path: Path) -> bool:
+    """Whether the file is there, and it or its folder, where SQLite keeps a log beside it, may not be written."""
+    return os.path.isfile(path) and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
+
+
+def connect_to_read(path: Path) -> sqlite3.Connection:
+    """Open a file that may not be written, and write nothing beside it unless another program is changing it.
+
+    BadInputError: damaged, another program's, or not of this version; FileError: it may not be read either.
+    """
+    try:
+        os.close(os.open(path, os.O_RDONLY))
+    except OSError as error:
+        raise FileError(f"the saved chats cannot be read: {error.strerror}", file=path) from None
+    log = Path(f"{path}-wal")
+    changing = os.path.isfile(log) and os.path.getsize(log) > 0
+    address = f"file:{quote(os.fspath(path.absolute()))}?mode=ro{'' if changing else '&immutable=1'}"
+    with saying(path):
+        connection = sqlite3.connect(address, timeout=2.0, isolation_level=None, check_same_thread=False, uri=True)
+        try:
+            if _version(connection, path) < VERSION:
+                raise BadInputError("was written by an older localmoe, and cannot be changed to what this one reads",
+                                    file=path)  # fmt: skip
+            _look(connection)
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def _version(connection: sqlite3.Connection, path: Path) -> int:
+    """The schema's version, 0 in an empty file."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (n_tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -106,15 +138,25 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     if version > VERSION:
         raise BadInputError("was written by a newer localmoe", file=path, got=f"schema {version}",
                             expected=f"at most {VERSION}")  # fmt: skip
+    return int(version) if n_tables else 0
+
+
+def _look(connection: sqlite3.Connection) -> None:
+    """Read a row of each table: what is not there or not whole fails here."""
+    for table in ("sessions", "turns", "pieces", "models"):
+        connection.execute(f"SELECT * FROM {table} LIMIT 1").fetchone()
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    version = _version(connection, path)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA foreign_keys = ON")
-    if not n_tables:
+    if not version:
         _make(connection)
     elif version < VERSION:
         _renew(connection)
-    for table in ("sessions", "turns", "pieces", "models"):
-        connection.execute(f"SELECT * FROM {table} LIMIT 1").fetchone()
+    _look(connection)
 
 
 def _make(connection: sqlite3.Connection) -> None:

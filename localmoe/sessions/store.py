@@ -7,14 +7,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from localmoe.errors import UsageError
-from localmoe.sessions.schema import connect, saying
+from localmoe.sessions.schema import connect, connect_to_read, only_readable, saying
 from localmoe.sessions.tree import Conversation, Turn
 
 INTERRUPTED = "interrupted"
@@ -48,11 +48,18 @@ class Saved:
 
 
 class Store:
-    """An open file of chats, for any thread. What SQLite refuses is a FileError or a BadInputError."""
+    """An open file of chats, for any thread. What SQLite refuses is a FileError or a BadInputError.
+
+    `read_only`: the file may not be written, and every change is a FileError.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.RLock()
+        self.read_only = only_readable(path)
+        if self.read_only:
+            self._connection = connect_to_read(path)
+            return
         self._connection = connect(path)
         with self._change():
             self._settle()
@@ -140,8 +147,7 @@ class Store:
 
     def load(self, session: int) -> Saved:
         """A chat with all its branches; UsageError where there is none of this number."""
-        with self._change() as run:
-            self._settle(session)
+        with self._transaction("BEGIN") as run:
             found = run(f"{_FROM} WHERE s.id = ?", (session,)).fetchone()
             if found is None:
                 raise UsageError("no such chat", got=session)
@@ -151,7 +157,13 @@ class Store:
             rows = run(
                 "SELECT id, parent, role, text, stop_reason FROM turns WHERE session = ? ORDER BY id", (session,)
             ).fetchall()
-        return Saved(_entry(found), _grown(str(system), rows, leaf), _object(parameters), _object(routing))
+            late: dict[int, str] = {}  # pieces of replies that another program is writing, or did not end
+            for turn, text in run(
+                "SELECT turn, text FROM pieces WHERE turn IN (SELECT id FROM turns WHERE session = ?) ORDER BY rowid",
+                (session,),
+            ):
+                late[turn] = late.get(turn, "") + str(text)
+        return Saved(_entry(found), _grown(str(system), rows, leaf, late), _object(parameters), _object(routing))
 
     # --- all chats
 
@@ -188,11 +200,14 @@ class Store:
 
     # --- below
 
+    def _change(self) -> AbstractContextManager[Callable[..., sqlite3.Cursor]]:
+        """`execute` within one transaction that writes."""
+        return self._transaction("BEGIN IMMEDIATE")
+
     @contextmanager
-    def _change(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
-        """`execute` within one transaction."""
+    def _transaction(self, begin: str) -> Iterator[Callable[..., sqlite3.Cursor]]:
         with self._lock, saying(self.path):
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute(begin)
             try:
                 yield self._connection.execute
                 self._connection.execute("COMMIT")
@@ -205,19 +220,16 @@ class Store:
         with self._lock, saying(self.path):
             return self._connection.execute(query, values).fetchall()
 
-    def _settle(self, session: int | None = None) -> None:
+    def _settle(self) -> None:
         """Put the pieces of replies that were cut off into their turns.
 
         One that another program is writing right now goes on: its later pieces follow, and its end replaces all.
         """
         run = self._connection.execute
-        for turn, chat in run(
-            "SELECT DISTINCT p.turn, t.session FROM pieces p JOIN turns t ON t.id = p.turn"
-        ).fetchall():
-            if session in (None, chat):
-                pieces = run("SELECT text FROM pieces WHERE turn = ? ORDER BY rowid", (turn,)).fetchall()
-                run("UPDATE turns SET text = text || ? WHERE id = ?", ("".join(str(text) for (text,) in pieces), turn))
-                run("DELETE FROM pieces WHERE turn = ?", (turn,))
+        for (turn,) in run("SELECT DISTINCT turn FROM pieces").fetchall():
+            pieces = run("SELECT text FROM pieces WHERE turn = ? ORDER BY rowid", (turn,)).fetchall()
+            run("UPDATE turns SET text = text || ? WHERE id = ?", ("".join(str(text) for (text,) in pieces), turn))
+            run("DELETE FROM pieces WHERE turn = ?", (turn,))
 
     def _contains(self, term: str) -> tuple[str, str]:
         """A query for the chats with a word that begins so, or, without an index of words, that hold the text."""
@@ -252,15 +264,18 @@ def _object(text: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _grown(system: str, rows: list[Any], leaf: int | None) -> Conversation:
-    """The tree of rows (id, parent, role, text, stop_reason) in the order of their ids, read up to `leaf`."""
+def _grown(system: str, rows: list[Any], leaf: int | None, late: Mapping[int, str]) -> Conversation:
+    """The tree of rows (id, parent, role, text, stop_reason) in the order of their ids, read up to `leaf`.
+
+    `late` has by id what follows the text of a row.
+    """
     conversation = Conversation(system)
     known: dict[int, Turn] = {}
     for key, parent, role, text, stop_reason in rows:
         if role not in ("user", "assistant") or (parent is not None and parent not in known):
             continue  # not of our making
         ended = stop_reason if stop_reason or role == "user" else INTERRUPTED
-        known[key] = conversation.restore(Turn(role, str(text), ended, key), known.get(parent))
+        known[key] = conversation.restore(Turn(role, f"{text}{late.get(key, '')}", ended, key), known.get(parent))
     if leaf in known:
         conversation.go(known[leaf])
     return conversation

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from localmoe.cli.app import COMMANDS
+from localmoe.sessions.record import Record
+from localmoe.sessions.store import Store
 from tests.acceptance.command import LOCALMOE, contents, environment, localmoe, together
 from tests.checkpoints import write_checkpoint
 from tests.tiny import write_tiny
@@ -73,10 +75,15 @@ def as_nobody() -> tuple[str, ...]:
     return prefix
 
 
+def open_way(path: Path) -> None:
+    """Let everybody go to a folder of ours."""
+    for folder in (*[p for p in path.parents if p != p.parent and os.access(p, os.W_OK)][:-1], path):
+        folder.chmod(folder.stat().st_mode | 0o055)
+
+
 def test_what_may_not_be_read_or_written(tmp_path: Path) -> None:
     prefix = as_nobody()
-    for folder in (*[p for p in tmp_path.parents if p != p.parent and os.access(p, os.W_OK)][:-1], tmp_path):
-        folder.chmod(folder.stat().st_mode | 0o055)
+    open_way(tmp_path)
     model = write_tiny(tmp_path / "m.gguf", **SMALL)
     secret = write_tiny(tmp_path / "secret.gguf", **SMALL)
     secret.chmod(0)
@@ -91,6 +98,37 @@ def test_what_may_not_be_read_or_written(tmp_path: Path) -> None:
     refused = localmoe("quantize", model, out, "Q8_0", prefix=prefix, env=cache)
     refused.failed(4, f"error: {out}: ", "Permission denied")
     assert contents(locked) == {}
+
+
+def test_chats_that_may_be_read_alone(tmp_path: Path) -> None:
+    """A file that may not be written, in a folder that may not be either, also while another program writes to it."""
+    prefix = as_nobody()
+    open_way(tmp_path)
+    path, env = tmp_path / "data" / "sessions.db", {"LOCALMOE_DATA": str(tmp_path / "data")}
+    with Store(path) as store:
+        Record(store, "/m/model.gguf", "", {}).ask("owls?")
+    note = f"note: {path} may not be written: chats are read as they were kept\n"
+    path.parent.chmod(0o555)
+    path.chmod(0o444)
+    before = contents(path.parent)
+    for words in ((), ("owl",)):
+        found = localmoe("sessions", "list", *words, prefix=prefix, env=env)
+        assert (found.code, found.out.split()[3:], found.err) == (0, ["1", "owls?"], note)
+    told = localmoe("sessions", "export", prefix=prefix, env=env)
+    assert (told.code, told.err) == (0, note)
+    assert "owls?" in told.out
+    for change in (("rename", 1, "x"), ("delete", 1)):
+        localmoe("sessions", *change, prefix=prefix, env=env).failed(4, path, "readonly")
+    assert contents(path.parent) == before
+    path.parent.chmod(0o755)
+    path.chmod(0o644)
+    with Store(path) as store:
+        record = Record.resumed(store, store.load(1))
+        record.piece(record.begin_reply())("about owls")
+        path.chmod(0o444)
+        told = localmoe("sessions", "export", prefix=prefix, env=env)
+    assert (told.code, told.err) == (0, note)
+    assert "about owls" in told.out
 
 
 def test_stdout_closed_early(model: Path) -> None:

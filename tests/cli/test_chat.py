@@ -372,6 +372,19 @@ def test_a_chat_that_is_not_there_is_refused(talk: Talk, flags: tuple[str, ...],
     assert not talk.model.asked
 
 
+def test_a_chat_of_a_file_that_may_not_be_written_goes_on_unkept(
+    talk: Talk, data: Path, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as context:
+        context.setattr("localmoe.sessions.store.only_readable", lambda path: True)
+        code, out, err = talk("More", flags=("--continue",), model=(), typed=True)
+    assert (code, out) == (0, "> Hello\n> \n")
+    assert f"note: this chat is not kept: {data} may not be written" in err
+    assert "kept as chat" not in err
+    assert talk.conversations[0][-2:] == [("assistant", "about foxes"), ("user", "More")]
+    assert [turn[1] for turn in turns_of(data, 2)] == ["foxes?", "about foxes"]
+
+
 def test_a_file_of_chats_that_cannot_be_used(talk: Talk, data: Path, kept: str) -> None:
     """A new chat goes on unsaved and says so; one that is to go on is refused; the file stays as it was."""
     data.write_bytes(b"no database" * 200)

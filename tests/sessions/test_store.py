@@ -258,6 +258,41 @@ def test_a_file_that_cannot_be_used_is_one_line_and_left_alone(path: Path, how: 
     assert (path.read_bytes() if path.is_file() else b"") == before or how == "half"
 
 
+def test_a_file_that_may_not_be_written_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists, searches, chats with what of a reply was kept; changes are refused and nothing is written beside it."""
+    with Store(path) as store:
+        record = talk(store, "owls", "foxes")
+        record.ask("bears")
+        record.piece(record.begin_reply())("grizzly")
+        store.opened("/m/model.gguf")
+    before = {item.name: item.read_bytes() for item in path.parent.iterdir()}
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with Store(path) as store:
+        assert store.read_only
+        assert [entry.key for entry in store.entries("fox")] == [store.newest()]
+        assert store.questions() == ["owls", "foxes", "bears"]
+        assert store.recent_models() == ["/m/model.gguf"]
+        turns = store.load(store.newest() or 0).conversation.turns
+        assert [turn.text for turn in turns] == ["owls", "re owls", "foxes", "re foxes", "bears", "grizzly"]
+        assert turns[-1].stop_reason == INTERRUPTED
+        with pytest.raises(FileError, match="readonly"):
+            store.rename(1, "x")
+        with pytest.raises(FileError, match="readonly"):
+            store.append(1, "x")
+    assert {item.name: item.read_bytes() for item in path.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize(("version", "said"), [(1, "older"), (99, "newer")])
+def test_a_file_of_another_version_that_may_not_be_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch, version: int, said: str
+) -> None:
+    with Store(path) as store:
+        store._connection.execute(f"PRAGMA user_version = {version}")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(BadInputError, match=said):
+        Store(path)
+
+
 def test_a_store_that_fails_lets_the_chat_go_on(path: Path) -> None:
     """The reason is kept once; turns go on in memory."""
     with Store(path) as store:

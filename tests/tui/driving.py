@@ -45,8 +45,7 @@ async def running(
             await until(pilot, lambda: isinstance(app.screen, ChatScreen) and app.screen.is_mounted, "the chat")
         yield app, pilot
     app.worker.close()
-    if app.store is not None:
-        app.store.close()
+    app.close_store()
 
 
 def chat(app: LocalMoeApp) -> ChatScreen:

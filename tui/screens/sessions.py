@@ -75,6 +75,8 @@ class SessionsScreen(ModalScreen[Chosen | None]):
     def on_mount(self) -> None:
         self.query_one("#sessions-list").can_focus = False
         self.query_one(Input).focus()
+        if self._store.read_only:
+            self._say(f"{self._store.path} may not be written: chats are read as they were kept")
         self._fill()
 
     @property
