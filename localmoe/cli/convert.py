@@ -110,8 +110,8 @@ def _convert_gguf(source: Path, out: Path, file_type: str, options: dict[str, An
     from localmoe.converters.pipeline import write_model
     from localmoe.gguf_file import open_gguf
 
+    tell_when_cut_off(source)
     with open_gguf(source) as gguf:
-        tell_when_cut_off(source)
         return write_model(gguf_source(gguf), out, file_type, **options)
 
 

@@ -43,11 +43,11 @@ _kept: list[Any] = []
 """What the handler needs: its code and its line."""
 
 
-def tell_when_cut_off(path: Path) -> None:
+def tell_when_cut_off(path: Path, why: str = WHY) -> None:
     """From here on a bus error ends the process with a line that names this file, and the exit code of an I/O error."""
     if not hasattr(signal, "SIGBUS") or sys.maxsize < 1 << 32 or faulthandler.is_enabled():
         return
-    error = f"error: {one_line(f'{path}: {WHY}')}\n"
+    error = f"error: {one_line(f'{path}: {why}')}\n"
     if sys.stdout.isatty() and sys.stderr.isatty():  # in the middle of a line of text
         error = f"\n{error}"
     line = ctypes.create_string_buffer(error.encode(errors="backslashreplace"))

@@ -104,6 +104,7 @@ def franken(
     localmoe franken recipe.yml -o moe.gguf --type Q4_K_M
     localmoe tui -m moe.gguf
     """
+    from localmoe.cli.cut_off import WHY, tell_when_cut_off
     from localmoe.converters.franken import build
     from localmoe.converters.franken_recipe import read_recipe
     from localmoe.converters.split import parse_split
@@ -117,6 +118,7 @@ def franken(
     )
     matrix = importances(imatrix, include_weights, exclude_weights)
     split = parse_split(split_max_size, split_max_tensors)
+    tell_when_cut_off(recipe, f"a model of the recipe {WHY}")
     built = build(
         read_recipe(recipe, _note), out, file_type, seed=seed, pre=pre, allow_pickle=allow_pickle, options=options,
         imatrix=matrix, split=split, allow_requantize=allow_requantize, dry_run=dry_run, progress=TerminalProgress(),

@@ -22,8 +22,10 @@ def inspect(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what a model is, what it needs in memory, and why it would not run."""
+    from localmoe.cli.cut_off import tell_when_cut_off
     from localmoe.model.inspect import describe
 
+    tell_when_cut_off(model)
     description = describe(model, _check_text)
     if json_output:
         print(json.dumps(description, allow_nan=False))

@@ -99,8 +99,8 @@ def quantize(
     matrix = importances(imatrix, include_weights, exclude_weights)
     keys = parse_overrides(override_kv or ())
     layers = parse_layers(prune_layers) if prune_layers is not None else None
+    tell_when_cut_off(source)
     with open_gguf(source) as gguf:
-        tell_when_cut_off(source)
         model = gguf_source(gguf, keep_split=keep_split, user_keys=keys)
         report = write_model(
             model if layers is None else prune(model, layers), target, file_type, options=options, imatrix=matrix,

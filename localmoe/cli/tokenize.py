@@ -22,6 +22,7 @@ def tokenize(
     ] = False,
 ) -> None:
     """Show the tokens of a text: a line each with id and piece, or the ids alone."""
+    from localmoe.cli.cut_off import tell_when_cut_off
     from localmoe.cli.text_input import read_utf8
     from localmoe.errors import UsageError
     from localmoe.text import tokenizer
@@ -33,6 +34,7 @@ def tokenize(
         raise UsageError("give a text or --stdin, not both")
     if not reading and text is None:
         raise UsageError("no text: give one, or --stdin")
+    tell_when_cut_off(model)
     tok = tokenizer.load(model)
     found = tok.encode(read_utf8("-") if reading else text or "", add_bos=not no_bos, parse_special=parse_special)
     if ids:

@@ -115,3 +115,47 @@ def test_a_source_that_is_cut_off_leaves_the_older_output(
     assert ended.returncode == 4, ended.stderr
     assert ended.stderr.splitlines()[-1] == f"error: {model}: {WHY}"
     assert out.read_bytes() == b"as it was"
+
+
+MAPPED = """
+import os, sys
+from localmoe import gguf_file
+from localmoe.cli.app import main
+map_file = gguf_file.map_file
+def cut(path, *rest):
+    mapped = map_file(path, *rest)
+    os.truncate(path, 4096)
+    return mapped
+gguf_file.map_file = cut
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+COMMANDS = [
+    ("inspect", "M"), ("tokenize", "-m", "M", "hi"), ("run", "-m", "M", "-p", "hi"), ("quantize", "M", "OUT", "Q8_0"),
+    ("convert", "M", "-o", "OUT"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=[words[0] for words in COMMANDS])
+def test_metadata_that_is_cut_off_while_it_is_read(model: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    files = {"M": str(model), "OUT": str(tmp_path / "out.gguf")}
+    arguments = [files.get(word, word) for word in command]
+    ended = subprocess.run(
+        [sys.executable, "-c", MAPPED, *arguments],
+        capture_output=True, text=True, env=plain_env(), timeout=DEADLINE, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout, ended.stderr) == (4, "", f"error: {model}: {WHY}\n")
+
+
+def test_a_source_of_a_recipe_that_is_cut_off(model: Path, tmp_path: Path) -> None:
+    """One line that names the recipe: which of its models it was cannot be told any more."""
+    (recipe := tmp_path / "r.yml").write_text(
+        f"base_model: {model}\ngate_mode: random\nexperts:\n" + f"  - source_model: {model}\n" * 2
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", MAPPED, "franken", str(recipe), "-o", str(tmp_path / "out.gguf")],
+        capture_output=True, text=True, env=plain_env(), timeout=DEADLINE, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (4, "")
+    assert ended.stderr == f"error: {recipe}: a model of the recipe {WHY}\n"
