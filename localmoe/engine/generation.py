@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from localmoe.engine.numbers import whole
 from localmoe.engine.routing import Routing
-from localmoe.engine.sampler_steps import likeliest_with
 from localmoe.engine.sampling import Sampler, SamplingParams
 from localmoe.engine.session import OnPrompt, Session, token_ids
 from localmoe.errors import UsageError
@@ -148,7 +147,7 @@ class Generation:
             began = time.perf_counter()
             token = sampler.sample(result.logits[-1])
             sampler.accept(token)
-            probs = likeliest_with(result.logits[-1], self.n_probs, token) if self.n_probs else ()
+            probs = sampler.likeliest_with(result.logits[-1], self.n_probs, token) if self.n_probs else ()
             experts, weights = result.experts[-1].copy(), result.weights[-1].copy()
             ended = token in self.tokenizer.eog and not self.ignore_eos
             text, stopped = stop_filter.push(decoder.flush() if ended else decoder.push(token))

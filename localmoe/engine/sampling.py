@@ -181,6 +181,10 @@ class TopDraw:
         place, self._n = self._out.tolist()
         return None if place < 0 else int(self._ids[place])
 
+    def likeliest(self, n: int) -> steps.Likeliest | None:
+        """The n likeliest tokens of the last draw's logits; None where it kept fewer, or found one not finite."""
+        return (self._ids[:n].tolist(), self._logits[:n].tolist()) if 0 < n <= self._ids.size and self._n else None
+
     def candidates(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Ids and probabilities that the last draw was from, likeliest first."""
         return self._ids[: self._n].copy(), self._probs[: self._n].copy()
@@ -264,6 +268,10 @@ class Sampler:
                 self._mu -= self.params.mirostat_eta * (surprise - self.params.mirostat_tau)
         self._last = lambda: (kept.ids, probs)
         return int(kept.ids[index])
+
+    def likeliest_with(self, logits: NDArray[np.float32], n: int, token: int) -> tuple[tuple[int, float], ...]:
+        """`sampler_steps.likeliest_with` of the logits that the last `sample` chose `token` from."""
+        return steps.likeliest_with(logits, n, token, self._top.likeliest(n) if self._top is not None else None)
 
     def _likeliest(self, logits: NDArray[np.float32]) -> int:
         """Greedy, with nothing that changes a logit: one pass over them. NaN is greater than all."""
