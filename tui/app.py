@@ -28,7 +28,7 @@ from .engine_worker import EngineWorker, Loader, Progress
 from .guard import guarded_terminal
 from .keeping import KeepingApp
 from .keys import binding_ids, keys_path, read_keys
-from .legible import legible, of_16
+from .legible import legible, of_16, of_own
 from .messages import EngineDied, LoadFailed, LoadProgress, ModelReady, ReplyDone
 from .options import AppOptions
 from .parameters import changed
@@ -208,7 +208,8 @@ class LocalMoeApp(KeepingApp):
         variables = super().get_css_variables()
         if self.console.color_system in (None, "standard"):
             return variables | of_16(dark=self.current_theme.dark)
-        self.theme_variables = variables | legible(variables)
+        theme = self.current_theme
+        self.theme_variables = variables | (of_own(dark=theme.dark) if theme.ansi else legible(variables))
         return self.theme_variables
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterator[SystemCommand]:

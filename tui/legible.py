@@ -15,7 +15,8 @@ CURSOR = 0.15
 """How much of a theme's primary colour the ground of a chosen row has: its letters keep their own colours."""
 _GROUNDS = ("background", "surface", "panel")
 _TEXTS = ("foreground", "foreground-muted", *(f"text-{kind}" for kind in (
-    "primary", "secondary", "accent", "warning", "success", "error")))  # fmt: skip
+    "primary", "secondary", "accent", "warning", "success", "error")),
+    *(f"markdown-h{level}-color" for level in range(1, 7)))  # fmt: skip
 _FOOTER = ("footer-foreground", "footer-key-foreground", "footer-description-foreground")
 
 _BLACK, _WHITE, _BLUE, _GREY = "#000000", "#ffffff", "#0000aa", "#aaaaaa"
@@ -23,6 +24,9 @@ _ON_WHITE = {
     **dict.fromkeys(("foreground", "text-accent", "text-warning", "text-success", "block-cursor-foreground"), _BLACK),
     "foreground-muted": "#555555",
     **dict.fromkeys(("text-primary", "primary", "markdown-h1-color", "markdown-h2-color", "markdown-h3-color"), _BLUE),
+    **dict.fromkeys(("markdown-h4-color", "markdown-h5-color", "markdown-h6-color"), _BLACK),
+    **dict.fromkeys(("input-selection-foreground", "screen-selection-foreground"), _BLACK),
+    **dict.fromkeys(("input-selection-background", "screen-selection-background"), _GREY),
     "text-secondary": "#aa00aa",
     "text-error": "#aa0000",
     **dict.fromkeys(("block-cursor-background", "block-cursor-blurred-background"), _GREY),
@@ -38,6 +42,20 @@ _ON_BLACK = {
     "footer-key-foreground": "#ffff55",
     **dict.fromkeys(("footer-foreground", "footer-description-foreground"), _WHITE),
 }
+_OWN_ON_WHITE = {
+    **dict.fromkeys(("text-success", "markdown-h4-color", "markdown-h5-color", "markdown-h6-color"), "ansi_default"),
+    **dict.fromkeys(("text-warning", "text-error"), "ansi_red"),
+    "text-secondary": "ansi_magenta",
+    **dict.fromkeys(("input-selection-foreground", "screen-selection-foreground"), "ansi_black"),
+}
+_OWN_ON_BLACK = {
+    **dict.fromkeys(("text-primary", "markdown-h2-color", "markdown-h3-color", "link-color"), "ansi_bright_cyan"),
+    **dict.fromkeys(("markdown-h1-color", "footer-key-foreground"), "ansi_bright_magenta"),
+    "text-warning": "ansi_bright_yellow",
+    "text-error": "ansi_bright_red",
+    **dict.fromkeys(("input-selection-foreground", "screen-selection-foreground"), "ansi_black"),
+    **dict.fromkeys(("input-selection-background", "screen-selection-background"), "ansi_bright_cyan"),
+}
 
 
 def of_16(*, dark: bool) -> dict[str, str]:
@@ -46,6 +64,14 @@ def of_16(*, dark: bool) -> dict[str, str]:
     What a theme says falls on whichever is nearest: the keys were red on grey, a chosen row's letters white on cyan.
     """
     return _ON_BLACK if dark else _ON_WHITE
+
+
+def of_own(*, dark: bool) -> dict[str, str]:
+    """The same for themes of the terminal's own colours: those that are far from its ground in any usual palette.
+
+    On white no green, no cyan and no bright ones, on black no blue, red and magenta that are not bright.
+    """
+    return _OWN_ON_BLACK if dark else _OWN_ON_WHITE
 
 
 def legible(variables: Mapping[str, str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ import pytest
 from rich.cells import cell_len
 from rich.color import Color
 from rich.style import Style
+from rich.terminal_theme import TerminalTheme
 from textual.app import App, ComposeResult
 
 from localmoe.errors import UsageError
@@ -46,18 +47,19 @@ def truecolour(monkeypatch, tmp_path):
     monkeypatch.delenv("NO_COLOR", raising=False)
 
 
-def luminance(colour: Color) -> float:
-    """Relative luminance as WCAG 2 defines it."""
-    parts = [part / 255 for part in colour.get_truecolor()]
+def luminance(colour: Color, palette: TerminalTheme | None = None, *, front: bool = True) -> float:
+    """Relative luminance as WCAG 2 defines it; `palette` has the terminal's own colours."""
+    parts = [part / 255 for part in colour.get_truecolor(palette, front)]
     red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def contrast(style: Style) -> float:
+def contrast(style: Style, palette: TerminalTheme | None = None) -> float:
     """Between a style's letters and their ground."""
     assert style.color is not None
     assert style.bgcolor is not None
-    light, dark = sorted((luminance(style.color), luminance(style.bgcolor)), reverse=True)
+    front, ground = luminance(style.color, palette), luminance(style.bgcolor, palette, front=False)
+    light, dark = max(front, ground), min(front, ground)
     return (light + 0.05) / (dark + 0.05)
 
 
@@ -136,7 +138,7 @@ async def test_every_dialog_is_legible(theme):
             await pilot.press("escape")
 
 
-def assert_legible(app: App[None]) -> None:
+def assert_legible(app: App[None], palette: TerminalTheme | None = None) -> None:
     """Everything on the screen, or on the panel that is over it, but for keys that do nothing now."""
     panel = app.screen.children[0].region if app.screen.is_modal else app.screen.region
     dimmed = [place for line in app.screen.query(KeyLine) for key, place in line.places if not key.enabled]
@@ -149,7 +151,52 @@ def assert_legible(app: App[None]) -> None:
             if style and style.color and style.bgcolor and any(c.isalnum() for c in text):
                 shown = Style(color=style.color, bgcolor=style.bgcolor)
                 shown = Style(color=style.bgcolor, bgcolor=style.color) if style.reverse else shown
-                assert contrast(shown) >= LEGIBLE - 0.02, (app.theme, y, text, str(style))
+                assert contrast(shown, palette) >= LEGIBLE - 0.02, (app.theme, y, text, str(style))
+
+
+REPLY = """# One\n\n## Two\n\n### Three\n\n#### Four\n\nText **bold** `code` [link](http://x.y).\n
+| a | b |\n|---|---|\n| 1 | 2 |\n\n> quote\n\n1. one\n\n- item\n
+```python\n@dec\ndef __init__(x: int = 5):  # comment\n    return "a" + 1 if None else print(x)\n```\n"""
+
+
+async def test_all_that_markdown_can_mark_is_legible_in_every_theme():
+    async with running(FakeModel(answer=REPLY), size=(120, 60)) as (app, pilot):
+        await ask(app, pilot)
+        for name in app.available_themes:
+            if not name.startswith("ansi"):
+                app.theme = name
+                await pilot.pause(0.05)
+                assert_legible(app)
+
+
+VGA = [(0, 0, 0), (170, 0, 0), (0, 170, 0), (170, 85, 0), (0, 0, 170), (170, 0, 170), (0, 170, 170), (170, 170, 170)]
+XTERM = [(0, 0, 0), (205, 0, 0), (0, 205, 0), (205, 205, 0), (0, 0, 238), (205, 0, 205), (0, 205, 205), (229, 229, 229)]
+
+
+@pytest.mark.parametrize("colours", ["VGA", "XTERM"])
+@pytest.mark.parametrize("theme", ["ansi-dark", "ansi-light"])
+async def test_themes_of_the_terminals_own_colours_are_legible(theme, colours):
+    """With the colours that two kinds of terminals give these names."""
+    if colours == "VGA":
+        bright = [tuple(min(255, part + 85) for part in colour) for colour in VGA]
+        normal = VGA
+    else:
+        bright = [(127,) * 3, (255, 0, 0), (0, 255, 0), (255, 255, 0), (92, 92, 255), (255, 0, 255), (0, 255, 255)]
+        normal, bright = XTERM, [*bright, (255, 255, 255)]
+    front, ground = ((0, 0, 0), (255, 255, 255)) if theme == "ansi-light" else (normal[7], (0, 0, 0))
+    palette = TerminalTheme(ground, front, normal, bright)
+    async with running(FakeModel(n_layer=6, n_expert=8, answer=REPLY), size=(120, 60)) as (app, pilot):
+        app.theme = theme
+        await ask(app, pilot)
+        await pilot.pause(0.1)
+        assert_legible(app, palette)
+        for key, screen in (("f8", RulesScreen), ("f10", FiguresScreen), ("f9", ParametersScreen), ("f6", RunsScreen)):
+            await pilot.press(key)
+            await until(pilot, lambda screen=screen: isinstance(app.screen, screen), "the screen")
+            await pilot.pause(0.1)
+            assert_legible(app, palette)
+            await pilot.press("escape")
+            await until(pilot, lambda: app.screen is app.screen_stack[1], "the chat")
 
 
 @pytest.mark.parametrize("kind", ["sixteen", "none"])

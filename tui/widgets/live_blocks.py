@@ -35,16 +35,6 @@ class LiveMarkdown(LaidOutOnce, OnlyGround, Markdown):
         self.tail_from = 0
         """Where the last block begins in the source."""
         self._least, self._growing = Size(0, 0), False
-        self._colours: tuple[bool, bool] | None = None
-
-    def notify_style_update(self) -> None:
-        """Colour code anew where the theme has other colours for it than those that follow it by name."""
-        super().notify_style_update()
-        ansi = self.app.native_ansi_color
-        before, self._colours = self._colours, (ansi, ansi and self.app.current_theme.dark)
-        if before not in (None, self._colours):
-            self._growing = False
-            self.call_later(self.update, self.source)
 
     @property
     def page(self) -> Page | None:

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from pygments.lexer import ExtendedRegexLexer, RegexLexer
 from pygments.lexers import get_lexer_by_name
 from pygments.token import Error, Whitespace, _TokenType
 from pygments.util import ClassNotFound
-from textual.app import App
 from textual.content import Content, Span
 from textual.highlight import HighlightTheme
-from textual.widgets._markdown import MarkdownFence
+from textual.highlight import highlight as coloured
 
 TAB = 8
 
 
-def highlight(code: str, language: str, app: App[object]) -> Content:
-    """Code in the colours of the app's theme."""
-    dark, ansi = app.current_theme.dark, app.native_ansi_color
-    return MarkdownFence.highlight(code.expandtabs(TAB), language, ansi, dark)
+def _plain(style: str) -> str:
+    """A style whose letters have one of the theme's colours as it is, on the ground that is there."""
+    return re.sub(r" \d+%| on \$\S+", "", style.replace("$text 60%", "$foreground-muted"))
+
+
+class CodeColours(HighlightTheme):
+    """Textual's colours of code without what lets the ground through: a theme's letters can be read as they are."""
+
+    STYLES: dict[_TokenType, str] = {kind: _plain(style) for kind, style in HighlightTheme.STYLES.items()}  # noqa: RUF012
+
+
+def highlight(code: str, language: str) -> Content:
+    """Code in the theme's colours, by their names."""
+    return coloured(code.expandtabs(TAB), language=language or None, theme=CodeColours)
 
 
 class Painter:
@@ -57,9 +67,9 @@ class Painter:
 
 
 def _style(kind: _TokenType) -> str:
-    while kind is not None and kind not in HighlightTheme.STYLES:
+    while kind is not None and kind not in CodeColours.STYLES:
         kind = kind.parent
-    return HighlightTheme.STYLES[kind] if kind is not None else ""
+    return CodeColours.STYLES[kind] if kind is not None else ""
 
 
 def _tokens(lexer: RegexLexer, text: str, states: list[str]) -> Iterator[tuple[int, _TokenType, str]]:

@@ -135,8 +135,7 @@ class Page(Lines, MarkdownBlock):
         &:light > .bullet { color: $text-secondary; }
         & > .more { color: $foreground-muted; }
         & > .quote { background: $boost; }
-        & > .fence { color: rgb(210,210,210); background: black 10%; }
-        &:light > .fence { background: white 30%; }
+        & > .fence { color: $foreground; background: $foreground 4%; }
         &:ansi > .fence { background: transparent; }
         & > .h1 { color: $markdown-h1-color; background: $markdown-h1-background; text-style: bold; }
         & > .h2 { color: $markdown-h2-color; background: $markdown-h2-background; text-style: bold; }
@@ -166,10 +165,7 @@ class Page(Lines, MarkdownBlock):
         self.last = len(self.lines)
         if self.lines:
             self.lines.append(Line(Content()))
-        self.lines += lines_of(tokens, self._token_to_content, self._highlight)
-
-    def _highlight(self, code: str, language: str) -> Content:
-        return highlight(code, language, self.app)
+        self.lines += lines_of(tokens, self._token_to_content, highlight)
 
     async def _update_from_block(self, block: MarkdownBlock) -> None:
         """Take other blocks in place of the last."""
