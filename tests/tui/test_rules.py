@@ -178,6 +178,26 @@ async def test_two_settings_side_by_side(leave: str, tmp_path):
         assert chat(app).n_used == (1 if leave == "u" else 2)
 
 
+@pytest.mark.parametrize("colours", ["", "truecolor"])
+@pytest.mark.parametrize(("size", "told"), [((80, 24), False), ((120, 40), True), ((200, 60), True)])
+async def test_where_the_load_went_is_in_the_cells_where_there_is_room(size, told, colours, tmp_path, monkeypatch):
+    """Shares with A and with B; in a large window the picture fills most of its pane."""
+    monkeypatch.setenv("COLORTERM", colours)
+    model = localmoe.load(str(write_tiny(tmp_path / "m.gguf", n_expert=4)), n_ctx=128, n_threads=1)
+    async with running(loader=lambda progress: model, size=size) as (app, pilot):
+        await until(pilot, lambda: isinstance(app.screen, ChatScreen) and app.screen.is_mounted, "the chat")
+        await _fill(app, pilot, used="1", prompt="the fox")
+        await pilot.press("ctrl+b")
+        await until(pilot, lambda: isinstance(app.screen, CompareScreen) and not app.screen.running, "the result")
+        await pilot.pause()
+        heatmap = app.screen.query_one("#compare-heatmap", Heatmap)
+        share_a, share_b = app.screen._shares[:, 0, 1]
+        assert (f"{share_a:.0%}→{share_b:.0%}" in "\n".join(lines(heatmap))) == told
+        cells = heatmap.cells
+        if size == (200, 60):
+            assert cells.columns * cells.width > 0.85 * heatmap.size.width
+
+
 async def test_esc_ends_a_comparison(tmp_path):
     model = localmoe.load(str(write_tiny(tmp_path / "m.gguf")), n_ctx=128, n_threads=1)
     async with running(loader=lambda progress: model) as (app, pilot):

@@ -53,7 +53,7 @@ class CompareScreen(Screen[bool]):
                     with VerticalScroll(classes="compare-answer"):
                         yield Static(id=f"compare-{name}")
             with Vertical(id="compare-map"):
-                yield Static("LOAD of B over A's", classes="pane-title")
+                yield Static("LOAD of B over A's, shares A→B", classes="pane-title")
                 yield Heatmap(opens=False, id="compare-heatmap")
                 yield Static(id="compare-moved")
         yield KeyLine()
@@ -104,7 +104,12 @@ class CompareScreen(Screen[bool]):
         share_a, share_b = result.found.shares
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where((share_a == 0) & (share_b == 0), 1.0, share_b / share_a)
-        self.query_one(Heatmap).show(ratio, None, scale_span(ratio.shape[1], self._n_used), versus="A's")
+        texts = [
+            [f"{a:>3.0%}→{b:<4.0%}" for a, b in zip(*layer, strict=True)]
+            for layer in zip(share_a.tolist(), share_b.tolist(), strict=True)
+        ]
+        span = scale_span(ratio.shape[1], self._n_used)
+        self.query_one(Heatmap).show(ratio, None, span, versus="A's", texts=texts)
         self._shares = result.found.shares
         moved = result.found.moved
         most = int(moved.argmax())

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 MAX_CELL = 8
 """Columns a cell takes at most: wider ones tear the picture apart."""
+MAX_CELL_WITH_TEXT = 20
+"""The same of cells that a figure stands in."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +49,19 @@ class Cells:
         return row if 0 <= row < self.rows else None
 
 
-def fit(n_layer: int, n_expert: int, width: int, height: int, *, shaded: bool) -> Cells:
+def fit(n_layer: int, n_expert: int, width: int, height: int, *, shaded: bool, widest: int = MAX_CELL) -> Cells:
     """The largest cells that show n_layer x n_expert in width x height; shaded cells cannot share a line.
 
     Cells as high as they look wide (two columns are about a line), down to a line, then two layers a line, then layers
-    pooled; likewise from MAX_CELL columns to one, then experts pooled.
+    pooled; likewise from `widest` columns to one, then experts pooled.
     """
     gutter = len(str(max(n_layer - 1, 0))) + 1
     room, height = max(1, width - gutter), max(1, height)
     per_column = -(-n_expert // room) or 1
     columns = -(-n_expert // per_column)
-    cell = max(1, min(MAX_CELL, room // max(1, columns)))
+    cell = max(1, min(widest, room // max(1, columns)))
     if n_layer <= height:
-        tall = max(1, min((cell + 1) // 2, height // n_layer))
+        tall = max(1, min((min(cell, MAX_CELL) + 1) // 2, height // n_layer))
         return Cells(cell, tall, False, 1, per_column, n_layer, columns, gutter)
     half = not shaded
     per_row = -(-n_layer // (height * (2 if half else 1)))

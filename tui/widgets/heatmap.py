@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from textual.widget import Widget
 
 from ..drawing import OwnLines, mark
 from . import palette
-from .cells import Cells, fit, pool, weight
+from .cells import MAX_CELL, MAX_CELL_WITH_TEXT, Cells, fit, pool, weight
 
 MARK = "•"
 CURSOR = "▸"
@@ -77,6 +78,7 @@ class Heatmap(OwnLines, Widget):
         self._chosen: NDArray[np.bool_] | None = None
         self._span = 1.0
         self._cells: Cells | None = None
+        self._texts: list[list[str]] | None = None
         self._levels: palette.Levels = np.zeros((0, 0), np.uint8)
         self._marks: NDArray[np.bool_] | None = None
         self._strips: dict[int, tuple[bytes, Strip]] = {}
@@ -109,14 +111,18 @@ class Heatmap(OwnLines, Widget):
         *,
         versus: str = "",
         ranked: bool = False,
+        texts: list[list[str]] | None = None,
     ) -> None:
         """Show load over even load (L, E); `chosen` (L, E) marks the newest token's experts, `span` ends the scale.
 
         `versus` says whose load it is over if not the even one; `ranked` columns are places in each layer, not experts.
+        `texts`, of the same length, stand in the cells where there is room, which are wider for them.
         """
         renamed = (versus, ranked) != (self._versus, self._ranked)
         self._ratio, self._chosen, self._span = ratio, chosen, span
-        self._versus, self._ranked = versus, ranked
+        self._versus, self._ranked, self._texts = versus, ranked, texts
+        if texts is not None:
+            self._strips.clear()
         if self._refit() or renamed:
             mark(self)
 
@@ -133,7 +139,8 @@ class Heatmap(OwnLines, Widget):
         if not n_layer or not n_expert or not size:
             return False
         room = size.height - self.ABOVE - self.legend
-        cells = fit(n_layer, n_expert, size.width, room, shaded=self.look.shaded)
+        widest = MAX_CELL if self._texts is None else MAX_CELL_WITH_TEXT
+        cells = fit(n_layer, n_expert, size.width, room, shaded=self.look.shaded, widest=widest)
         if cells.pooled:
             cells = fit(n_layer, n_expert, size.width, room - 1, shaded=self.look.shaded)
         shown = palette.levels(pool(self._ratio, cells, changed=bool(self._versus)), self._span)
@@ -175,7 +182,12 @@ class Heatmap(OwnLines, Widget):
         number = str(row * cells.per_row) if named or cells.half else ""
         number = number.rjust(cells.gutter - 1) + (CURSOR if here and (named or cells.half) else " ")
         segments = [Segment(number, self.look.base if here else self.look.dim)]
-        if shaded:
+        texts = self._texts[row] if self._texts is not None and named and not cells.pooled else None
+        if texts is not None and cells.width > len(texts[0]) + 1:
+            levels = zip(self._levels[row].tolist(), texts, strict=True)
+            named_cell = partial(palette.shaded_name, self.look.base) if shaded else partial(palette.name, dark)
+            segments += [named_cell(level, cells.width, text) for level, text in levels]
+        elif shaded:
             segments.append(self._shades(cells, row, marks))
         elif cells.half:
             segments += self._half_blocks(cells, row, dark)

@@ -102,10 +102,25 @@ def glyph(level: int) -> str:
 @cache
 def block(level: int, width: int, mark: str, dark: bool) -> Segment:
     """Columns on the level's colour, with a mark that stands out in the middle of each cell (or "" for none)."""
+    return Segment(mark.center(width) if mark else " " * width, _style(level, dark) + Style(bold=True))
+
+
+def name(dark: bool, level: int, width: int, text: str) -> Segment:
+    """A text in the middle of a cell of the level's colour."""
+    return Segment(text.center(width), _style(level, dark))
+
+
+def shaded_name(style: Style, level: int, width: int, text: str) -> Segment:
+    """A text in the middle of a cell of the level's glyphs."""
+    return Segment(f" {text.strip()} ".center(width, glyph(level)), style)
+
+
+@cache
+def _style(level: int, dark: bool) -> Style:
+    """Letters that can be read on the level's colour."""
     ground = colour(level, dark)
     front = (20, 20, 24) if luminance(ground) > LEGIBLE_AS_BLACK else (250, 250, 250)
-    style = Style(color=_rich(front), bgcolor=_rich(ground), bold=True)
-    return Segment(mark.center(width) if mark else " " * width, style)
+    return Style(color=_rich(front), bgcolor=_rich(ground))
 
 
 @cache
