@@ -6,12 +6,11 @@ import contextlib
 import os
 from pathlib import Path
 
-from textual.app import App
-
 from localmoe.errors import BadInputError, FileError, LocalMoeError
 from localmoe.sessions.record import Record
 from localmoe.sessions.store import Store
 
+from .in_order import OrderedKeys
 from .options import AppOptions
 from .parameters import checked
 from .screens.chat import ChatScreen
@@ -25,7 +24,7 @@ _UNSAVED = (
 _STAYS = " The file is left as it is: move it away to start a new one, or choose another folder with LOCALMOE_DATA."
 
 
-class KeepingApp(App[None]):
+class KeepingApp(OrderedKeys):
     """Has a store where one can be opened; without one every chat goes on unsaved, and Ctrl+S tries again.
 
     `readable` is the store, or one that may not be written: its chats are listed and gone on with.

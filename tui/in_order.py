@@ -1,0 +1,58 @@
+"""Keys one after the other: each takes effect before the next one is looked at."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from textual import events, on
+from textual.app import App
+from textual.message import Message
+
+LATE = 0.5
+"""Seconds until a key counts as done whatever became of it."""
+
+
+class Done(Message):
+    """Goes the way that a key went, behind it: when it is back at the app, the key has done what it does."""
+
+
+class OrderedKeys(App[None]):
+    """Holds back keys while one is on its way.
+
+    Textual sends a key to what has the keyboard, and runs the binding for it only when it comes back from there; some
+    bindings are looked up before. Of keys that come faster than that, Enter was taken before the letters typed before
+    it, and Backspace took away the letter that followed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: deque[events.Event] = deque()
+        self._busy_since: float | None = None
+
+    async def on_event(self, event: events.Event) -> None:
+        if not isinstance(event, (events.Key, events.Paste)) or event.is_forwarded:
+            await super().on_event(event)
+        elif self._held or (self._busy_since is not None and time.monotonic() < self._busy_since + LATE):
+            self._held.append(event)
+            self.set_timer(LATE, self._next_if_late)
+        else:
+            await self._take(event)
+
+    async def _take(self, event: events.Event) -> None:
+        self._busy_since = time.monotonic()
+        await super().on_event(event)
+        (self.focused or self.screen).post_message(Done())
+
+    @on(Done)
+    async def _next(self) -> None:
+        self._busy_since = None
+        if self._held:
+            event = self._held.popleft()
+            if self._held:
+                self.set_timer(LATE, self._next_if_late)
+            await self._take(event)
+
+    async def _next_if_late(self) -> None:
+        if self._busy_since is None or time.monotonic() >= self._busy_since + LATE:
+            await self._next()
