@@ -154,3 +154,14 @@ def test_the_page_is_printed_whole_and_in_its_colours():
     assert rules
     assert "#map td, #text span, .key i { print-color-adjust: exact" in rules[1]
     assert "#text { max-height: none; overflow: visible" in rules[1]
+
+
+def test_the_page_works_by_keyboard_and_is_read_out():
+    """What takes the keyboard says what it is, and answers where screen readers look."""
+    page = files("localmoe.experts").joinpath("page.html").read_text(encoding="utf-8")
+    for tag in re.findall(r"<[a-z]+ [^>]*tabindex[^>]*>", page):
+        assert "aria-label=" in tag, tag
+        assert "role=" in tag, tag
+    assert {at for at in ("map", "text") if f'at("{at}").onkeydown' in page} == {"map", "text"}
+    assert re.findall(r'id="(\w+)" role="status"', page) == ["cell", "path"]
+    assert page.count('.scope = "') == 3
