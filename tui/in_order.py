@@ -14,7 +14,11 @@ LATE = 0.5
 
 
 class Done(Message):
-    """Goes the way that a key went, behind it: when it is back at the app, the key has done what it does."""
+    """Goes the way that a key went, behind it, and once more behind what the key's binding sent."""
+
+    def __init__(self, *, again: bool) -> None:
+        super().__init__()
+        self.again = again
 
 
 class OrderedKeys(App[None]):
@@ -42,9 +46,18 @@ class OrderedKeys(App[None]):
     async def _take(self, event: events.Event) -> None:
         self._busy_since = time.monotonic()
         await super().on_event(event)
-        (self.focused or self.screen).post_message(Done())
+        self._follow(again=True)
+
+    def _follow(self, *, again: bool) -> None:
+        (self.focused or self.screen).post_message(Done(again=again))
 
     @on(Done)
+    async def _done(self, event: Done) -> None:
+        if event.again:
+            self._follow(again=False)
+        else:
+            await self._next()
+
     async def _next(self) -> None:
         self._busy_since = None
         if self._held:

@@ -21,7 +21,7 @@ from .fake_model import FakeModel
 
 def at_once(app: LocalMoeApp, *keys: str) -> None:
     for key in keys:
-        app.post_message(events.Key(key, key if len(key) == 1 else None))
+        app.post_message(events.Key(key, " " if key == "space" else key if len(key) == 1 else None))
 
 
 async def test_a_letter_after_backspace_stays():
@@ -46,6 +46,14 @@ async def test_enter_takes_what_was_typed_before_it(tmp_path: Path):
         await pilot.pause()
         at_once(app, "o", "w", "l", "enter")
         await until(pilot, lambda: isinstance(app.screen, ChatScreen) and chat(app).record.title == "owls", "the chat")
+
+
+async def test_what_is_typed_behind_e_goes_into_the_turn_that_is_edited():
+    async with running(FakeModel(answer="ok")) as (app, pilot):
+        await ask(app, pilot, "owls")
+        await pilot.press("tab", "up")
+        at_once(app, "e", "space", "o")
+        await until(pilot, lambda: app.screen.query_one(Prompt).text == "owls o", "what was typed")
 
 
 async def test_a_paste_keeps_its_place():
