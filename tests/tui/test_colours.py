@@ -221,6 +221,20 @@ async def test_few_colours_never_carry_a_meaning_alone(monkeypatch, kind):
         assert f"{routed[0, 0]}" in screen_text(app)
 
 
+async def test_the_chosen_turn_is_told_from_others_without_colours(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with running(FakeModel(answer="ok")) as (app, pilot):
+        await ask(app, pilot, "one")
+        await ask(app, pilot, "two")
+        marks = {"one": "▌", "two": "▌"}
+        for chosen in ("two", "one"):
+            await pilot.press(*(["tab", "up"] if chosen == "two" else ["up", "up"]))
+            await pilot.pause()
+            shown = {word: line.split(word)[0].strip()
+                     for line in screen_text(app).splitlines() for word in marks if f" {word} " in line}  # fmt: skip
+            assert shown == {**marks, chosen: "█"}
+
+
 async def test_every_theme_is_legible_on_its_own_grounds():
     """Text and footer colours of all of Textual's themes but those that are the terminal's own."""
     async with running(FakeModel()) as (app, pilot):
