@@ -19,6 +19,7 @@ from textual.widgets.option_list import Option
 
 from ..model_files import Facts, Found, find, look_into, size_text
 from ..options import Buildable
+from ..widgets.choices import moves
 from ..widgets.key_line import KeyLine
 from ..widgets.turns import MUTED, shown_line
 
@@ -141,11 +142,8 @@ class ModelsScreen(ModalScreen[Path | None]):
         self.action_open()
 
     def on_key(self, event: events.Key) -> None:
-        moves = {"up": "cursor_up", "down": "cursor_down", "pageup": "page_up", "pagedown": "page_down"}
-        if event.key in moves:
-            event.stop()
-            options = self.query_one(OptionList)
-            getattr(options, f"action_{moves[event.key]}")()
+        options = self.query_one(OptionList)
+        if moves(event, options):
             self._chosen = self._listed[options.highlighted].path if options.highlighted is not None else None
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002

@@ -21,6 +21,7 @@ from textual.widgets.option_list import Option
 from localmoe.errors import FileError, LocalMoeError
 from localmoe.experts.trace_file import Outline, load_recording, outline, save_recording
 
+from ..widgets.choices import moves
 from ..widgets.key_line import KeyLine
 from ..widgets.turns import MUTED, shown_line
 
@@ -137,10 +138,7 @@ class RunsScreen(ModalScreen["tuple[str, Recording | None] | None"]):
         self.action_take()
 
     def on_key(self, event: events.Key) -> None:
-        moves = {"up": "cursor_up", "down": "cursor_down", "pageup": "page_up", "pagedown": "page_down"}
-        if event.key in moves:
-            event.stop()
-            getattr(self.query_one(OptionList), f"action_{moves[event.key]}")()
+        moves(event, self.query_one(OptionList))
 
     def action_take(self) -> None:
         """Read the chosen run, or the one whose path is typed."""

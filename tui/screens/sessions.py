@@ -21,6 +21,7 @@ from localmoe.sessions.export import file_name, write
 from localmoe.sessions.store import Entry, Store
 
 from ..rules import in_words
+from ..widgets.choices import moves
 from ..widgets.key_line import KeyLine
 from ..widgets.turns import MUTED, shown, shown_line
 from .dialogs import AskScreen, ChooseScreen
@@ -146,10 +147,7 @@ class SessionsScreen(ModalScreen[Chosen | None]):
         self.action_resume(False)
 
     def on_key(self, event: events.Key) -> None:
-        moves = {"up": "cursor_up", "down": "cursor_down", "pageup": "page_up", "pagedown": "page_down"}
-        if event.key in moves:
-            event.stop()
-            getattr(self.query_one(OptionList), f"action_{moves[event.key]}")()
+        moves(event, self.query_one(OptionList))
 
     def action_resume(self, with_its_model: bool) -> None:
         """Go on with the chosen chat."""
