@@ -22,6 +22,7 @@ from localmoe.tui.screens.tokens import TokensScreen
 from localmoe.tui.widgets import palette
 from localmoe.tui.widgets.heatmap import Heatmap
 from localmoe.tui.widgets.key_line import KeyLine
+from localmoe.tui.widgets.prompt import Prompt
 from localmoe.tui.widgets.token_text import expert_style
 
 from .driving import ask, chat, lines, running, screen_text, until
@@ -162,6 +163,7 @@ REPLY = """# One\n\n## Two\n\n### Three\n\n#### Four\n\nText **bold** `code` [li
 async def test_all_that_markdown_can_mark_is_legible_in_every_theme():
     async with running(FakeModel(answer=REPLY), size=(120, 60)) as (app, pilot):
         await ask(app, pilot)
+        app.screen.query_one(Prompt).insert("x")  # a hint's first letter stands below the cursor, now and then
         for name in app.available_themes:
             if not name.startswith("ansi"):
                 app.theme = name
