@@ -89,6 +89,11 @@ def target_features() -> set[str]:
     return {name for name, on in llvm.get_host_cpu_features().items() if on}
 
 
+def zmm_takes_two_turns() -> bool:
+    """Whether vectors of 64 bytes go through units of 32, as on a Zen 4: half the instructions, each twice as long."""
+    return (chosen_cpu()[0] or llvm.get_host_cpu_name()) == "znver4"
+
+
 def _detect_isa() -> str:
     features = target_features()
     if {"avx512vnni", "avx512bw", "avx512vl"} <= features:

@@ -20,13 +20,12 @@ from numba.core import types
 
 from localmoe.jit import njit
 from localmoe.kernels.grids import half_power_of_two, of_sixteen
-from localmoe.kernels.matvec_avx2 import five_bits, four_bits, make_rows, of_values
 from localmoe.kernels.matvec_near import make_near
-from localmoe.kernels.matvec_rows import by_row
+from localmoe.kernels.matvec_rows import by_row, ymm
+from localmoe.kernels.matvec_ymm import five_bits, four_bits, make_rows, of_values
 from localmoe.kernels.simd import (
     AHEAD,
     DOT4_BIAS,
-    ISA,
     Vec,
     add,
     concat,
@@ -253,22 +252,38 @@ def _make_row(four: Any, weights: Any, size: int, scales: Any = _four_halves, ne
 
 _less_8, _less_16 = _make_symmetric(8, dot4), _make_symmetric(16, dot4)
 _rows_q8_0 = by_row(_make_row(_make_symmetric(DOT4_BIAS, dot4_biased), _q8_0_weights, 34), 32, 34)
-if ISA == "avx2":
-    _rows_q4_0 = make_rows("rows_q4_0", 18, four_bits(2), 4, offset=8)
-    _rows_q5_0 = make_rows("rows_q5_0", 22, five_bits(6), 5, offset=16)
-    _rows_iq4_nl = make_rows("rows_iq4_nl", 18, of_values(2, nonlinear().tolist()), 8)
-    _rows_mxfp4 = make_rows("rows_mxfp4", 17, of_values(1, (e2m1() + 16).tolist()), 5, offset=16, power=True)
-    _rows_q4_1 = make_rows("rows_q4_1", 20, four_bits(4), 4, minimum=True)
-    _rows_q5_1 = make_rows("rows_q5_1", 24, five_bits(8), 5, minimum=True)
-else:
-    _iq4_dot = dot4 if DOT4_BIAS else dot4s
-    _rows_q4_0 = by_row(_make_row(_less_8, _q4_0_weights, 18, near=make_near(18, 1, 2)), 32, 18)
-    _rows_q5_0 = by_row(_make_row(_less_16, _q5_0_weights, 22, near=make_near(22, 1, 6, fifth=2)), 32, 22)
-    _rows_iq4_nl = by_row(_make_row(_make_symmetric(DOT4_BIAS, _iq4_dot), _iq4_nl_weights, 18), 32, 18)
-    _rows_mxfp4 = by_row(_make_row(_less_16, _mxfp4_weights, 17, _four_powers), 32, 17)
-    _rows_q4_1 = by_row(_make_row(_four_with_minimum, _q4_1_weights, 20, _four_pairs, make_near(20, 2, 4)), 32, 20)
-    _near_q5_1 = make_near(24, 2, 8, fifth=4)
-    _rows_q5_1 = by_row(_make_row(_four_with_minimum, _q5_1_weights, 24, _four_pairs, _near_q5_1), 32, 24)
+_iq4_dot, _iq4_values = dot4 if DOT4_BIAS else dot4s, (nonlinear().astype(int) + DOT4_BIAS).tolist()
+_near_q5_1 = make_near(24, 2, 8, fifth=4)
+_rows_q4_0 = (
+    make_rows("rows_q4_0", 18, four_bits(2), 4, offset=8)
+    if ymm("q4_0")
+    else by_row(_make_row(_less_8, _q4_0_weights, 18, near=make_near(18, 1, 2)), 32, 18)
+)
+_rows_q5_0 = (
+    make_rows("rows_q5_0", 22, five_bits(6), 5, offset=16)
+    if ymm("q5_0")
+    else by_row(_make_row(_less_16, _q5_0_weights, 22, near=make_near(22, 1, 6, fifth=2)), 32, 22)
+)
+_rows_iq4_nl = (
+    make_rows("rows_iq4_nl", 18, of_values(2, _iq4_values), 8, offset=DOT4_BIAS)
+    if ymm("iq4_nl")
+    else by_row(_make_row(_make_symmetric(DOT4_BIAS, _iq4_dot), _iq4_nl_weights, 18), 32, 18)
+)
+_rows_mxfp4 = (
+    make_rows("rows_mxfp4", 17, of_values(1, (e2m1() + 16).tolist()), 5, offset=16, power=True)
+    if ymm("mxfp4")
+    else by_row(_make_row(_less_16, _mxfp4_weights, 17, _four_powers), 32, 17)
+)
+_rows_q4_1 = (
+    make_rows("rows_q4_1", 20, four_bits(4), 4, minimum=True)
+    if ymm("q4_1")
+    else by_row(_make_row(_four_with_minimum, _q4_1_weights, 20, _four_pairs, make_near(20, 2, 4)), 32, 20)
+)
+_rows_q5_1 = (
+    make_rows("rows_q5_1", 24, five_bits(8), 5, minimum=True)
+    if ymm("q5_1")
+    else by_row(_make_row(_four_with_minimum, _q5_1_weights, 24, _four_pairs, _near_q5_1), 32, 24)
+)
 
 
 def matvec_q8_0(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> None:

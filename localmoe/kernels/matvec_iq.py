@@ -15,7 +15,7 @@ from numba.core import cgutils, types
 from localmoe.jit import njit
 from localmoe.kernels import blocks256
 from localmoe.kernels.blocks256 import Block256
-from localmoe.kernels.matvec_iq_avx2 import (
+from localmoe.kernels.matvec_iq_ymm import (
     row_iq1_m,
     row_iq1_s,
     row_iq2_s,
@@ -25,10 +25,10 @@ from localmoe.kernels.matvec_iq_avx2 import (
     row_iq3_xxs,
 )
 from localmoe.kernels.matvec_k import make_matvec_row, spreads
-from localmoe.kernels.matvec_k_avx2 import row_iq4_xs
-from localmoe.kernels.matvec_tq_avx2 import row_tq1_0, row_tq2_0
+from localmoe.kernels.matvec_k_ymm import row_iq4_xs
+from localmoe.kernels.matvec_rows import ymm
+from localmoe.kernels.matvec_tq_ymm import row_tq1_0, row_tq2_0
 from localmoe.kernels.simd import (
-    ISA,
     Vec,
     concat,
     dot2,
@@ -124,16 +124,16 @@ def _make_row(kind: Block256) -> Any:
     return make_matvec_row(pair, kind.size)
 
 
-_row_iq4_xs = row_iq4_xs if ISA == "avx2" else _make_row(blocks256.IQ4_XS)
-_row_iq3_s = row_iq3_s if ISA == "avx2" else _make_row(blocks256.IQ3_S)
-_row_iq3_xxs = row_iq3_xxs if ISA == "avx2" else _make_row(blocks256.IQ3_XXS)
-_row_iq2_s = row_iq2_s if ISA == "avx2" else _make_row(blocks256.IQ2_S)
-_row_iq2_xs = row_iq2_xs if ISA == "avx2" else _make_row(blocks256.IQ2_XS)
-_row_iq2_xxs = row_iq2_xxs if ISA == "avx2" else _make_row(blocks256.IQ2_XXS)
-_row_iq1_s = row_iq1_s if ISA == "avx2" else _make_row(blocks256.IQ1_S)
-_row_iq1_m = row_iq1_m if ISA == "avx2" else _make_row(blocks256.IQ1_M)
-_row_tq1_0 = row_tq1_0 if ISA == "avx2" else _make_row(blocks256.TQ1_0)
-_row_tq2_0 = row_tq2_0 if ISA == "avx2" else _make_row(blocks256.TQ2_0)
+_row_iq4_xs = row_iq4_xs if ymm("iq4_xs") else _make_row(blocks256.IQ4_XS)
+_row_iq3_s = row_iq3_s if ymm("iq3_s") else _make_row(blocks256.IQ3_S)
+_row_iq3_xxs = row_iq3_xxs if ymm("iq3_xxs") else _make_row(blocks256.IQ3_XXS)
+_row_iq2_s = row_iq2_s if ymm("iq2_s") else _make_row(blocks256.IQ2_S)
+_row_iq2_xs = row_iq2_xs if ymm("iq2_xs") else _make_row(blocks256.IQ2_XS)
+_row_iq2_xxs = row_iq2_xxs if ymm("iq2_xxs") else _make_row(blocks256.IQ2_XXS)
+_row_iq1_s = row_iq1_s if ymm("iq1_s") else _make_row(blocks256.IQ1_S)
+_row_iq1_m = row_iq1_m if ymm("iq1_m") else _make_row(blocks256.IQ1_M)
+_row_tq1_0 = row_tq1_0 if ymm("tq1_0") else _make_row(blocks256.TQ1_0)
+_row_tq2_0 = row_tq2_0 if ymm("tq2_0") else _make_row(blocks256.TQ2_0)
 
 
 def matvec_iq4_xs(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> None:

@@ -16,13 +16,12 @@ from __future__ import annotations
 from typing import Any
 
 from localmoe.jit import njit
-from localmoe.kernels.matvec_k_avx2 import row_q2_k, row_q3_k, row_q5_k, row_q6_k
 from localmoe.kernels.matvec_k_pairs import rows_q4_k
-from localmoe.kernels.matvec_rows import by_row
+from localmoe.kernels.matvec_k_ymm import row_q2_k, row_q3_k, row_q5_k, row_q6_k
+from localmoe.kernels.matvec_rows import by_row, ymm
 from localmoe.kernels.simd import (
     AHEAD,
     HAS_LOOKUP,
-    ISA,
     Vec,
     as_i8,
     as_i16,
@@ -355,11 +354,11 @@ def _q2_pair(acc, o0, o1, q0, q1, s0, s1, da):  # type: ignore[no-untyped-def]
 
 # --- the kernels ------------------------------------------------------------------------------------------------
 
-_row_q2_k = row_q2_k if ISA == "avx2" else make_matvec_row(_q2_pair, 84)
-_row_q3_k = row_q3_k if ISA == "avx2" else make_matvec_row(_q3_pair, 110)
-_rows_q4_k = rows_q4_k if ISA == "avx2" else by_row(make_matvec_row(_make_q45_pair(_make_q4_block), 144), 256, 144)
-_row_q5_k = row_q5_k if ISA == "avx2" else make_matvec_row(_make_q45_pair(_make_q5_block), 176)
-_row_q6_k = row_q6_k if ISA == "avx2" else make_matvec_row(_q6_pair, 210)
+_row_q2_k = row_q2_k if ymm("q2_k") else make_matvec_row(_q2_pair, 84)
+_row_q3_k = row_q3_k if ymm("q3_k") else make_matvec_row(_q3_pair, 110)
+_rows_q4_k = rows_q4_k if ymm("q4_k") else by_row(make_matvec_row(_make_q45_pair(_make_q4_block), 144), 256, 144)
+_row_q5_k = row_q5_k if ymm("q5_k") else make_matvec_row(_make_q45_pair(_make_q5_block), 176)
+_row_q6_k = row_q6_k if ymm("q6_k") else make_matvec_row(_q6_pair, 210)
 
 
 def matvec_q2_k(w: int, act: int, out: int, r0: int, r1: int, n_cols: int) -> None:

@@ -1,4 +1,4 @@
-"""Rows times one activation vector on AVX2, for Q4_K: two blocks at a time, activations in another order.
+"""Rows times one activation vector in vectors of 32 bytes, Q4_K: two blocks at a time, activations in another order.
 
 Of four sub-blocks a, b, c and d of 32 weights (64 bytes, a and c in their low bits and b and d in the high ones)
 vectors are made of the first 16 and of the last 16 weights of a and c, and of b and d: products of both vectors then
@@ -16,9 +16,22 @@ import numpy as np
 from llvmlite import ir
 
 from localmoe.kernels.grids import join, pick, table_of
-from localmoe.kernels.matvec_avx2 import K4_SCALES, dot2, k4_scales, on_stack, products, row_sum, unseen, word
+from localmoe.kernels.matvec_ymm import (
+    F32V,
+    I8V,
+    I16V,
+    I32V,
+    K4_SCALES,
+    dot2,
+    k4_scales,
+    on_stack,
+    products,
+    row_sum,
+    unseen,
+    word,
+)
 from localmoe.kernels.simd import AHEAD, emit_lookup, hidden, lanes, splat
-from localmoe.kernels.tile import F16T, F32T, F32V, I8V, I16V, I32T, I32V, Cells, Value, compiled, fma, loop, zero
+from localmoe.kernels.tile import F16T, F32T, I32T, Cells, Value, compiled, fma, loop, zero
 
 _QUAD = ir.VectorType(I32T, 4)
 _SIZE = 144

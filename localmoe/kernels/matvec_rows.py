@@ -1,11 +1,22 @@
-"""A matvec of many rows, made from what computes one."""
+"""A matvec of many rows, made from what computes one; which types have rows of their own in vectors of 32 bytes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from localmoe.jit import njit
-from localmoe.kernels.simd import st_f32
+from localmoe.kernels.simd import ISA, st_f32
+from localmoe.target import zmm_takes_two_turns
+
+# types whose rows in 32 bytes are faster than those in 64 where these take two turns
+_FASTER_THAN_TWO_TURNS = {"q4_0", "q4_1", "iq4_nl", "mxfp4", "q4_k", "iq1_s", "iq1_m", "tq1_0", "tq2_0"}
+
+
+def ymm(kind: str) -> bool:
+    """Whether a type's rows are those of matvec_*ymm.py: a processor's only ones, or measured to be its faster ones."""
+    if ISA == "avx512vnni":
+        return kind in _FASTER_THAN_TWO_TURNS and zmm_takes_two_turns()
+    return ISA in ("avxvnni", "avx2")
 
 
 def by_row(row: Any, block: int, size: int) -> Any:

@@ -274,10 +274,10 @@ def emit_field(b: Any, x: Any, shifts: Any, mask: int, plus: int) -> Any:
 
 
 _LOOKUPS = {
-    "avx512vnni": (64, "llvm.x86.avx512.pshuf.b.512"),
-    "avxvnni": (32, "llvm.x86.avx2.pshuf.b"),
-    "avx2": (32, "llvm.x86.avx2.pshuf.b"),
-    "neon": (16, "llvm.aarch64.neon.tbl1.v16i8"),
+    "avx512vnni": {64: "llvm.x86.avx512.pshuf.b.512", 32: "llvm.x86.avx2.pshuf.b"},
+    "avxvnni": {32: "llvm.x86.avx2.pshuf.b"},
+    "avx2": {32: "llvm.x86.avx2.pshuf.b"},
+    "neon": {16: "llvm.aarch64.neon.tbl1.v16i8"},
 }
 HAS_LOOKUP = ISA in _LOOKUPS
 
@@ -285,9 +285,8 @@ HAS_LOOKUP = ISA in _LOOKUPS
 def emit_lookup(b: Any, table: Any, index: Any) -> Any:
     """LLVM for table[16 * (i // 16) + index[i]] on bytes."""
     n = index.type.count
-    size, name = _LOOKUPS[ISA]
-    if n <= size:
-        return call(b, name, index.type, [table, index])
+    if n in _LOOKUPS[ISA]:
+        return call(b, _LOOKUPS[ISA][n], index.type, [table, index])
     k = n // 2
     halves = [emit_lookup(b, *(lanes(b, a, a, range(i, i + k)) for a in (table, index))) for i in (0, k)]
     return lanes(b, halves[0], halves[1], range(n))

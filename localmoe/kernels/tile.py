@@ -102,7 +102,7 @@ class Value:
         return Value(self.b, self.b.sext(self.v, kind))
 
     def to_f32(self) -> Value:
-        return Value(self.b, self.b.sitofp(self.v, F32V))
+        return Value(self.b, self.b.sitofp(self.v, ir.VectorType(F32T, self.v.type.count)))
 
     def signed_byte(self, j: int) -> Value:
         """Byte j of each int32 lane as int32."""
@@ -113,9 +113,9 @@ class Value:
         """What lies at this address."""
         return Value(self.b, load_at(self.b, self.v, kind))
 
-    def load_splat(self, kind: Any) -> Value:
-        """The scalar at this address in every lane."""
-        return Value(self.b, splat(self.b, load_at(self.b, self.v, kind), LANES))
+    def load_splat(self, kind: Any, n: int = LANES) -> Value:
+        """The scalar at this address in every one of n lanes."""
+        return Value(self.b, splat(self.b, load_at(self.b, self.v, kind), n))
 
     def store(self, value: Value) -> None:
         store_at(self.b, self.v, value.v)
@@ -140,7 +140,7 @@ Tile = list[Value]
 
 def fma(x: Value, y: Value, z: Value) -> Value:
     """x * y + z with one rounding."""
-    return Value(x.b, call(x.b, f"llvm.fma.v{LANES}f32", F32V, [x.v, y.v, z.v]))
+    return Value(x.b, call(x.b, f"llvm.fma.v{z.v.type.count}f32", z.v.type, [x.v, y.v, z.v]))
 
 
 def in_order(b: Any, sums: list[Any], count: int) -> list[Any]:

@@ -24,6 +24,7 @@ INTEGER = [
     f"{kernel}_{kind.name.lower()}" for kind in KERNELS if KERNELS[kind].block > 1 for kernel in ("matvec", "matmul")
 ]
 QUICK = "matmul_q4_k,matvec_q4_k,matvec_q5_0,matvec_q2_k"
+TWO_TURNS = ["matvec_q4_0", "matvec_q4_k", "matvec_tq1_0", "matvec_iq1_s"]
 
 pytestmark = [
     pytest.mark.skipif("LOCALMOE_ISA" in os.environ, reason="the programs started choose their own"),
@@ -49,6 +50,7 @@ def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, lis
     wanted = {"neoverse-n1": ["0/2", "1/2"]}
     if platform.machine() in ("x86_64", "AMD64"):
         wanted |= {"haswell": [TINY, "dots"], "alderlake": [QUICK], "ivybridge": [QUICK]}
+        wanted |= {"znver4": [",".join(TWO_TURNS)], "icelake-client": [",".join(TWO_TURNS)]}
     cache = tmp_path_factory.mktemp("compiled")
     started = {cpu: [start(cpu, w, cache / f"{cpu}{i}") for i, w in enumerate(ws)] for cpu, ws in wanted.items()}
     yield started
@@ -100,4 +102,13 @@ def test_an_older_cpu_gets_its_own_instructions(children: Any, cpu: str) -> None
         pytest.skip("x86's instruction sets")
     found = results(children[cpu])
     assert without_dots(found, QUICK.split(",")) == []
+    assert foreign(found) == {}
+
+
+@pytest.mark.parametrize("cpu", ["icelake-client", "znver4"])
+def test_vectors_of_64_bytes_are_multiplied_where_they_do_not_take_two_turns(children: Any, cpu: str) -> None:
+    if cpu not in children:
+        pytest.skip("x86's instruction sets")
+    found = results(children[cpu])
+    assert without_dots(found, TWO_TURNS) == []
     assert foreign(found) == {}

@@ -1,4 +1,4 @@
-"""A row times one activation vector on AVX2, for the IQ types with a code book.
+"""A row times one activation vector in vectors of 32 bytes, for the IQ types with a code book.
 
 Indices that have to be put together are stored while the block before is multiplied: to load a part of what was just
 stored takes long, and a block cannot begin before it has them. Entries of four or eight bytes are blended out of loads
@@ -18,10 +18,10 @@ from llvmlite import ir
 from localmoe.kernels import blocks256
 from localmoe.kernels.blocks256 import Block256
 from localmoe.kernels.grids import Index, eighth_sign, join, pick, sevens_of, table_of, truncate
-from localmoe.kernels.matvec_avx2 import dot2, unseen, word
-from localmoe.kernels.matvec_k_avx2 import Early, make_row, of_bytes
+from localmoe.kernels.matvec_k_ymm import Early, make_row, of_bytes
+from localmoe.kernels.matvec_ymm import I8V, I16V, I32V, dot2, unseen, word
 from localmoe.kernels.simd import emit_lookup, emit_pair_sums, hidden, in_memory, lanes
-from localmoe.kernels.tile import I8V, I16V, I32T, I32V, I64T, Value, zero
+from localmoe.kernels.tile import I32T, I64T, Value, zero
 from localmoe.quants.codebooks import grid
 
 _I8, _I16 = ir.IntType(8), ir.IntType(16)
@@ -85,7 +85,7 @@ def _iq3_s_places(o: Value) -> Place:
     """Made with the block: a block earlier was no faster."""
     found = []
     for k in (0, 1):
-        bits = pick((o + (66 + 4 * k)).load_splat(I32T).bits(I8V), [16 * (i // 16) + i // 8 for i in range(32)])
+        bits = pick((o + (66 + 4 * k)).load_splat(I32T, 8).bits(I8V), [16 * (i // 16) + i // 8 for i in range(32)])
         found += _words((o + (2 + 32 * k)).load(I8V), _met(bits) & 1)
     return _of_words(Value(o.b, in_memory(o.b, join(*found).v)))
 

@@ -1,4 +1,4 @@
-"""A row times one activation vector on AVX2, for K-quants and IQ4_XS: as few instructions a block as there can be.
+"""A row times one activation vector in vectors of 32 bytes, for K-quants and IQ4_XS: few instructions a block.
 
 Fields of two bits are multiplied where they lie in their byte, which saves the shift, and scales stand higher by as
 much where a field stands lower: sums are a multiple of what they mean, and the last one is divided. Sums of 16 weights
@@ -16,7 +16,11 @@ from llvmlite import ir
 from numba.core import cgutils, types
 
 from localmoe.kernels.grids import of_sixteen, pick, table_of
-from localmoe.kernels.matvec_avx2 import (
+from localmoe.kernels.matvec_ymm import (
+    F32V,
+    I8V,
+    I16V,
+    I32V,
     K4_SCALES,
     dot2,
     k4_scales,
@@ -27,7 +31,7 @@ from localmoe.kernels.matvec_avx2 import (
     word,
 )
 from localmoe.kernels.simd import AHEAD, emit_lookup, hidden, in_memory, intrinsic, lanes, splat
-from localmoe.kernels.tile import F16T, F32T, F32V, I8V, I16T, I16V, I32T, I32V, I64T, Cells, Value, fma, loop, zero
+from localmoe.kernels.tile import F16T, F32T, I16T, I32T, I64T, Cells, Value, fma, loop, zero
 from localmoe.quants.codebooks import nonlinear
 
 _QUAD, _OCTET = ir.VectorType(I32T, 4), ir.VectorType(I16T, 8)
@@ -189,7 +193,7 @@ _IQ4_XS_SCALES = [[*range(0, 32, 4)], [0x0F] * 8, [*range(12, 28, 2)], [0x30] * 
 
 def _iq4_xs_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
     b, total = o.b, zero(o.b, I32V)
-    low, high = (o + 4).load_splat(I32T), o.load_splat(I32T)
+    low, high = (o + 4).load_splat(I32T, 8), o.load_splat(I32T, 8)
     low = (low >> table.load(I32V)) & (table + 32).load(I32V)
     high = (high >> (table + 64).load(I32V)) & (table + 96).load(I32V)
     scales = (low | high) - (table + 128).load(I32V)
@@ -197,7 +201,7 @@ def _iq4_xs_sums(o: Value, q: Value, sums: Value, table: Value) -> Value:
     values = [int(value) & 0xFF for value in nonlinear()]
     for i in range(8):
         pairs = signed_products(of_sixteen(values, _nibbles(o + 8 + 16 * i)), q + 32 * i)
-        total = dot2(total, pairs, (at + 4 * i).load_splat(I32T).bits(I16V))
+        total = dot2(total, pairs, (at + 4 * i).load_splat(I32T, 8).bits(I16V))
     return total
 
 
@@ -254,7 +258,7 @@ def make_row(
             found = sums(at, act + i * 256, ds + n_blocks * 4 + i * 32, Value(b, hidden(b, constants.v)), *kept)
             bits = scale(at) if callable(scale) else (at + scale).load(kind)
             halves = splat(b, bits.v, 128 // kind.width)
-            d = Value(b, b.fpext(b.bitcast(halves, ir.VectorType(F16T, 8)), F32V)) * (ds + i * 4).load_splat(F32T)
+            d = Value(b, b.fpext(b.bitcast(halves, ir.VectorType(F16T, 8)), F32V)) * (ds + i * 4).load_splat(F32T, 8)
             total.put([fma(found.to_f32(), d, total.get()[0])])
         return row_sum(total.get()[0] * Value(b, ir.Constant(F32V, signs)))
 

@@ -1,4 +1,4 @@
-"""A row times one activation vector on AVX2, for TQ1_0 and TQ2_0: a block's products are added up as int16.
+"""A row times one activation vector in vectors of 32 bytes, for TQ1_0 and TQ2_0: int16 holds a block's sums.
 
 A byte of TQ1_0 is a fraction of 256 whose first five digits to base 3 are weights. Of bytes as the high half of int16,
 a product with 9 has two digits as one number in its high half, which a byte shuffle takes apart, and in its low half
@@ -13,10 +13,10 @@ import numpy as np
 from llvmlite import ir
 
 from localmoe.kernels.grids import join, of_sixteen, pick
-from localmoe.kernels.matvec_avx2 import dot2, products, unseen
-from localmoe.kernels.matvec_k_avx2 import make_row, of_bytes
+from localmoe.kernels.matvec_k_ymm import make_row, of_bytes
+from localmoe.kernels.matvec_ymm import I8V, I16V, I32V, dot2, products, unseen
 from localmoe.kernels.simd import call, emit_lookup, emit_pair_sums, lanes
-from localmoe.kernels.tile import I8V, I16V, I32T, I32V, Value, zero
+from localmoe.kernels.tile import I32T, Value, zero
 
 _QUAD = ir.VectorType(I32T, 4)
 _SKIP = 0x80  # an index of a byte shuffle that gives 0

@@ -1,10 +1,11 @@
-"""Rows times one activation vector on AVX2, for blocks of 32 weights: eight blocks at a time.
+"""Rows times one activation vector in vectors of 32 bytes, for blocks of 32 weights: eight blocks at a time.
 
-Such a processor has neither a dot product nor many instructions a cycle for vectors of 32 bytes, so their number is
-what counts. Two blocks share their vectors, a half each: one has the first 16 weights of both, another the last 16, as
-nibbles lie in a block, and a copy of the activations is brought into that order once for many rows. The sums of eight
-blocks are then added up across each other, as a transposition does it: what comes out is one vector with a block a
-lane, whose offset, scale and conversion take one instruction each.
+AVX2 and AVX-VNNI have none that are wider, and a Zen 4 takes two turns for those; three or four instructions a cycle
+are all that such a processor starts, so their number is what counts (matvec_rows.py says who takes these rows). Two
+blocks share their vectors, a half each: one has the first 16 weights of both, another the last 16, as nibbles lie in a
+block, and a copy of the activations is brought into that order once for many rows. The sums of eight blocks are then
+added up across each other, as a transposition does it: what comes out is one vector with a block a lane, whose offset,
+scale and conversion take one instruction each.
 """
 
 from __future__ import annotations
@@ -16,16 +17,12 @@ from typing import Any
 from llvmlite import ir
 
 from localmoe.kernels.grids import half_power_of_two, join, of_sixteen, pick
-from localmoe.kernels.simd import AHEAD, Vec, call, emit_dot2, emit_pair_sums, hidden, lanes, suffix
+from localmoe.kernels.simd import AHEAD, VNNI, Vec, call, emit_dot2, emit_dot4, emit_pair_sums, hidden, lanes, suffix
 from localmoe.kernels.tile import (
     F16T,
     F32T,
-    F32V,
-    I8V,
     I16T,
-    I16V,
     I32T,
-    I32V,
     I64T,
     Cells,
     Value,
@@ -35,6 +32,9 @@ from localmoe.kernels.tile import (
     zero,
 )
 
+I8V, I16V, I32V, F32V = (
+    ir.VectorType(t, 32 // size) for t, size in ((ir.IntType(8), 1), (I16T, 2), (I32T, 4), (F32T, 4))
+)
 _QUAD, _PAIR = ir.VectorType(I32T, 4), ir.VectorType(I64T, 2)
 
 Weights = Callable[[Value, Value], tuple[Value, Value]]
@@ -126,7 +126,7 @@ def _ones(b: Any) -> Value:
 
 def _quads(pairs: Value) -> Value:
     """int32 sums of two int16 each."""
-    return dot2(zero(pairs.b, I32V), pairs, _ones(pairs.b))
+    return Value(pairs.b, call(pairs.b, "llvm.x86.avx2.pmadd.wd", I32V, [pairs.v, _ones(pairs.b).v]))
 
 
 def _packed(x: Value, y: Value) -> Value:
@@ -142,9 +142,14 @@ def _added(x: Value, y: Value) -> Value:
 
 
 def _two_sums(weights: tuple[Value, Value], q: Value, bits: int) -> Value:
-    """Two blocks' sums, a half each: of four products as int16 if weights have so few bits, else of eight as int32."""
+    """Two blocks' sums, a half each, of eight products as int32; with VNNI, of weights that are not negative."""
+    if VNNI:
+        b, total = q.b, zero(q.b, I32V).v
+        for at, weight in enumerate(weights):
+            total = emit_dot4(b, total, weight.v, (q + 32 * at).load(I8V).v)
+        return Value(b, total)
     if bits <= 5:
-        return products(weights[0], q) + products(weights[1], q + 32)
+        return _quads(products(weights[0], q) + products(weights[1], q + 32))
     first, last = signed_products(weights[0], q), signed_products(weights[1], q + 32)
     return dot2(_quads(first), last, _ones(q.b))
 
@@ -160,7 +165,7 @@ def _eight_sums(weights: Weights, blocks: list[Value], q: Value, bits: int) -> V
 
     if bits > 5:
         return _added(_added(two(0), two(1)), _added(two(2), two(3)))
-    x, y = (_quads(_packed(_quads(two(k)), _quads(two(k + 1)))) for k in (0, 2))
+    x, y = (_quads(_packed(two(k), two(k + 1))) for k in (0, 2))
     return _quads(_packed(x, y)) if bits == 4 else _added(x, y)
 
 
@@ -246,8 +251,8 @@ def make_rows(
 ) -> Any:
     """An intrinsic rows((w, act, out, r0, r1, n_cols)): a matvec of blocks of `size` bytes.
 
-    Weights of up to 5 `bits` are not negative: they stand `offset` too high, or have a `minimum`, the float16 behind
-    the scale; a `power` of two may be the scale.
+    Weights of up to 5 `bits`, and of more with VNNI, are not negative: they stand `offset` too high, or have a
+    `minimum`, the float16 behind the scale; a `power` of two may be the scale.
     """
     scales = _powers if power else _scales_and_minima if minimum else _scales
 
@@ -255,7 +260,7 @@ def make_rows(
         """One block's scale and minimum."""
         b = o.b
         if power:
-            exponents = Value(b, b.zext(o.load_splat(ir.IntType(8)).v, I32V))
+            exponents = Value(b, b.zext(o.load_splat(ir.IntType(8), 8).v, I32V))
             return [Value(b, b.extract_element(half_power_of_two(exponents).v, I32T(0)))]
         return [Value(b, b.fpext((o + at).load(F16T).v, F32T)) for at in (0, 2)[: 1 + minimum]]
 
@@ -284,7 +289,7 @@ def make_rows(
             i = first + k
             at = o + i * size
             sums = _two_sums(weights(at, at), q + first * 32 + k * 64, bits)
-            found = row_sum(_quads(sums) if bits <= 5 else sums)
+            found = row_sum(sums)
             if offset:
                 found = found - (ss + i * 4).load(I32T) * offset
             d, *m = alone(at)
