@@ -32,12 +32,16 @@ from .legible import legible, of_16, of_own
 from .messages import EngineDied, LoadFailed, LoadProgress, ModelReady, ReplyDone
 from .options import AppOptions
 from .parameters import changed
+from .screens.cell import CellScreen
 from .screens.chat import ChatScreen
+from .screens.compare import CompareScreen
+from .screens.figures import FiguresScreen
 from .screens.help import HelpScreen
 from .screens.loading import Draft, ErrorScreen, LoadingScreen
 from .screens.models import ModelsScreen
 from .screens.parameters import Edited, ParametersScreen
 from .screens.sessions import Chosen
+from .screens.tokens import TokensScreen
 from .widgets.prompt import Prompt
 from .widgets.turns import shown_line
 
@@ -50,6 +54,9 @@ _NEEDS: dict[str, tuple[type[Screen[None]], ...]] = {
     "models": (ChatScreen, ErrorScreen),
 }
 """Actions that are offered only on these screens: on others they would do nothing."""
+
+VIEWS = (CellScreen, CompareScreen, FiguresScreen, TokensScreen)
+"""Screens on which the help begins with the words: their few keys stand in their last line."""
 
 Opener = Callable[[Path, Mapping[str, Any]], Loader]
 """Makes what opens a file with keywords of `localmoe.load`."""
@@ -201,7 +208,7 @@ class LocalMoeApp(KeepingApp):
         if isinstance(self.screen, HelpScreen):
             self.pop_screen()
         else:
-            self.push_screen(HelpScreen())
+            self.push_screen(HelpScreen(words_first=isinstance(self.screen, VIEWS)))
 
     def get_css_variables(self) -> dict[str, str]:
         """A theme's colours so that they can be read: of 16 on a terminal's white no yellow and no light grey."""

@@ -10,6 +10,7 @@ import pytest
 from localmoe.errors import BadInputError, MemoryLimitError
 from localmoe.tui.messages import Submitted
 from localmoe.tui.options import AppOptions
+from localmoe.tui.screens.chat import ChatScreen
 from localmoe.tui.screens.help import HelpScreen, HelpText
 from localmoe.tui.screens.loading import ErrorScreen, LoadingScreen
 from localmoe.tui.widgets.expert_pane import MODES
@@ -229,6 +230,22 @@ async def test_help_explains_the_words():
         await pilot.press("f1")
         await pilot.pause()
         assert app.screen is chat(app)
+
+
+async def test_help_over_a_view_begins_with_its_words():
+    """At 80x24 the keys of the chat fill a page: the figures say that F1 explains the words."""
+    async with running(FakeModel(), size=(80, 24)) as (app, pilot):
+        await ask(app, pilot)
+        for view, word in (("f10", "entropy"), ("f7", "expert")):
+            await pilot.press(view)
+            await until(pilot, lambda: not isinstance(app.screen, ChatScreen), view)
+            await pilot.press("f1")
+            await until(pilot, lambda: isinstance(app.screen, HelpScreen), "help")
+            await until(pilot, lambda word=word: word in screen_text(app), word)
+            rows = [line.plain.split() for line in app.screen.query_one(HelpText).content.split()]
+            assert rows.index(["Words"]) < rows.index(["Keys", "of", "the", "chat"])
+            await pilot.press("f1", "escape")
+            await until(pilot, lambda: isinstance(app.screen, ChatScreen), "the chat")
 
 
 @pytest.mark.parametrize("size", [(40, 12), (80, 24), (200, 60)])

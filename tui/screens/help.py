@@ -88,16 +88,21 @@ NAME, GAP = 18, 2
 class HelpText(Static):
     """Names on the left and what they mean beside them; one widget, since each of its own takes a while to appear."""
 
+    def __init__(self, *, words_first: bool) -> None:
+        super().__init__(markup=False)
+        self._words_first = words_first
+
     def on_resize(self, event: events.Resize) -> None:
-        self.update(help_text(event.size.width))
+        self.update(help_text(event.size.width, words_first=self._words_first))
 
 
-def help_text(width: int) -> Content:
+def help_text(width: int, *, words_first: bool = False) -> Content:
     """All of the help in lines of a width."""
     name_width = min(NAME, width // 3)
     room = max(1, width - name_width - GAP)
     lines = []
-    for title, table in (("Keys", KEYS), ("Words", WORDS)):
+    parts = [("Keys of the chat", KEYS), ("Words", WORDS)]
+    for title, table in reversed(parts) if words_first else parts:
         lines.append(Content.styled(title, "bold"))
         for name, meaning in table.items():
             names, meanings = wrap(name, name_width), wrap(meaning, room)
@@ -109,12 +114,16 @@ def help_text(width: int) -> Content:
 
 
 class HelpScreen(ModalScreen[None]):
-    """Keys and words, one line each."""
+    """Keys and words, one line each; words first over a view that names its own keys below."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f1,q,enter", "app.pop_screen", "Close", id="help.close")]
+
+    def __init__(self, *, words_first: bool = False) -> None:
+        super().__init__()
+        self._words_first = words_first
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="help-panel") as panel:
             panel.border_title = "Help"
             panel.border_subtitle = "Esc closes"
-            yield HelpText(markup=False)
+            yield HelpText(words_first=self._words_first)
