@@ -107,6 +107,14 @@ class LoopDriver(LinuxDriver):
             self._loop.add_reader(self._terminal, self._read)
         self.flush()
 
+    def _get_terminal_size(self) -> tuple[int, int]:
+        """Columns and rows of the terminal itself, as it was resized: COLUMNS and LINES hold what once was."""
+        try:
+            columns, rows = os.get_terminal_size(self._terminal if self._terminal is not None else self.fileno)
+        except OSError:
+            columns = rows = 0
+        return (columns, rows) if columns and rows else super()._get_terminal_size()
+
     def flush(self) -> None:
         if self._writer is not None:
             self._writer.flush()

@@ -90,8 +90,7 @@ class Terminal:
         fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         root = Path(__file__).parents[2]
         env = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join([str(root), *_extra_path()])}
-        for size in ("COLUMNS", "LINES"):  # where they are set, they hold against the terminal's own size
-            env.pop(size, None)
+        env |= {"COLUMNS": "100", "LINES": "30"}  # some programs set them: the terminal's own size counts
         self.process = subprocess.Popen(
             [sys.executable, "-c", program, *what], stdin=child, stdout=child, stderr=child, env=env, cwd=root
         )

@@ -30,7 +30,7 @@ class Tmux:
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
-        env = {**os.environ, "LC_ALL": "C.UTF-8", "PS1": "$ ", "SHELL": "/bin/sh"}
+        env = {**os.environ, "LC_ALL": "C.UTF-8", "PS1": "$ ", "SHELL": "/bin/sh", "COLUMNS": "100", "LINES": "30"}
         self.run("-f", "/dev/null", "new-session", "-d", "-x", "120", "-y", "40", "sh", env=env)
 
     def run(self, *args: str, env: dict[str, str] | None = None) -> str:
