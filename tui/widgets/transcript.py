@@ -19,7 +19,7 @@ from ..drawing import OnlyGround
 from ..messages import TurnAsked
 from ..screens.dialogs import ChooseScreen
 from .page import LaidOutOnce
-from .turns import Note, ReplyTurn, UserTurn, shown
+from .turns import Note, PlainReply, ReplyTurn, UserTurn, shown
 
 ENDINGS = {
     "cancelled": "stopped",
@@ -39,10 +39,10 @@ SHOWN = 60
 class TurnBox(LaidOutOnce, Vertical):
     """A turn, and under it which of its versions it is."""
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, turn: Turn, reply: type[ReplyTurn | PlainReply]) -> None:
         super().__init__(classes=f"turn-box {'of-user' if turn.role == 'user' else 'of-model'}")
         self.turn = turn
-        self.body = UserTurn(turn.text) if turn.role == "user" else ReplyTurn(turn.text)
+        self.body = UserTurn(turn.text) if turn.role == "user" else reply(turn.text)
 
     def compose(self) -> ComposeResult:
         yield self.body
@@ -90,10 +90,10 @@ class Transcript(LaidOutOnce, OnlyGround, VerticalScroll):
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id, can_focus=True)
-        self.reply: ReplyTurn | None = None
+        self.reply: ReplyTurn | PlainReply | None = None
         self._above: list[Turn] = []
         self._welcome = ""
-        self._piece_by_piece = False
+        self._completes = False
 
     def compose(self) -> ComposeResult:
         # An anchored scroll view holds short content at its bottom: the turns fill at least one page instead.
@@ -127,7 +127,7 @@ class Transcript(LaidOutOnce, OnlyGround, VerticalScroll):
             await self._cut_after(boxes[same - 1] if same else None)
             for turn in wanted[same:]:
                 box = await self._add(turn)
-                self.reply = box.body if isinstance(box.body, ReplyTurn) else None
+                self.reply = None if isinstance(box.body, UserTurn) else box.body
             await self._mark_ends(bool(turns))
         self.anchor(bool(turns))  # of what an empty chat says the beginning comes first
         if not turns:
@@ -144,7 +144,7 @@ class Transcript(LaidOutOnce, OnlyGround, VerticalScroll):
         await self.turns.remove_children(below)
 
     async def _add(self, turn: Turn, before: TurnBox | None = None) -> TurnBox:
-        box = TurnBox(turn)
+        box = TurnBox(turn, PlainReply if self._completes else ReplyTurn)
         parts: list[TurnBox | Note] = [box]
         if said := self.ending(turn):
             parts.append(Note(said))
@@ -162,14 +162,14 @@ class Transcript(LaidOutOnce, OnlyGround, VerticalScroll):
             box.mark()
 
     def complete_text(self) -> None:
-        """Expect replies to end at their token limit: it is said of the first alone."""
-        self._piece_by_piece = True
+        """Show replies as they are, and expect them to end at their token limit: it is said of the first alone."""
+        self._completes = True
 
     def ending(self, turn: Turn) -> str:
         """What to say under a turn; "" for nothing."""
         if turn.role != "assistant":
             return ""
-        if turn.stop_reason == "length" and self._piece_by_piece:
+        if turn.stop_reason == "length" and self._completes:
             return "" if any(before.stop_reason == "length" for before in turn.above()) else PIECE
         return ENDINGS.get(turn.stop_reason or "", "")
 

@@ -59,6 +59,34 @@ class UserTurn(Lines, Static):
         self.lines = [Line(Content(line)) for line in (shown(text).expandtabs() or "…").split("\n")]
 
 
+class PlainReply(Lines, Static):
+    """What a model that completes text writes, as it is: Markdown would join its lines and take marks out of code."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(classes="turn reply plain")
+        self.source, self._last = "", 0  # where the last line that is shown begins
+        self._add(shown(text))
+
+    async def feed(self, text: str) -> None:
+        """Append a piece of the model's text."""
+        self.growing = True
+        self._add(shown(text))
+
+    async def finish(self) -> None:
+        """No more comes: all of it is shown already."""
+
+    def _add(self, text: str) -> None:
+        """Show more; space at the end waits for what comes behind it, and none but an indentation comes first."""
+        begun, self.source = bool(self.source.strip()), self.source + text
+        if not begun and (words := self.source.lstrip()):
+            before = self.source.removesuffix(words)
+            self.source = (before.rpartition("\n")[2] if "\n" in before else "") + words
+        if words := self.source[self._last :].rstrip():
+            lines = [Line(Content(line.expandtabs())) for line in words.split("\n")]
+            self.show([*self.lines[:-1], *lines], max(0, len(self.lines) - 1))
+            self._last += words.rfind("\n") + 1
+
+
 class Note(Static):
     """A line of the app's own in the transcript."""
 
