@@ -12,11 +12,12 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Input, Static, TextArea
+from textual.widgets import Input, Static
 
 from localmoe.errors import UsageError
 
 from ..parameters import BY_NAME, PARAMETERS, changed, default_text, parse, shown_value
+from ..widgets.editor import Editor
 from ..widgets.fields import Fields
 from ..widgets.key_line import KeyLine
 from ..widgets.turns import shown_line
@@ -58,7 +59,7 @@ class ParametersScreen(ModalScreen[Edited | None]):
             with Fields(id="parameters-rows"):
                 if self._has_system:
                     yield Static("system prompt", classes="parameter-name", markup=False)
-                    yield TextArea(self._system, id="p-system", compact=True, soft_wrap=True, tab_behavior="focus")
+                    yield Editor(self._system, id="p-system", compact=True, soft_wrap=True, tab_behavior="focus")
                 for parameter in PARAMETERS:
                     if parameter.name == "n_expert_used" and not self._n_expert:
                         continue
@@ -107,7 +108,7 @@ class ParametersScreen(ModalScreen[Edited | None]):
 
     def action_reset(self) -> None:
         """Empty the field: its default."""
-        if isinstance(self.focused, (Input, TextArea)):
+        if isinstance(self.focused, (Input, Editor)):
             self.focused.clear()
 
     def action_take(self) -> None:
@@ -121,5 +122,5 @@ class ParametersScreen(ModalScreen[Edited | None]):
                 self._refuse(str(error), field, wrong=True)
                 field.focus()
                 return
-        system = self.query_one("#p-system", TextArea).text.strip() if self._has_system else self._system
+        system = self.query_one("#p-system", Editor).text.strip() if self._has_system else self._system
         self.dismiss(Edited(system, changed(values)))

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from textual import events
-from textual.widgets import TextArea
 
 from ..messages import Submitted
+from .editor import Editor
 
 HINT = "Message the model"
 TEXT_HINT = "Text for the model to go on with"
 NEW_LINE = ("ctrl+j", "shift+enter", "alt+enter")
 
 
-class Prompt(TextArea):
+class Prompt(Editor):
     """A text of one or more lines that grows with what is typed, with a history."""
 
     def __init__(self, *, id: str | None = None) -> None:
