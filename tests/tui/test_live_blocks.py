@@ -240,3 +240,25 @@ async def test_quotes_and_code_in_lists_are_lines_too():
         await pilot.pause()
         shown = [line.rstrip() for line in lines(app.query_one(Page))]
         assert shown == ["▌ quoted words", "▌", "▌ • in a list", "", " 1. one", "     code", " 2. two", "", "End."]
+
+
+VERSE = "In the **depths\nof** the blue,\n  a world\n- of\n  wonder\n\n> where the\n> sea is\n\n```\na\nb\n```\n"
+
+
+@pytest.mark.parametrize("size", [1, 5, len(VERSE)])
+async def test_lines_that_a_model_ends_are_lines(size):
+    """Of verse, in lists and in quotes too, however they come."""
+    async with running(FakeModel(answer=""), size=(100, 40)) as (app, pilot):
+        await ask(app, pilot)
+        transcript = chat(app).transcript
+        for at in range(0, len(VERSE), size):
+            await transcript.feed(VERSE[at : at + size])
+        await transcript.finish()
+        transcript.settle()
+        await pilot.pause()
+        page = app.screen.query_one(ReplyTurn).query_one(Page)
+        shown = [line.strip() for line in lines(page)]
+        assert shown == [
+            *("In the depths", "of the blue,", "a world", "", "• of", "wonder", ""),
+            *("▌ where the", "▌ sea is", "", "a", "b"),
+        ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
 from markdown_it.utils import EnvType
 from textual.content import Content
@@ -38,7 +39,15 @@ def unfinished_markdown() -> MarkdownIt:
 
 
 def _harmless(parser: MarkdownIt) -> MarkdownIt:
+    parser.core.ruler.push("breaks", _breaks)
     return parser.enable(["table", "strikethrough"]).disable(list(_OFF))
+
+
+def _breaks(state: StateCore) -> None:
+    """Let every line of a paragraph be one: models end lines of verse and of addresses, and wrap no others."""
+    for child in (child for token in state.tokens for child in token.children or ()):
+        if child.type == "softbreak":
+            child.type = "hardbreak"
 
 
 def shown(text: str) -> str:
