@@ -153,7 +153,9 @@ def test_the_page_is_printed_whole_and_in_its_colours():
     rules = re.search(r"@media print \{((?:[^{}]|\{[^}]*\})*)\}", page)
     assert rules
     assert "#map td, #text span, .key i { print-color-adjust: exact" in rules[1]
-    assert "#text { max-height: none; overflow: visible" in rules[1]
+    assert "#text, .wide { max-height: none; overflow: visible" in rules[1]
+    for event, printed in (("beforeprint", "true"), ("afterprint", "false")):  # cells as narrow as the paper asks for
+        assert f'addEventListener("{event}", () => {{ printed = {printed}; drawMap(); }});' in page
 
 
 def test_the_page_works_by_keyboard_and_is_read_out():
