@@ -14,6 +14,7 @@ from textual.screen import Screen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from ..widgets.choices import Choices
 from ..widgets.key_line import KeyLine
 from ..widgets.token_text import PART
 from ..widgets.turns import MUTED, shown_line
@@ -52,7 +53,7 @@ class CellScreen(Screen[None]):
         yield Static(Content.assemble((title, "bold"), (label, MUTED)), id="cell-title")
         yield Static(Content.styled("  token         weight  slot", MUTED))
         if n:
-            yield OptionList(*(Option(self._line(at)) for at in range(n)), id="cell-list", markup=False)
+            yield Choices(*(Option(self._line(at)) for at in range(n)), id="cell-list", markup=False)
         else:
             yield Static("  No token of this chat went there.", id="cell-none", markup=False)
         yield KeyLine()

@@ -16,6 +16,7 @@ from textual.widgets.option_list import Option
 
 from localmoe.errors import LocalMoeError
 
+from ..widgets.choices import Choices
 from ..widgets.turns import shown, shown_line
 
 _CLOSE: list[BindingType] = [Binding("escape", "dismiss(None)", "Close", id="dialog.close", priority=True)]
@@ -65,7 +66,7 @@ class ChooseScreen(ModalScreen[int | None]):
         with Vertical(classes="panel") as panel:
             panel.border_title = Content(self._title)
             panel.border_subtitle = "Enter chooses, Esc leaves"
-            yield OptionList(*(Option(Content(shown_line(line))) for line in self._choices), markup=False, compact=True)
+            yield Choices(*(Option(Content(shown_line(line))) for line in self._choices), markup=False, compact=True)
 
     @on(OptionList.OptionSelected)
     def _take(self, event: OptionList.OptionSelected) -> None:

@@ -19,7 +19,7 @@ from textual.widgets.option_list import Option
 
 from ..model_files import Facts, Found, find, look_into, size_text
 from ..options import Buildable
-from ..widgets.choices import moves
+from ..widgets.choices import Choices, moves
 from ..widgets.key_line import KeyLine
 from ..widgets.turns import MUTED, shown_line
 
@@ -51,7 +51,7 @@ class ModelsScreen(ModalScreen[Path | None]):
         with Vertical(classes="panel wide-panel") as panel:
             panel.border_title = "Open a model"
             yield Input(placeholder=PATH_HINT, compact=True, id="models-search")
-            yield OptionList(id="models-list", markup=False, compact=True)
+            yield Choices(id="models-list", markup=False, compact=True)
             yield Static("Looking for files…", id="models-said", markup=False)
             yield KeyLine()
 

@@ -21,7 +21,7 @@ from textual.widgets.option_list import Option
 from localmoe.errors import FileError, LocalMoeError
 from localmoe.experts.trace_file import Outline, load_recording, outline, save_recording
 
-from ..widgets.choices import moves
+from ..widgets.choices import Choices, moves
 from ..widgets.key_line import KeyLine
 from ..widgets.turns import MUTED, shown_line
 
@@ -82,7 +82,7 @@ class RunsScreen(ModalScreen["tuple[str, Recording | None] | None"]):
         with Vertical(classes="panel wide-panel") as panel:
             panel.border_title = "Show the difference from"
             yield Input(placeholder=HINT, compact=True, id="runs-search")
-            yield OptionList(id="runs-list", markup=False, compact=True)
+            yield Choices(id="runs-list", markup=False, compact=True)
             yield Static(id="runs-said", markup=False)
             yield KeyLine()
 

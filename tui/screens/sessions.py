@@ -21,7 +21,7 @@ from localmoe.sessions.export import file_name, write
 from localmoe.sessions.store import Entry, Store
 
 from ..rules import in_words
-from ..widgets.choices import moves
+from ..widgets.choices import Choices, moves
 from ..widgets.key_line import KeyLine
 from ..widgets.turns import MUTED, shown, shown_line
 from .dialogs import AskScreen, ChooseScreen
@@ -68,7 +68,7 @@ class SessionsScreen(ModalScreen[Chosen | None]):
             panel.border_title = "Chats"
             yield Input(placeholder="Search the words of all chats", compact=True, id="sessions-search")
             with Horizontal(id="sessions-body"):
-                yield OptionList(id="sessions-list", markup=False, compact=True)
+                yield Choices(id="sessions-list", markup=False, compact=True)
                 yield Static(id="sessions-preview", markup=False)
             yield Static(id="sessions-said", markup=False)
             yield KeyLine()
