@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from textual import events, on
 from textual.app import SystemCommand
 from textual.binding import Binding, BindingType
-from textual.command import Provider
+from textual.command import CommandPalette, Provider
 from textual.driver import Driver
 from textual.screen import Screen
 
@@ -203,6 +203,11 @@ class LocalMoeApp(KeepingApp):
     @on(EngineDied)
     def engine_died(self, event: EngineDied) -> None:
         raise event.error
+
+    def action_command_palette(self) -> None:
+        """Show all commands, once: the help may stand above them."""
+        if not any(isinstance(screen, CommandPalette) for screen in self.screen_stack):
+            super().action_command_palette()
 
     def action_help(self) -> None:
         if isinstance(self.screen, HelpScreen):

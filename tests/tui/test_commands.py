@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from textual.command import CommandPalette
+
 from localmoe.tui.app import LocalMoeApp
 from localmoe.tui.commands import Commands
+from localmoe.tui.screens.help import HelpScreen
 
 from .driving import running, screen_text, until
 from .fake_model import FakeModel
@@ -55,3 +58,17 @@ async def test_a_picture_that_cannot_be_saved_says_why(tmp_path):
         app.deliver_screenshot("shot.svg", str(tmp_path / "a [b] file"))
         await until(pilot, lambda: [*app._notifications], "what is wrong")
         assert [note.message for note in app._notifications] == [f"{tmp_path}/a [b] file/shot.svg: Not a directory"]
+
+
+async def test_the_commands_are_listed_once_below_the_help():
+    """F1 opens the help above them; there the key for them does nothing, and Esc leads back to them."""
+    async with running(FakeModel()) as (app, pilot):
+        await pilot.press("ctrl+p")
+        await until(pilot, lambda: isinstance(app.screen, CommandPalette), "the commands")
+        await pilot.press("f1")
+        await until(pilot, lambda: isinstance(app.screen, HelpScreen), "the help")
+        await pilot.press("ctrl+p")
+        await pilot.pause()
+        assert [type(screen) for screen in app.screen_stack[-2:]] == [CommandPalette, HelpScreen]
+        await pilot.press("escape")
+        await until(pilot, lambda: isinstance(app.screen, CommandPalette), "the commands")
