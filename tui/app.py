@@ -367,8 +367,9 @@ def run_app(path: Path | None, options: AppOptions | None = None, loader: Loader
     """
     if path is None and not (options and options.models):
         raise UsageError("no model given", expected="-m MODEL")
-    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
-        raise UsageError("the terminal app needs a terminal", got="a pipe or a file")
+    streams = {"stdin": sys.stdin, "stdout": sys.stdout, "stderr": sys.stderr}
+    if elsewhere := [name for name, stream in streams.items() if not (stream and stream.isatty())]:
+        raise UsageError("the terminal app needs a terminal", got=f"none as {' and '.join(elsewhere)}")
     if os.environ.get("TERM") == "dumb":
         raise UsageError("the terminal app draws", got="TERM=dumb", expected="another terminal, or `localmoe chat`")
     app = create_app(path, options, loader)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from localmoe.errors import BadInputError, MemoryLimitError
+from localmoe.errors import BadInputError, MemoryLimitError, UsageError
+from localmoe.tui.app import run_app
 from localmoe.tui.messages import Submitted
 from localmoe.tui.options import AppOptions
 from localmoe.tui.screens.chat import ChatScreen
@@ -373,3 +376,10 @@ async def test_a_small_window_is_the_chats():
         await pilot.press("f3")
         await pilot.resize_terminal(80, 24)
         await pilot.pause()
+
+
+def test_a_closed_stream_is_no_terminal(monkeypatch):
+    """Python has None for a stream that was closed before it started."""
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match="got none as stdin"):
+        run_app(Path("demo.gguf"))

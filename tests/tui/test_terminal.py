@@ -30,7 +30,7 @@ def test_run_app_needs_a_model_and_a_terminal(capsys):
     """Usage errors, before anything is drawn."""
     with pytest.raises(UsageError, match="no model given"):
         run_app(None)
-    with capsys.disabled(), pytest.raises(UsageError, match="needs a terminal"):
+    with capsys.disabled(), pytest.raises(UsageError, match="needs a terminal, got none as stdin"):
         _without_terminal()
 
 
