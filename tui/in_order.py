@@ -44,12 +44,15 @@ class OrderedKeys(App[None]):
             await self._take(event)
 
     async def _take(self, event: events.Event) -> None:
+        if not self.screen_stack:  # the app is being left
+            return
         self._busy_since = time.monotonic()
         await super().on_event(event)
         self._follow(again=True)
 
     def _follow(self, *, again: bool) -> None:
-        (self.focused or self.screen).post_message(Done(again=again))
+        if self.screen_stack:
+            (self.focused or self.screen).post_message(Done(again=again))
 
     @on(Done)
     async def _done(self, event: Done) -> None:

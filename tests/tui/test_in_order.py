@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from textual import events
 from textual.widgets import Input
 
@@ -70,3 +71,14 @@ async def test_a_key_that_gets_lost_holds_up_no_other(monkeypatch):
         monkeypatch.setattr(Done, "bubble", False)
         at_once(app, "a", "b", "c")
         await until(pilot, lambda: app.screen.query_one(Prompt).text == "abc", f"letters, each after {LATE} s")
+
+
+@pytest.mark.parametrize("typed", ["", "ab"])
+async def test_keys_on_their_way_when_the_app_is_left_are_dropped(typed):
+    """No screen is left to take them, nor what follows a key."""
+    async with running(FakeModel()) as (app, _):
+        await app._close_all()
+        at_once(app, *typed)
+        app.post_message(Done(again=True))
+        app.post_message(events.Paste("c"))
+        app.post_message(Done(again=False))
