@@ -34,6 +34,7 @@ from localmoe.kernels.shapes import (
     SPARE,
     STAGE,
     STAGE_STEP,
+    SUMS,
     VEC_BYTES,
 )
 from localmoe.kernels.simd import LANES
@@ -79,9 +80,9 @@ def _emit_ahead(scratch: Value, lines: int) -> None:
     """
     state = scratch + AHEAD_STATE
     row, done, size, step, end = ((state + 8 * i).load(I64T) for i in range(5))
-    inside = row < end
+    source = (row < end).choose(row + done, scratch)
     for i in range(lines):
-        inside.choose(row + done + 64 * i, scratch).prefetch()
+        (source + 64 * i).prefetch()
     done = done + 64 * lines
     more = done < size
     state.store(more.choose(row, row + step))
@@ -163,6 +164,8 @@ def make_matmul(
         for r in range(r0, r1, ROWS):
             n_rows = min(ROWS, r1 - r)
             target = out + 4 * r
+            if n_rows < ROWS:
+                _clear((scratch,))
             for k in range(0, n_cols, step):
                 n_k = min(step, n_cols - k)
                 part = step // unit * unit_bytes  # bytes of the chunk in a row

@@ -153,6 +153,23 @@ def test_nothing_is_read_outside_of_the_matrix(kind: GGMLQuantizationType) -> No
         np.testing.assert_array_equal(out, expected)
 
 
+def test_rows_that_are_not_there_are_zeros() -> None:
+    """What an earlier product left there may read as numbers so small that a processor stops for each."""
+    cols, n_rows = 2048, 8
+    rng = np.random.default_rng(8)
+    weights, act = aligned(4 * n_rows * cols), aligned(4 * 16 * cols)
+    weights[:] = rng.normal(size=n_rows * cols).astype(np.float32).view(np.uint8)
+    scratch, ids, out = aligned(MATMUL_SCRATCH), np.arange(16, dtype=np.int32), np.zeros((16, n_rows), np.float32)
+    scratch[:] = 0x01
+    kernel(GGMLQuantizationType.F32)(
+        weights.ctypes.data, act.ctypes.data, 4 * cols, ids.ctypes.data, out.ctypes.data, out.strides[0],
+        ids.ctypes.data, 16, 0, n_rows, cols, scratch.ctypes.data,
+    )  # fmt: skip
+    lanes = scratch[: ROWS * 4 * 256].view(np.float32).reshape(-1, ROWS)  # a chunk's 256 columns
+    assert lanes[:, :n_rows].any()
+    assert not lanes[:, n_rows:].any()
+
+
 def test_scratch_is_small() -> None:
     assert MATMUL_SCRATCH <= 128 << 10
     assert MATMUL_SCRATCH % 64 == 0
