@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from localmoe.kernels.grids import half_power_of_two, of_sixteen
 from localmoe.kernels.matmul_driver import Ahead, TileCode, UnpackCode, make_matmul
-from localmoe.kernels.shapes import MINS, PITCH, SCALES
-from localmoe.kernels.simd import DOT4_BIAS
+from localmoe.kernels.shapes import MINS, PITCH, SCALES, SUMS, SUMS_PITCH
+from localmoe.kernels.simd import DOT4_BIAS, LANES
 from localmoe.kernels.tile import (
     BIASED,
     F32T,
@@ -19,6 +19,7 @@ from localmoe.kernels.tile import (
     I8V,
     I32T,
     I32V,
+    I64T,
     Cells,
     Tile,
     Value,
@@ -33,12 +34,12 @@ from localmoe.kernels.tile import (
     tile_spread,
     tile_store,
     tile_zero,
-    zero,
 )
 from localmoe.quants.codebooks import e2m1, nonlinear
 
 _BLOCK = 32
 _VECTORS = _BLOCK // 4
+_SECOND = SUMS_PITCH // 2  # of a token's two tables of a number a block
 
 
 # --- unpacking: see make_matmul -----------------------------------------------------------------------------
@@ -108,6 +109,19 @@ def _add_mins(total: Tile, mins: Value, xs: Sequence[Value]) -> Tile:
     return [fma(x, m, t) for t, (x, m) in zip(total, [(x, m) for x in xs for m in by], strict=True)]
 
 
+def _copy_numbers(source: Value, n: Value, target: Value, times: int) -> None:
+    """n int32 or float32 beside each other, times a number: whole vectors, the last of which overlaps."""
+    b, few = source.b, n < Value(n.b, I64T(LANES))
+    with loop(b, few.choose(n, n - n)) as i:
+        word = (source + i * 4).load(I32T)
+        (target + i * 4).store(word if times == 1 else word * times)
+    with loop(b, few.choose(n - n, (n + (LANES - 1)) // LANES)) as i:
+        first, last = i * LANES, n - LANES
+        at = (first < last).choose(first, last) * 4
+        words = (source + at).load(I32V)
+        (target + at).store(words if times == 1 else words * times)
+
+
 def _make_tile(shift: int | None, *, signed: bool = False) -> TileCode:
     """Blocks with a scale, weights plus 1 << shift; or with a scale and a min (no shift)."""
 
@@ -121,25 +135,32 @@ def _make_tile(shift: int | None, *, signed: bool = False) -> TileCode:
         ahead: Ahead,
     ) -> None:
         total = Cells(tile_zero(tokens, F32V))
-        nothing = zero(k.b, I32V)
-        with loop(k.b, n_k // _BLOCK) as b:
+        n_blocks = n_k // _BLOCK
+        offset = -(1 << shift) if shift is not None and (BIASED or not signed) else 0
+        tables = [scratch + SUMS + t * SUMS_PITCH for t in range(len(tokens))]
+        for table, token in zip(tables, tokens, strict=True):  # at one distance from each other, unlike the tokens
+            ds = token + n_cols + k // 8
+            _copy_numbers(ds, n_blocks, table, 1)
+            if offset:  # what it starts a block's product with
+                _copy_numbers(ds + n_cols // 8, n_blocks, table + _SECOND, offset)
+            elif shift is None:
+                _copy_numbers(ds + n_cols // 4, n_blocks, table + _SECOND, 1)
+        with loop(k.b, n_blocks) as b:
             ahead()
-            ds_at = n_cols + k // 8 + b * 4
-            sums = [(token + ds_at + n_cols // 8).load_splat(I32T) for token in tokens]
+            first, second = ([table + b * 4 + at for table in tables] for at in (0, _SECOND))
             start = tile_zero(tokens, I32V)
-            if shift is not None and (BIASED or not signed):
-                start = tile_spread([nothing - (s << shift) for s in sums])
+            if offset:
+                start = tile_spread([at.load_splat(I32T) for at in second])
             rows = [token + k + b * _BLOCK for token in tokens]
             weights = scratch + b * (_VECTORS * PITCH)
             if signed:
                 part = tile_dot4s(start, rows, weights, _VECTORS)
             else:
                 part = tile_dot4(start, rows, weights, _VECTORS, 15 if shift == 3 else 31)
-            ds = [(token + ds_at).load_splat(F32T) for token in tokens]
-            sums_f = _scale_both(total.get(), part, scratch + SCALES + b * PITCH, ds)
+            splat = [at.load_splat(F32T) for at in first]
+            sums_f = _scale_both(total.get(), part, scratch + SCALES + b * PITCH, splat)
             if shift is None:
-                xs = [(token + ds_at + n_cols // 4).load_splat(F32T) for token in tokens]
-                sums_f = _add_mins(sums_f, scratch + MINS + b * PITCH, xs)
+                sums_f = _add_mins(sums_f, scratch + MINS + b * PITCH, [at.load_splat(F32T) for at in second])
             total.put(sums_f)
         tile_store(outs, total.get(), k)
 
