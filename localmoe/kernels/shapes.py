@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from localmoe.target import isa
+from localmoe.target import is_zen, isa
 
 ISA = isa()
 LANES = {"avx512vnni": 16, "avxvnni": 8, "avx2": 8}.get(ISA, 4)
@@ -69,8 +69,9 @@ VEC_BYTES = 4 * LANES
 PITCH = ROW_VECS * VEC_BYTES
 
 # Accumulators, two weight vectors and a broadcast must fit the 32 or 16 vector registers; with 16, float sums wait in
-# memory. 3 tokens with 8 lanes leave too few independent sums (Q4_K on AVX2: 143 GMAC/s, 4 tokens 164, 5 159).
-BIG, SMALL = (6, 4) if ISA in ("avx512vnni", "neon") else (4, 2)
+# memory. 3 tokens with 8 lanes leave too few independent sums (Q4_K on AVX2: 143 GMAC/s, 4 tokens 164, 5 159). Where a
+# sum is there after 5 cycles, 12 of them leave none to spare, and some of the float sums wait in memory.
+BIG, SMALL = {"avx512vnni": (6 if is_zen() else 8, 4), "neon": (6, 4)}.get(ISA, (4, 2))
 
 # --- scratch of a product with many rows (matmul_driver.py): areas from its start, in bytes ---------------------
 
