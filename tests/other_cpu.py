@@ -42,12 +42,15 @@ HASWELL = OLD + ",+avx2,+bmi,+bmi2,+fma,+lzcnt,+movbe"
 AVX512 = r"%zmm|%k[0-7]\b|%[xy]mm(?:1[6-9]|2\d|3[01])\b|\{1to\d+\}"  # wide registers, masks, EVEX's own registers
 
 VNNI512 = HASWELL + ",+gfni" + "".join(f",+avx512{x}" for x in ("f", "bw", "dq", "vl", "cd", "vnni", "vbmi"))
+IN_ZMM, IN_YMM = (rf"\bvpdp(?:bu|ws)sd\b.*%{register}" for register in ("zmm", "ymm"))
 
 CPUS = {
     "neoverse-n1": Cpu("neon", "+dotprod,+fullfp16,+lse", r"\bsdot\b", ARM_FOREIGN, ARM),
     "apple-m1": Cpu("neon", "+dotprod,+fullfp16,+lse", r"\bsdot\b", ARM_FOREIGN, ARM),
-    "icelake-client": Cpu("avx512vnni", VNNI512, r"\bvpdp(?:bu|ws)sd\b.*%zmm", r"\bvpdp.*%ymm"),
-    "znver4": Cpu("avx512vnni", VNNI512, r"\bvpdp(?:bu|ws)sd\b.*%ymm", r"\bvpdp.*%zmm"),
+    "znver5": Cpu("avx512vnni", VNNI512, IN_ZMM, r"\bvpdp.*%ymm"),
+    "znver4": Cpu("avx512vnni", VNNI512, IN_YMM, r"\bvpdp.*%zmm"),
+    "icelake-client": Cpu("avx512vnni", VNNI512, IN_ZMM, r"\bvpdp.*%ymm"),
+    "tigerlake": Cpu("avx512vnni", VNNI512, IN_YMM, r"\bvpdp.*%zmm"),
     "alderlake": Cpu("avxvnni", HASWELL + ",+avxvnni", r"\bvpdp(?:bu|ws)sd\b", AVX512),
     "haswell": Cpu("avx2", HASWELL, r"\bvpmaddubsw\b", AVX512 + r"|\bvpdp"),
     "ivybridge": Cpu("generic", OLD, r"\bvpmul|\bvpmadd", AVX512 + r"|\bvpdp|\bvfn?m(?:add|sub)|\bvp(?!ermil).*%ymm"),
