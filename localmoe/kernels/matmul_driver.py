@@ -67,6 +67,13 @@ def _emit_tail(out: Value, stride: Value, idx: Value, n: Value, n_rows: Value, s
         cgutils.raw_memcpy(b, b.inttoptr(target.v, byte), b.inttoptr(source.v, byte), (n_rows * 4).v, I64T(1))
 
 
+def _emit_clear(scratch: Value) -> None:
+    b, byte = scratch.b, cgutils.voidptr_t
+    for first, size in ((0, SUMS), (STAGE, LANES * STAGE_STEP)):
+        cgutils.memset(b, b.inttoptr((scratch + first).v, byte), I64T(size), 0)
+
+
+_clear = compiled(_emit_clear, 1)  # for rows that are not there: what lay there may be slow as a float32, or no number
 _stage = compiled(_emit_stage, 5)  # copies n_bytes of n_rows rows to where blocks can be read whole for every lane
 _tail = compiled(_emit_tail, 7)  # copies n_rows floats of n tokens' output rows to (load) or from their spare rows
 

@@ -24,10 +24,10 @@ from localmoe.kernels.matvec_near import make_near
 from localmoe.kernels.matvec_rows import by_row, ymm
 from localmoe.kernels.matvec_ymm import five_bits, four_bits, make_rows, of_values
 from localmoe.kernels.simd import (
-    AHEAD,
     DOT4_BIAS,
     Vec,
     add,
+    ask_ahead,
     concat,
     dot4,
     dot4_biased,
@@ -49,7 +49,6 @@ from localmoe.kernels.simd import (
     make_shuffle2,
     make_splat,
     mul,
-    prefetch,
     to_f32,
 )
 from localmoe.kernels.tile import Value
@@ -224,7 +223,7 @@ def _make_row(four: Any, weights: Any, size: int, scales: Any = _four_halves, ne
         sums = _zero_f16(), _zero_f16(), _zero_f8()  # one sum alone would wait for itself twice a turn
         for _ in range(n_blocks // 4):
             for line in range(lines):
-                prefetch(o + AHEAD + 64 * line)
+                ask_ahead(o + 64 * line)
             d, w0, w1 = near(o)
             sums = four(sums, d, w0, w1, _load_b64(q), _load_b64(q + 64), _load_f4(ds), load_s(ss))
             o += 4 * size

@@ -10,9 +10,9 @@ from typing import Any
 
 from localmoe.jit import njit
 from localmoe.kernels.simd import (
-    AHEAD,
     Vec,
     add,
+    ask_ahead,
     fma,
     hsum,
     ld_bf16,
@@ -22,7 +22,6 @@ from localmoe.kernels.simd import (
     make_load,
     make_load_bf16,
     make_load_f16,
-    prefetch,
     st_f32,
 )
 
@@ -47,7 +46,7 @@ def _make_row(load: Any, load_one: Any, size: int) -> Any:
             p = w + size * i
             x = act + 4 * i
             for line in range(size):
-                prefetch(p + AHEAD + 64 * line)
+                ask_ahead(p + 64 * line)
             a0 = fma(load(p), _load_f32(x), a0)
             a1 = fma(load(p + 16 * size), _load_f32(x + 64), a1)
             a2 = fma(load(p + 32 * size), _load_f32(x + 128), a2)

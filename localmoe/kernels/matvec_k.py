@@ -20,11 +20,11 @@ from localmoe.kernels.matvec_k_pairs import rows_q4_k
 from localmoe.kernels.matvec_k_ymm import row_q2_k, row_q3_k, row_q5_k, row_q6_k
 from localmoe.kernels.matvec_rows import by_row, ymm
 from localmoe.kernels.simd import (
-    AHEAD,
     HAS_LOOKUP,
     Vec,
     as_i8,
     as_i16,
+    ask_ahead,
     bit_or,
     concat,
     dot2,
@@ -45,7 +45,6 @@ from localmoe.kernels.simd import (
     make_shuffle,
     make_splat,
     mul,
-    prefetch,
     shl,
     shr,
     st_f32,
@@ -120,7 +119,7 @@ def make_matvec_row(pair: Any, size: int) -> Any:
         acc = _zero_f16()
         for _ in range(n_blocks // 2):
             for line in range(lines):
-                prefetch(o + AHEAD + 64 * line)
+                ask_ahead(o + 64 * line)
             acc = pair(acc, o, o + size, q, q + 256, s, s + 32, _load_f2(ds))
             o += 2 * size
             q += 512

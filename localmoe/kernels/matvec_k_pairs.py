@@ -30,7 +30,7 @@ from localmoe.kernels.matvec_ymm import (
     unseen,
     word,
 )
-from localmoe.kernels.simd import AHEAD, emit_lookup, hidden, lanes, splat
+from localmoe.kernels.simd import emit_lookup, hidden, lanes, splat
 from localmoe.kernels.tile import F16T, F32T, I32T, Cells, Value, compiled, fma, loop, zero
 
 _QUAD = ir.VectorType(I32T, 4)
@@ -113,7 +113,7 @@ def _emit_rows(w: Value, act: Value, out: Value, r0: Value, r1: Value, n: Value)
         with loop(b, n_pairs) as pair:
             o0, at = first + pair * (2 * _SIZE), q + pair * _PITCH
             for line in range(-(-2 * _SIZE // 64)):
-                (o0 + AHEAD + 64 * line).prefetch(near=True)
+                (o0 + 64 * line).ask_ahead()
             o1 = (o0 < last).choose(o0 + _SIZE, o0)
             table = Value(b, hidden(b, constants.v))
             scales, d = _scales(o0, o1, table)

@@ -30,7 +30,7 @@ from localmoe.kernels.matvec_ymm import (
     unseen,
     word,
 )
-from localmoe.kernels.simd import AHEAD, emit_lookup, hidden, in_memory, intrinsic, lanes, splat
+from localmoe.kernels.simd import emit_lookup, hidden, in_memory, intrinsic, lanes, splat
 from localmoe.kernels.tile import F16T, F32T, I16T, I32T, I64T, Cells, Value, fma, loop, zero
 from localmoe.quants.codebooks import nonlinear
 
@@ -254,7 +254,7 @@ def make_row(
             at = o + i * size
             kept = early_of(at + size)
             for line in range(-(-size // 64)):
-                (at + AHEAD + 64 * line).prefetch(near=True)
+                (at + 64 * line).ask_ahead()
             found = sums(at, act + i * 256, ds + n_blocks * 4 + i * 32, Value(b, hidden(b, constants.v)), *kept)
             bits = scale(at) if callable(scale) else (at + scale).load(kind)
             halves = splat(b, bits.v, 128 // kind.width)

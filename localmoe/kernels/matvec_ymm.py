@@ -17,7 +17,7 @@ from typing import Any
 from llvmlite import ir
 
 from localmoe.kernels.grids import half_power_of_two, join, of_sixteen, pick
-from localmoe.kernels.simd import AHEAD, VNNI, Vec, call, emit_dot2, emit_dot4, emit_pair_sums, hidden, lanes, suffix
+from localmoe.kernels.simd import VNNI, Vec, call, emit_dot2, emit_dot4, emit_pair_sums, hidden, lanes, suffix
 from localmoe.kernels.tile import (
     F16T,
     F32T,
@@ -271,7 +271,7 @@ def make_rows(
         with loop(b, n_blocks >> 3) as i:
             at = o + i * (8 * size)
             for line in range(-(-8 * size // 64)):
-                (at + AHEAD + 64 * line).prefetch(near=True)
+                (at + 64 * line).ask_ahead()
             blocks = [at + size * k for k in range(8)]
             sums = _eight_sums(weights, blocks, q + i * 256, bits)
             total, mins = totals.get()

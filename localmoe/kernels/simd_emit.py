@@ -15,7 +15,7 @@ from numba.core import cgutils, extending, types
 from numba.core.datamodel import models
 
 from localmoe.kernels.shapes import ISA, LANES
-from localmoe.target import target_features
+from localmoe.target import is_zen, target_features
 
 X86 = ISA in ("avx512vnni", "avxvnni", "avx2")
 VNNI = ISA in ("avx512vnni", "avxvnni")
@@ -124,6 +124,30 @@ def store_at(builder: Any, address: Any, value: Any) -> None:
     """Store `value` at an int64 address, unaligned."""
     done = builder.store(value, builder.inttoptr(address, value.type.as_pointer()))
     done.align = 1
+
+
+AHEAD = ((8192, 2), (2048, 1)) if X86 and not is_zen() else ((4096, 1),)
+"""How many bytes ahead of a row's read it is asked for, and into which level of the caches: past the page that the
+hardware's own prefetch ends at.
+
+A line asked for into the first level keeps one of a core's few miss buffers until memory has answered. Cores of Intel's
+have the second level ask for more at a time, so it is to ask first; benchmarks/RESULTS.md has what that brings.
+"""
+
+
+def emit_prefetch(b: Any, address: Any, level: int, write: bool = False) -> None:
+    """Ask for the cache line at an int64 address, which need not be there, into the first or the second level."""
+    pointer = b.inttoptr(address, I8T.as_pointer())
+    fn = cgutils.get_or_insert_function(
+        b.module, ir.FunctionType(ir.VoidType(), [pointer.type, I32T, I32T, I32T]), "llvm.prefetch.p0"
+    )
+    b.call(fn, [pointer, I32T(int(write)), I32T(4 - level), I32T(1)])
+
+
+def emit_ahead(b: Any, address: Any) -> None:
+    """Ask for what a row's read at an int64 address will come to, AHEAD of it."""
+    for distance, level in AHEAD:
+        emit_prefetch(b, b.add(address, I64T(distance)), level)
 
 
 def in_pieces(b: Any, emit: Callable[..., Any], *args: Any) -> Any:

@@ -24,10 +24,12 @@ from localmoe.kernels.simd import (
     ISA,
     LANES,
     call,
+    emit_ahead,
     emit_dot2,
     emit_dot4,
     emit_dot4s,
     emit_pair_sums,
+    emit_prefetch,
     load_at,
     splat,
     store_at,
@@ -120,12 +122,12 @@ class Value:
     def store(self, value: Value) -> None:
         store_at(self.b, self.v, value.v)
 
-    def prefetch(self, write: bool = False, near: bool = False) -> None:
-        """Ask for the cache line at this address, into the second level; `near` or to `write` it, into the first."""
-        pointer = self.b.inttoptr(self.v, cgutils.voidptr_t)
-        signature = ir.FunctionType(ir.VoidType(), [pointer.type, I32T, I32T, I32T])
-        fn = cgutils.get_or_insert_function(self.b.module, signature, "llvm.prefetch.p0")
-        self.b.call(fn, [pointer, I32T(int(write)), I32T(3 if write or near else 2), I32T(1)])
+    def prefetch(self, write: bool = False) -> None:
+        """Ask for the cache line at this address, into the second level; to `write` it, into the first."""
+        emit_prefetch(self.b, self.v, level=1 if write else 2, write=write)
+
+    def ask_ahead(self) -> None:
+        emit_ahead(self.b, self.v)
 
     def half(self, high: int, kind: Any = F16T) -> Value:
         """The low or high 16 bits of each int32 lane as a float16, or bfloat16 (kind None), widened to float32."""
