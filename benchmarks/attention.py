@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 import numpy as np
-from kernels import read, seconds
+from kernels import read_rows, seconds
 
 from localmoe.jit import kernel_address, njit
 from localmoe.kernels.shapes import K_BLOCK, act_bytes, k_block_bytes, padded, v_row_bytes
@@ -56,7 +56,7 @@ def measure(kind: str, rows: int, dim: int, n_bytes: int, runs: int) -> dict[str
     acc = np.zeros((2, rows, padded(dim)), np.float32)
     sums = np.zeros(n_block, np.float32)
     kernels = {"k": scores_address(kind, rows), "v": values_address(kind, rows)}
-    reader = kernel_address(read, 6)
+    reader = kernel_address(read_rows, 6)
     out: dict[str, float] = {}
 
     def run(part: str, first: int, last: int, step: int) -> None:
