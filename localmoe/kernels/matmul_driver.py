@@ -161,9 +161,9 @@ def make_matmul(
     emit_unpack.__module__, emit_unpack.__qualname__ = unpack_block.__module__, unpack_block.__qualname__
     unpack = compiled(emit_unpack, 6)
     short_chunk = min(chunk, SHORT_CHUNK)
-    turns = chunk // ahead_every / ROWS  # of a tile for each row of the chunk, to be asked for by two small tiles
+    turns = chunk // ahead_every / ROWS  # of a tile for each row of the chunk, to be asked for by two or three tiles
     small_step = _tile_step(run_tile, SMALL, ceil(row_lines / (2 * turns)))
-    big_step = _tile_step(run_tile, BIG, ceil(row_lines / (3 * turns)))
+    big_step = _tile_step(run_tile, BIG, ceil(row_lines / ((2 if BIG == 8 else 3) * turns)))
 
     def product(w, act, act_stride, in_idx, out, out_stride, out_idx, n_tok, r0, r1, n_cols, scratch):  # type: ignore[no-untyped-def]
         row_bytes = n_cols * unit_bytes // unit
