@@ -70,8 +70,8 @@ PITCH = ROW_VECS * VEC_BYTES
 
 # Accumulators, two weight vectors and a broadcast must fit the 32 or 16 vector registers; with 16, float sums wait in
 # memory. 3 tokens with 8 lanes leave too few independent sums (Q4_K on AVX2: 143 GMAC/s, 4 tokens 164, 5 159). Where a
-# sum is there after 5 cycles, 12 of them leave none to spare, and some of the float sums wait in memory.
-BIG, SMALL = {"avx512vnni": (6 if is_zen() else 8, 4), "neon": (6, 4)}.get(ISA, (4, 2))
+# sum is there after 5 cycles, as on Intel, more of them have to be under way: 8 (4 tokens) take 0.65 of the turns.
+BIG, SMALL = {"avx512vnni": (6 if is_zen() else 8, 4), "avxvnni": (6, 4), "neon": (6, 4)}.get(ISA, (4, 2))
 
 # --- scratch of a product with many rows (matmul_driver.py): areas from its start, in bytes ---------------------
 
