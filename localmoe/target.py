@@ -28,6 +28,7 @@ from localmoe.errors import UsageError
 on_compile: list[Callable[[], None]] = []  # called when Numba begins to compile
 ISAS = ("avx512vnni", "avxvnni", "avx2", "neon", "generic")
 ARM_TRIPLES = ("aarch64", "arm64")
+_ZEN = "znver"  # how LLVM's names of AMD's CPUs begin
 _COMPILED = (
     "jit.py", "jit_cache.py", "native.py", "target.py",
     "kernels/*.py", "quants/*.py", "model/forward*.py", "model/plan.py",
@@ -67,17 +68,13 @@ def _complete_arm_features() -> str | None:
     return ",".join(filter(None, [llvm.get_host_cpu_features().flatten(), *found])) if found else None
 
 
-def _is_zen(name: str | None) -> bool:
-    return (name or llvm.get_host_cpu_name()).startswith("znver")
-
-
 def _keep_pair_sums() -> str | None:
     """All features of an x86 CPU but AMD's, where LLVM would make a product and an addition of `vpdpwssd`; else None.
 
     It does so to wait a cycle less for the sum; but the addition takes a turn of the units that multiply.
     """
     features = llvm.get_host_cpu_features()
-    if not (features.get("avx512vnni") or features.get("avxvnni")) or _is_zen(None):
+    if not (features.get("avx512vnni") or features.get("avxvnni")) or llvm.get_host_cpu_name().startswith(_ZEN):
         return None
     return f"{features.flatten()},+fast-dpwssd"
 
@@ -106,14 +103,18 @@ def target_features() -> set[str]:
     return {name for name, on in llvm.get_host_cpu_features().items() if on}
 
 
+def _cpu_name() -> str:
+    return chosen_cpu()[0] or llvm.get_host_cpu_name()
+
+
 def zmm_takes_two_turns() -> bool:
     """Whether vectors of 64 bytes go through units of 32, as on a Zen 4: half the instructions, each twice as long."""
-    return (chosen_cpu()[0] or llvm.get_host_cpu_name()) == "znver4"
+    return _cpu_name() == "znver4"
 
 
 def is_zen() -> bool:
     """Whether the CPU is AMD's: a dot product's sum is there after 4 cycles, on others after 5."""
-    return _is_zen(chosen_cpu()[0])
+    return _cpu_name().startswith(_ZEN)
 
 
 def _detect_isa() -> str:
@@ -165,8 +166,7 @@ def cache_dir() -> Path:
     for pattern in _COMPILED:
         for path in sorted(here.glob(pattern)):
             key.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    name, features = chosen_cpu()
-    cpu = name or llvm.get_host_cpu_name(), features or llvm.get_host_cpu_features().flatten()
+    cpu = _cpu_name(), chosen_cpu()[1] or llvm.get_host_cpu_features().flatten()
     key.update(_numba_version())
     key.update("|".join((llvmlite.__version__, *cpu, isa())).encode())
     root = Path(os.environ.get("LOCALMOE_CACHE") or platformdirs.user_cache_dir("localmoe"))

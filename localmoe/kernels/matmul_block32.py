@@ -113,13 +113,11 @@ def _copy_numbers(source: Value, n: Value, target: Value, times: int) -> None:
     """n int32 or float32 beside each other, times a number: whole vectors, the last of which overlaps."""
     b, few = source.b, n < Value(n.b, I64T(LANES))
     with loop(b, few.choose(n, n - n)) as i:
-        word = (source + i * 4).load(I32T)
-        (target + i * 4).store(word if times == 1 else word * times)
+        (target + i * 4).store((source + i * 4).load(I32T) * times)
     with loop(b, few.choose(n - n, (n + (LANES - 1)) // LANES)) as i:
         first, last = i * LANES, n - LANES
         at = (first < last).choose(first, last) * 4
-        words = (source + at).load(I32V)
-        (target + at).store(words if times == 1 else words * times)
+        (target + at).store((source + at).load(I32V) * times)
 
 
 def _make_tile(shift: int | None, *, signed: bool = False) -> TileCode:
